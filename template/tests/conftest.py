@@ -1,0 +1,68 @@
+"""What the tests stand on: a provider of our own, settings that lead to it, and an app that is open to one key."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.config import Settings
+from app.main import create_app
+from tests.serving import serve as serve_app
+from tests.stub import Stub
+
+MakeSettings = Callable[..., Settings]
+Serve = Callable[[Settings], str]
+
+
+@pytest.fixture(scope="session")
+def key() -> str:
+    """The key of the caller `test`."""
+    return "sk-app-test"
+
+
+@pytest.fixture(scope="session")
+def headers(key: str) -> dict[str, str]:
+    """Headers that carry the key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """A provider that answers well until told otherwise."""
+    with Stub() as stub:
+        yield stub
+
+
+@pytest.fixture
+def settings(stub: Stub, key: str) -> MakeSettings:
+    """Make settings: `gpt-4o` at the stub, the demo model and the caller `test`, but for what is given."""
+
+    def make(**given: Any) -> Settings:
+        defaults: dict[str, Any] = {
+            "models": {
+                "gpt-4o": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"},
+                "demo": {"upstream": "demo/echo"},
+            },
+            "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}},
+            "retries": 0,
+        }
+        return Settings(**(defaults | given))
+
+    return make
+
+
+@pytest.fixture
+def client(settings: MakeSettings, headers: dict[str, str]) -> Iterator[TestClient]:
+    """A client in this process, with the key: without one, the app serves nobody but the demo model."""
+    with TestClient(create_app(settings()), headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serve an app with given settings on a real socket until the test ends; return its base URL."""
+    with contextlib.ExitStack() as servers:
+        yield lambda settings: servers.enter_context(serve_app(create_app(settings)))

@@ -1,0 +1,158 @@
+"""Real servers on loopback ports: uvicorn in a thread, and `python -m app` in a process."""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+
+PROJECT = Path(__file__).parent.parent
+START_SECONDS = 30
+"""What a start may take on a slow machine; LiteLLM's import alone takes seconds."""
+
+
+@contextlib.contextmanager
+def serve(app: Any) -> Iterator[str]:
+    """Serve an ASGI app by a real uvicorn in a thread; yield its base URL.
+
+    uvicorn takes httptools and uvloop where the platform has them. Connections that are still open at the end get one
+    second.
+
+    Raises:
+        RuntimeError: the app didn't start; the log tells why.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, lifespan="on", ws="none", access_log=False, log_config=None)
+        config.timeout_graceful_shutdown = 1
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="uvicorn")
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError("the app didn't start")
+                time.sleep(0.002)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+class Process:
+    """`python -m app` in a process of its own, from the project's folder; a context manager.
+
+    Args:
+        args: arguments of the command.
+        settings: a settings file that replaces `app/settings.toml`.
+        env: variables on top of this process's own, which the tests have cleaned.
+        ready: wait at the start until `/health` answers. False for a command that ends by itself.
+
+    Attributes:
+        port: the port that it is told to listen on.
+        url: its base URL.
+        lines: what it has printed so far, both streams together.
+    """
+
+    def __init__(
+        self,
+        *args: str,
+        settings: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.lines: list[str] = []
+        self._command = [sys.executable, "-m", "app", *args]
+        self._env = os.environ | {"APP_PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | dict(env or {})
+        if settings is not None:
+            self._env["APP_SETTINGS_FILE"] = str(settings)
+        self._ready = ready
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
+            self._command, cwd=PROJECT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        if self._ready:
+            try:
+                self._wait_until_healthy()
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """All that it has printed so far."""
+        return "\n".join(self.lines)
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = 10) -> int:
+        """Wait for its end and for all of its output; return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it is still running after so many seconds.
+        """
+        code = self._process.wait(seconds)
+        self._reader.join()
+        return code
+
+    @property
+    def rss(self) -> int:
+        """Resident memory, in bytes (Linux)."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def fds(self) -> int:
+        """How many file descriptors are open (Linux)."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    def _wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"exit code {self.wait()}:\n{self.output}")
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_SECONDS)
+            with contextlib.closing(connection), contextlib.suppress(ConnectionError):
+                connection.request("GET", "/health")
+                if connection.getresponse().status == http.client.OK:
+                    return
+            time.sleep(0.02)
+        raise RuntimeError(f"no answer from /health after {START_SECONDS} s:\n{self.output}")
