@@ -1,0 +1,80 @@
+"""Who may call: keys, kept as hashes only."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from app.config import CallerEntry
+from app.errors import ModelNotAllowed, Unauthorized
+
+HOW_TO_ADD = "Add a caller with `python -m app callers add NAME` and send its key as `Authorization: Bearer KEY`."
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Someone who may call.
+
+    Attributes:
+        name: as in the table of callers; safe for logs and metrics.
+        models: the public names that are open; None is all.
+        entry: the row of the table; None for one who isn't in it.
+        anonymous: sent no key.
+    """
+
+    name: str
+    models: frozenset[str] | None = None
+    entry: CallerEntry | None = None
+    anonymous: bool = False
+
+    def may_use(self, model: str) -> bool:
+        """Return whether a model is open to this caller."""
+        return self.models is None or model in self.models
+
+    def refuse(self, model: str) -> ModelNotAllowed | Unauthorized:
+        """Return the error for a model that isn't."""
+        if self.anonymous:
+            return Unauthorized(f"This service serves only its demo model without a key. {HOW_TO_ADD}")
+        return ModelNotAllowed(f"This key may not use model {model!r}.", param="model")
+
+
+LOCAL = Caller("local")
+"""The developer, on the developer's own machine."""
+
+
+class Keys:
+    """Finds a caller by key.
+
+    Args:
+        callers: the table of callers.
+    """
+
+    def __init__(self, callers: Mapping[str, CallerEntry]) -> None:
+        self._callers = [
+            (digest, Caller(name, frozenset(entry.models) if entry.models is not None else None, entry))
+            for name, entry in callers.items()
+            for digest in entry.key_sha256
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self._callers)
+
+    def find(self, key: str) -> Caller | None:
+        """Return the caller that has a key, or None. Every hash is compared, each in constant time."""
+        digest = hash_key(key)
+        found = None
+        for known, caller in self._callers:
+            if hmac.compare_digest(known, digest):
+                found = caller
+        return found
+
+
+def new_key() -> str:
+    """Return a new key: 256 random bits."""
+    return "sk-app-" + secrets.token_urlsafe(32)
+
+
+def hash_key(key: str) -> str:
+    """Return a key's hash, as it stands in the table. A key is random, so one round of SHA-256 is enough."""
+    return hashlib.sha256(key.encode()).hexdigest()

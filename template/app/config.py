@@ -1,0 +1,200 @@
+"""What this service can be told, and where it is told.
+
+Strongest first: arguments, environment (`APP_` prefix, `__` between levels), `.env`, `settings.toml`, the defaults
+below.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+SETTINGS_FILE = Path(__file__).with_name("settings.toml")
+TABLES = ("models", "callers")
+"""Tables whose keys the team chooses. A stronger source replaces such a table whole."""
+
+
+def _split(value: Any) -> Any:
+    """Read a list from JSON or from text with commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+StrList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+class SettingsError(ValueError):
+    """The settings are wrong. The text says where and how, and never shows a value."""
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+
+class Limits(Group):
+    """What one caller, or one model, may use. None is no limit."""
+
+    requests_per_minute: int | None = Field(default=None, gt=0)
+    tokens_per_minute: int | None = Field(default=None, gt=0)
+
+
+class ModelEntry(Limits):
+    """One row of the model table: a public name's way to a model.
+
+    Attributes:
+        upstream: LiteLLM's name, `provider/model`; a bare name is OpenAI's.
+        fallbacks: public names, tried in order when this model fails before its first byte.
+        defaults: request fields that are sent where a request leaves them out.
+        api_base: address of the provider's API, where it isn't the vendor's own.
+        api_key_env: the environment variable that holds the key for `api_base`.
+        protocol: how to speak to it; None picks by provider.
+        max_tokens_limit: upper bound for this model, in tokens; None takes the setting of that name.
+        stream_usage: ask for a stream's usage; turn off for servers that refuse `stream_options`.
+    """
+
+    upstream: str = Field(min_length=1)
+    fallbacks: list[str] = []
+    defaults: dict[str, JsonValue] = {}
+    api_base: str | None = Field(default=None, pattern=r"^https?://[^\s/]+\S*$")
+    api_key_env: str | None = None
+    protocol: Literal["openai", "litellm"] | None = None
+    max_tokens_limit: int | None = Field(default=None, gt=0)
+    stream_usage: bool = True
+
+
+class CallerEntry(Limits):
+    """Who may call: the hash of a key (`python -m app callers add NAME`) and what it opens.
+
+    Attributes:
+        key_sha256: one hash, or several while a key is being rotated.
+        models: public names this caller may use; None is all.
+        metrics: may read `/metrics`.
+    """
+
+    key_sha256: Annotated[list[Sha256], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    models: list[str] | None = None
+    metrics: bool = False
+
+
+class Timeouts(Group):
+    """Limits on waiting for a provider, in seconds.
+
+    Attributes:
+        connect: until a connection stands.
+        first_token: until a stream's first event.
+        idle: between two events of a stream.
+        total: for the whole call, retries and fallbacks included.
+    """
+
+    connect: Seconds = 10
+    first_token: Seconds = 60
+    idle: Seconds = 60
+    total: Seconds = 600
+
+
+class Settings(BaseSettings):
+    """All settings, each with a default that works. Constructed directly, it reads the same sources."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="APP_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    name: str = "AI backend"
+    description: str = "An OpenAI-compatible backend in front of our models."
+    default_model: str = "gpt-4o"
+    models: dict[str, ModelEntry] = {
+        "gpt-4o": ModelEntry(upstream="openai/gpt-4o", defaults={"temperature": 0.7, "max_tokens": 1024}),
+        "demo": ModelEntry(upstream="demo/echo"),
+    }
+    callers: dict[str, CallerEntry] = {}
+
+    dev: bool = False
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    trusted_proxies: StrList = []
+    shutdown_grace: float = Field(default=30, ge=0, le=3600)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+    api_docs: bool = False
+
+    cors_origins: StrList = ["*"]
+    cors_credentials: bool = False
+
+    max_body_bytes: int = Field(default=20_000_000, gt=0)
+    max_tokens_limit: int = Field(default=16384, gt=0)
+    retries: int = Field(default=2, ge=0, le=10)
+    timeouts: Timeouts = Timeouts()
+
+    @field_validator("cors_origins", "trusted_proxies", mode="after")
+    @classmethod
+    def _no_blanks(cls, value: list[str]) -> list[str]:
+        if any(not item or any(c.isspace() for c in item) for item in value):
+            raise ValueError("an entry is empty or has a blank in it")
+        return value
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if self.cors_credentials and "*" in self.cors_origins:
+            raise ValueError('cors_credentials needs cors_origins by name, not "*"')
+        if self.default_model not in self.models:
+            raise ValueError(f"default_model {self.default_model!r} has no [models.{json.dumps(self.default_model)}]")
+        for kind, names in [(f"models.{n}.fallbacks", m.fallbacks) for n, m in self.models.items()] + [
+            (f"callers.{n}.models", c.models or []) for n, c in self.callers.items()
+        ]:
+            if unknown := [name for name in names if name not in self.models]:
+                raise ValueError(f"{kind} names {unknown[0]!r}, which is not in the model table")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
+        return init_settings, _Environment(settings_cls), _File(settings_cls, toml_file=path)
+
+
+class _Environment(EnvSettingsSource):
+    """`APP_` variables, each table as one JSON value, and the `PORT` that platforms set."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = _without_tables_of(self.current_state, super().__call__())
+        if port := os.environ.get("PORT"):
+            values.setdefault("port", port)
+        return values
+
+
+class _File(TomlConfigSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        return _without_tables_of(self.current_state, super().__call__())
+
+
+def _without_tables_of(stronger: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in TABLES or key not in stronger}

@@ -1,0 +1,118 @@
+"""What endpoints ask for: `LLM`, `Config`, `CurrentCaller`, and a strictly read body."""
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
+
+from fastapi import Depends, HTTPException, Request
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from app.callers import HOW_TO_ADD, LOCAL, Caller
+from app.config import Settings
+from app.errors import InvalidJSON, Unauthorized, invalid_request
+from app.llm.client import LLMClient
+from app.middleware import exchange_of
+from app.models import ChatRequest, EmbeddingRequest, Wire
+
+FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
+
+W = TypeVar("W", bound=Wire)
+
+
+def get_settings(request: Request) -> Settings:
+    """Return the settings that the application was made with."""
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+async def get_caller(request: Request) -> Caller:
+    """Return who calls.
+
+    Raises:
+        Unauthorized: a key is needed, or the one that was sent is not known.
+    """
+    state = request.app.state
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    caller: Caller | None = None
+    if scheme.lower() == "bearer" and key:
+        caller = state.keys.find(key.strip())
+    if caller is None and state.settings.dev:
+        if not is_local(request):
+            raise Unauthorized(f"Without a key, --dev serves this machine only. {HOW_TO_ADD}")
+        caller = LOCAL
+    if caller is None and not state.keys:
+        caller = state.anonymous
+    if caller is None:
+        raise Unauthorized("This key is not known here." if key else f"A key is needed. {HOW_TO_ADD}")
+    exchange_of(request.scope).record.caller = caller.name
+    return caller
+
+
+CurrentCaller = Annotated[Caller, Depends(get_caller)]
+
+
+async def get_llm(request: Request, caller: CurrentCaller) -> LLMClient:
+    """Return the models, as this caller may use them. The endpoint is cancelled when its client leaves."""
+    exchange = exchange_of(request.scope)
+    exchange.cancel_on_disconnect()
+    llm: LLMClient = request.app.state.llm
+    return llm.for_caller(caller, exchange.record)
+
+
+LLM = Annotated[LLMClient, Depends(get_llm)]
+Config = Annotated[Settings, Depends(get_settings)]
+
+
+def body_of(kind: type[W]) -> Callable[[Request, Caller], Awaitable[W]]:
+    """Return a dependency that reads a JSON body as `kind`, once the caller is known.
+
+    Its errors: 415 for another media type, 400 for what isn't JSON (NaN isn't), 422 for what doesn't fit.
+    """
+
+    async def read(request: Request, _caller: CurrentCaller) -> W:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise HTTPException(415, "Send the body as Content-Type: application/json.")
+        try:
+            fields = from_json(await request.body(), allow_inf_nan=False)
+        except ValueError:
+            raise InvalidJSON("The body is not valid JSON.") from None
+        try:
+            return kind.model_validate(fields)
+        except ValidationError as error:
+            raise invalid_request(error.errors(include_url=False, include_input=False)) from None
+
+    return read
+
+
+ChatBody = Annotated[ChatRequest, Depends(body_of(ChatRequest))]
+EmbeddingBody = Annotated[EmbeddingRequest, Depends(body_of(EmbeddingRequest))]
+
+
+def is_local(request: Request) -> bool:
+    """Return whether a request was made on this machine, by its user.
+
+    The peer must be loopback, and so must `Host` (else a name that an attacker rebinds to 127.0.0.1 would do) and any
+    `Origin` (else any website that the developer visits could call). Proxies on this machine are told by their
+    forwarding headers, by the `Host` that they pass on, or by speaking HTTP/1.0.
+    """
+    headers = request.headers
+    if any(name in headers for name in FORWARDING_HEADERS) or any(name.startswith("x-forwarded-") for name in headers):
+        return False
+    if request.client is None or not _is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
+        return False
+    hosts = [urlsplit(f"//{headers.get('host', '')}").hostname]
+    if "origin" in headers:
+        hosts.append(urlsplit(headers["origin"]).hostname)
+    return all(host is not None and _is_loopback(host) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,85 @@
+"""The end of the service, in good order.
+
+On SIGTERM or SIGINT the socket stays open: new work is told to go elsewhere, open streams finish. When nothing is in
+flight, or the grace is over and what is left has had its error, the server's own handler is called.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+from app.errors import Draining
+
+AFTER_ABORT = 1.0
+"""Seconds for what was aborted to send its last words."""
+
+
+class Abortable(Protocol):
+    """A request in flight."""
+
+    def abort(self, error: Draining) -> None: ...
+
+
+class Drain:
+    """Knows what is in flight, and ends it.
+
+    Args:
+        grace: seconds that what is in flight gets to finish.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self.grace = grace
+        self.draining = False
+        self.in_flight: set[Abortable] = set()
+        self._previous: dict[int, Any] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def error(self) -> Draining:
+        """Return the error for new work."""
+        message = "This server is shutting down. Try again: another one will answer."
+        return Draining(message, retry_after=1, headers={"Connection": "close"})
+
+    def install(self) -> None:
+        """Put ourselves before the server's signal handlers. Needs the main thread; elsewhere nobody gets signals."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.getsignal(number)
+            try:
+                signal.signal(number, self._on_signal(loop, previous))
+            except ValueError:
+                return
+            self._previous[number] = previous
+
+    def uninstall(self) -> None:
+        """Give the signals back."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous.clear()
+
+    def _on_signal(self, loop: asyncio.AbstractEventLoop, previous: Any) -> Callable[[int, FrameType | None], None]:
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.draining and number == signal.SIGINT:
+                previous(number, frame)  # asked twice: at once
+            elif not self.draining:
+                self.draining = True
+                loop.call_soon_threadsafe(self._begin, lambda: previous(number, frame))
+
+        return on_signal
+
+    def _begin(self, exit_server: Callable[[], None]) -> None:
+        self._task = asyncio.create_task(self._drain(exit_server))
+
+    async def _drain(self, exit_server: Callable[[], None]) -> None:
+        await self._until_idle(self.grace)
+        for request in list(self.in_flight):
+            request.abort(self.error())
+        await self._until_idle(AFTER_ABORT)
+        exit_server()
+
+    async def _until_idle(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self.in_flight and loop.time() < end:
+            await asyncio.sleep(0.05)

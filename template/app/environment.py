@@ -1,0 +1,103 @@
+"""Loads the settings once, at start: reads `.env`, and turns every mistake into one clear sentence."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pydantic_settings
+from dotenv import dotenv_values
+from pydantic import BaseModel, ValidationError
+
+from app.config import SETTINGS_FILE, TABLES, CallerEntry, Group, ModelEntry, Settings, SettingsError
+
+ENV_FILE = Path(__file__).parent.parent / ".env"
+FILE_VARIABLES = {"APP_SETTINGS_FILE", "APP_ENV_FILE"}
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings from all sources; `overrides` are the strongest.
+
+    `.env` goes into the process environment, overriding nothing, so that LiteLLM sees its keys too.
+    `APP_ENV_FILE` and `APP_SETTINGS_FILE` name other files; an empty `APP_ENV_FILE` means none.
+
+    Raises:
+        SettingsError: a name or a value is wrong, or a file can't be read.
+    """
+    env_file = os.environ.get("APP_ENV_FILE", str(ENV_FILE))
+    if env_file:
+        for name, value in dotenv_values(env_file).items():
+            if value is not None:
+                os.environ.setdefault(name, value)
+    settings_file = Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
+    if settings_file != SETTINGS_FILE and not settings_file.exists():
+        raise SettingsError(f"APP_SETTINGS_FILE names {settings_file}, which does not exist")
+    _check_variable_names(os.environ)
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentences(error))) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{settings_file} is not valid TOML: {error}") from None
+    except pydantic_settings.SettingsError as error:
+        field = next((f for f in Settings.model_fields if f'"{f}"' in str(error)), "?")
+        raise SettingsError(f"APP_{field.upper()} is not valid JSON") from None
+    except OSError as error:
+        raise SettingsError(f"{settings_file} can't be read: {error.strerror}") from None
+
+
+def unknown_variables(environ: Iterable[str] = os.environ) -> list[str]:
+    """Return the `APP_` variables that name no setting, for one warning at start."""
+    known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
+    return sorted(name for name in environ if name.upper().startswith("APP_") and name.upper() not in known)
+
+
+def _check_variable_names(environ: Iterable[str]) -> None:
+    known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
+    for name in unknown_variables(environ):
+        for table in TABLES:
+            if name.upper().startswith(f"APP_{table.upper()}__"):
+                raise SettingsError(f"{name}: set this table as one JSON value, APP_{table.upper()}")
+        if near := difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8):
+            raise SettingsError(f"{name} is not a setting; did you mean {near[0]}?")
+
+
+def _variables(group: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in group.model_fields.items():
+        yield prefix + name.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+            yield from _variables(field.annotation, f"{prefix}{name.upper()}__")
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for found in error.errors(include_url=False, include_input=False):
+        location = [str(part) for part in found["loc"]]
+        name = ".".join(location)
+        if found["type"] == "extra_forbidden":
+            names = _names_beside(location)
+            near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+            yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+            continue
+        message = found["msg"].removeprefix("Value error, ")
+        if not location:
+            yield message
+            continue
+        variable = "APP_" + "__".join(location).upper()
+        if os.environ.get(variable, "").startswith("tcp://"):
+            message += ' (Kubernetes injects it for a Service called "app": set enableServiceLinks: false)'
+        yield f"setting {name}: {message}"
+
+
+def _names_beside(location: list[str]) -> list[str]:
+    """Return the names that are known where an unknown one was found."""
+    group: type[BaseModel] = Settings
+    for part in location[:-1]:
+        if part in TABLES:
+            group = ModelEntry if part == "models" else CallerEntry
+        elif part in group.model_fields:
+            annotation = group.model_fields[part].annotation
+            if isinstance(annotation, type) and issubclass(annotation, Group):
+                group = annotation
+    return list(group.model_fields)

@@ -1,0 +1,215 @@
+"""Every error that a caller can meet, and the one body that they all have.
+
+AppError                    500 internal_error
+├── InvalidJSON             400 invalid_json
+├── InvalidRequest          422 invalid_request
+├── Unauthorized            401 invalid_api_key
+├── ModelNotAllowed         403 model_not_allowed
+├── ModelNotFound           404 model_not_found
+├── RequestTooLarge         413 request_too_large
+├── RateLimited             429 rate_limit_exceeded
+├── Overloaded              503 overloaded
+├── Draining                503 draining
+└── ProviderError           502 provider_error
+    ├── ProviderNotConfigured   503 provider_not_configured
+    ├── ProviderMisconfigured   502 provider_misconfigured
+    ├── ProviderRefused         400 the provider's own code
+    ├── ProviderRateLimited     429 provider_rate_limited
+    └── ProviderTimeout         504 provider_timeout
+
+The texts are ours. A provider's own text reaches a caller in ProviderRefused alone, with secrets removed.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+PROBLEM_JSON = "application/problem+json"
+INTERNAL_ERROR = "Something went wrong here. The request id finds it in the logs."
+
+
+class AppError(Exception):
+    """An error with a status, a code and a sentence for the person who gets it.
+
+    Args:
+        message: one or two sentences, safe to show: no key, no prompt, nothing of the request's content.
+        param: the name of the request field at fault, if there is one.
+        code: replaces the class's own code.
+        retry_after: seconds after which trying again may help.
+        headers: further response headers.
+    """
+
+    status: ClassVar[int] = 500
+    code: str = "internal_error"
+    should_retry: ClassVar[bool | None] = None
+    """What `x-should-retry` tells OpenAI's SDKs; None leaves it to the status."""
+
+    def __init__(
+        self,
+        message: str = INTERNAL_ERROR,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+        self.retry_after = retry_after
+        self._headers = headers or {}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that go with this error."""
+        headers = dict(self._headers)
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(math.ceil(self.retry_after))
+        if self.should_retry is not None:
+            headers["X-Should-Retry"] = str(self.should_retry).lower()
+        return headers
+
+
+class InvalidJSON(AppError):
+    status = 400
+    code = "invalid_json"
+
+
+class InvalidRequest(AppError):
+    status = 422
+    code = "invalid_request"
+
+
+def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
+    """Return the error for what Pydantic found wrong: where and why, never what was sent.
+
+    Args:
+        errors: Pydantic's or FastAPI's list of errors; the first is told.
+    """
+    first = next(iter(errors))
+    param = ".".join(str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path"))
+    reason = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{param}: {reason}" if param else reason, param=param or None)
+
+
+class Unauthorized(AppError):
+    status = 401
+    code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A 401 names its scheme (RFC 9110, section 11.6.1)."""
+        return super().headers | {"WWW-Authenticate": "Bearer"}
+
+
+class ModelNotAllowed(AppError):
+    status = 403
+    code = "model_not_allowed"
+
+
+class ModelNotFound(AppError):
+    status = 404
+    code = "model_not_found"
+
+
+class RequestTooLarge(AppError):
+    status = 413
+    code = "request_too_large"
+
+
+class RateLimited(AppError):
+    status = 429
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(AppError):
+    status = 503
+    code = "overloaded"
+
+
+class Draining(AppError):
+    status = 503
+    code = "draining"
+
+
+class ProviderError(AppError):
+    """A provider failed.
+
+    `retry` and `fall_back` tell whether the same model, or the next one, may do better.
+    """
+
+    status = 502
+    code = "provider_error"
+    retry: bool = False
+    fall_back: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, retry: bool | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        if retry is not None:
+            self.retry = retry
+
+
+class ProviderNotConfigured(ProviderError):
+    status = 503
+    code = "provider_not_configured"
+    should_retry = False
+
+
+class ProviderMisconfigured(ProviderError):
+    code = "provider_misconfigured"
+    should_retry = False
+
+
+class ProviderRefused(ProviderError):
+    status = 400
+    code = "invalid_request"
+    fall_back = False
+
+
+class ProviderRateLimited(ProviderError):
+    status = 429
+    code = "provider_rate_limited"
+    retry = True
+
+
+class ProviderTimeout(ProviderError):
+    status = 504
+    code = "provider_timeout"
+
+
+def error_member(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """Return OpenAI's `error` object, as its SDKs read it from a body or from a stream's event."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+def problem(status: int, code: str, message: str, param: str | None = None, *, request_id: str) -> dict[str, Any]:
+    """Return an error's body: problem details (RFC 9457) that are OpenAI's error too.
+
+    Args:
+        status: the HTTP status, 400 to 599.
+        code: what programs look at, from the table of errors.
+        message: what people read.
+        param: the request field at fault.
+        request_id: ties the body to the log line.
+    """
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": message,
+        "instance": f"urn:request:{request_id}",
+        "error": error_member(status, code, message, param),
+    }
+
+
+def error_event(error: AppError, request_id: str) -> bytes:
+    """Return the server-sent event that ends a stream which has already begun, and the `[DONE]` after it."""
+    body = problem(error.status, error.code, error.message, error.param, request_id=request_id)
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\ndata: [DONE]\n\n"

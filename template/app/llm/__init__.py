@@ -1,0 +1,1 @@
+"""The path to the models. Nothing in here knows of FastAPI."""

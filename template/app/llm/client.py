@@ -1,0 +1,271 @@
+"""LLMClient: one interface to every model of the table."""
+
+import asyncio
+import copy
+import itertools
+import os
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from app.callers import Caller
+from app.config import Settings
+from app.errors import InvalidRequest, ModelNotFound, ProviderError, invalid_request
+from app.llm.clock import Clock
+from app.llm.cooldowns import Cooldowns
+from app.llm.demo import Demo
+from app.llm.direct import Direct
+from app.llm.failures import unreadable
+from app.llm.record import CallRecord
+from app.llm.relay import StreamWatch
+from app.llm.sse import Events, event_data
+from app.llm.targets import Target, resolve
+from app.llm.via_litellm import ViaLiteLLM
+from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
+
+MAX_RETRY_WAIT = 10.0
+"""Seconds. A provider that asks for a longer wait is not waited for: the error goes on with its `Retry-After`."""
+
+T = TypeVar("T")
+
+
+class Way(Protocol):
+    """How models are reached. `app.llm.direct` says what the methods take and raise."""
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]: ...
+    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]: ...
+    def stream(
+        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
+    ) -> AsyncGenerator[bytes, None]: ...
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer to be sent as it is.
+
+    Attributes:
+        body: a JSON body in one item, or a stream's events. Nothing happens before its first item is asked for.
+        headers: complete when the first item is there.
+        media_type: of the body.
+    """
+
+    body: AsyncGenerator[bytes, None]
+    headers: dict[str, str]
+    media_type: str
+
+
+class LLMClient:
+    """Answers chat completions and embeddings from the models of the table.
+
+    Retries and fallbacks live here and nowhere else. One client serves the whole application; `for_caller` gives
+    an endpoint its own view of it.
+
+    Args:
+        settings: the model table, time limits and retries.
+        environ: where provider keys are looked up.
+    """
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        self.settings = settings
+        self.targets = {name: resolve(name, entry, environ) for name, entry in settings.models.items()}
+        makers: dict[str, Callable[[], Way]] = {
+            "direct": lambda: Direct(settings.timeouts),
+            "litellm": lambda: ViaLiteLLM(settings.timeouts),
+            "demo": Demo,
+        }
+        self._ways = {way: makers[way]() for way in {target.way for target in self.targets.values()}}
+        self._cooldowns = Cooldowns()
+        self.caller: Caller | None = None
+        self.record = CallRecord()
+
+    async def start(self) -> None:
+        """Open what the ways need; LiteLLM goes on loading in a thread."""
+        for way in self._ways.values():
+            await way.start()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for way in self._ways.values():
+            await way.close()
+
+    def failing(self) -> list[str]:
+        """Return what is not ready yet, one sentence each."""
+        litellm = self._ways.get("litellm")
+        return ["LiteLLM is not loaded."] if isinstance(litellm, ViaLiteLLM) and not litellm.ready else []
+
+    def for_caller(self, caller: Caller | None, record: CallRecord) -> "LLMClient":
+        """Return this client as one caller may use it; `record` is told what the calls were."""
+        client = copy.copy(self)
+        client.caller, client.record = caller, record
+        return client
+
+    def usable(self) -> list[Target]:
+        """Return the models that this caller may use."""
+        return [t for t in self.targets.values() if self.caller is None or self.caller.may_use(t.name)]
+
+    async def complete(
+        self, *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
+    ) -> ChatResponse:
+        """Return a whole chat completion.
+
+        Args:
+            messages: the conversation, in OpenAI's form.
+            model: a public name of the model table; None is the default model.
+            **fields: any other field of OpenAI's request.
+
+        Raises:
+            AppError: as the table of errors says.
+        """
+        request = _request(ChatRequest, model=model, messages=list(messages), **fields)
+        return ChatResponse.model_validate(await self._complete(request))
+
+    async def stream(
+        self, *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
+    ) -> AsyncIterator[ChatChunk]:
+        """Yield a chat completion's chunks; arguments and errors as in `complete`."""
+        request = _request(ChatRequest, model=model, messages=list(messages), **fields)
+        async with aclosing(self._stream(request)) as packets:
+            async for packet in packets:
+                for event in Events().feed(packet):
+                    data = event_data(event)
+                    if data and data.strip() != b"[DONE]":
+                        yield ChatChunk.model_validate_json(data)
+
+    async def embed(self, *, input: str | Sequence[str], model: str | None = None, **fields: Any) -> EmbeddingResponse:
+        """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
+        given = input if isinstance(input, str) else list(input)
+        request = _request(EmbeddingRequest, model=model, input=given, **fields)
+        return EmbeddingResponse.model_validate(await self.embeddings(request))
+
+    def open(self, request: ChatRequest) -> Answer:
+        """Return the answer to a request as bytes, for those who only pass it on."""
+        if request.stream:
+            return Answer(self._stream(request), self.record.headers, "text/event-stream")
+        return Answer(self._body(request), self.record.headers, "application/json")
+
+    async def embeddings(self, request: EmbeddingRequest) -> dict[str, Any]:
+        """Return OpenAI's embeddings object."""
+        target = self._target(request.model)
+        clock = Clock(self.settings.timeouts)
+        fields = request.model_dump(exclude_unset=True)
+        answer = await self._attempts(target, clock, lambda t: self._ways[t.way].embed(t, fields, clock))
+        self.record.add_usage(answer.get("usage"))
+        return answer
+
+    async def _body(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
+        yield to_json(await self._complete(request))
+
+    async def _complete(self, request: ChatRequest) -> dict[str, Any]:
+        target = self._target(request.model, request)
+        clock = Clock(self.settings.timeouts)
+        fields = request.model_dump(exclude_unset=True, exclude={"stream", "stream_options"})
+        answer = await self._attempts(target, clock, lambda t: self._ways[t.way].complete(t, fields, clock))
+        self.record.add_usage(answer.get("usage"))
+        try:
+            answer["content"] = answer["choices"][0]["message"].get("content")
+        except (LookupError, AttributeError, TypeError):
+            raise unreadable(target.name) from None
+        return answer
+
+    async def _stream(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
+        target = self._target(request.model, request)
+        clock = Clock(self.settings.timeouts)
+        fields = request.model_dump(exclude_unset=True) | {"stream": True}
+
+        async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None], StreamWatch]:
+            watch = StreamWatch(request.n or 1, wants_usage=request.wants_usage)
+            packets = self._ways[target.way].stream(target, fields, clock, watch)
+            return await anext(packets), packets, watch
+
+        first, packets, watch = await self._attempts(target, clock, begin)
+        try:
+            async with aclosing(packets):
+                yield first
+                async for packet in packets:
+                    yield packet
+        finally:
+            self.record.add_usage(watch.usage or {"completion_tokens": watch.chunks})
+
+    def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
+        name = name or self.settings.default_model
+        target = self.targets.get(name)
+        if self.caller and not self.caller.may_use(name) and (target or self.caller.anonymous):
+            raise self.caller.refuse(name)
+        if target is None:
+            raise ModelNotFound(f"There is no model {name[:64]!r} here. GET /v1/models lists them.", param="model")
+        if request:
+            limit = target.entry.max_tokens_limit or self.settings.max_tokens_limit
+            for param in ("max_tokens", "max_completion_tokens"):
+                if (getattr(request, param) or 0) > limit:
+                    raise InvalidRequest(f"{param}: at most {limit} (setting max_tokens_limit).", param=param)
+        return target
+
+    def _candidates(self, target: Target) -> list[Target]:
+        """Return a model and its fallbacks, without those that are cooling down, unless none is left."""
+        names = [n for n in target.entry.fallbacks if n != target.name and (not self.caller or self.caller.may_use(n))]
+        candidates = [target, *(self.targets[name] for name in names)]
+        if len(candidates) == 1:
+            return candidates
+        return [c for c in candidates if not self._cooldowns.cooling(c.name)] or candidates
+
+    async def _attempts(self, target: Target, clock: Clock, start: Callable[[Target], Awaitable[T]]) -> T:
+        """Return what `start` gives for a model, or for the first of its fallbacks that begins to answer.
+
+        What `start` returns has sent nothing to the client yet.
+        """
+        failure: ProviderError | None = None
+        for candidate in self._candidates(target):
+            try:
+                answer = await self._retrying(candidate, clock, start)
+            except InvalidRequest:
+                if failure is None:
+                    raise
+                # a fallback that can't take this request is no reason to blame the request
+            except ProviderError as error:
+                failure = error
+                if not error.fall_back:
+                    raise
+                self._cooldowns.failed(candidate.name)
+            else:
+                self._cooldowns.answered(candidate.name)
+                return answer
+        assert failure
+        raise failure
+
+    async def _retrying(self, target: Target, clock: Clock, start: Callable[[Target], Awaitable[T]]) -> T:
+        for attempt in itertools.count():
+            self.record.model = self.record.headers["X-Model"] = target.name
+            self.record.path.append(target.name)
+            try:
+                target.check_configured()
+                return await start(target)
+            except ProviderError as error:
+                pause = _pause(error, attempt)
+                if not error.retry or attempt == self.settings.retries or pause is None or pause >= clock.remaining():
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+
+def _pause(failure: ProviderError, attempt: int) -> float | None:
+    """Return the seconds to wait before trying again: exponential with jitter, or as the provider says; None if long."""
+    if failure.retry_after is None:
+        return float(random.uniform(0.5, 1.0) * min(0.4 * 2**attempt, 5.0))
+    return failure.retry_after if failure.retry_after <= MAX_RETRY_WAIT else None
+
+
+R = TypeVar("R", ChatRequest, EmbeddingRequest)
+
+
+def _request(kind: type[R], **fields: Any) -> R:
+    try:
+        return kind.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False, include_input=False)) from None

@@ -1,0 +1,177 @@
+"""The demo way: a built-in model that needs no key and no network. The same request gives the same answer."""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic_core import to_json
+
+from app.llm.clock import Clock
+from app.llm.relay import StreamWatch
+from app.llm.sse import DONE
+from app.llm.targets import Target
+
+PAUSE = 0.02
+"""Seconds between two chunks, so that a stream looks like one."""
+DIMENSIONS = 64
+
+
+class Demo:
+    """Echoes what it is told, offers a call for an offered tool, and fills a JSON schema."""
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+        """Return a chat completion; arguments as everywhere in `app.llm`."""
+        message, finish_reason = _message(fields)
+        choices = [
+            {"index": i, "message": {"refusal": None, **message}, "logprobs": None, "finish_reason": finish_reason}
+            for i in range(fields.get("n") or 1)
+        ]
+        return {**_head(target, fields, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
+
+    async def stream(
+        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a stream's events, the usage chunk and `[DONE]` last."""
+        message, finish_reason = _message(fields)
+        head = _head(target, fields, "chat.completion.chunk")
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+        for i, call in enumerate(message.get("tool_calls") or ()):
+            deltas.append({"tool_calls": [{"index": i, **call}]})
+        deltas += [{"content": word} for word in re.findall(r"\S+\s*|\s+", message["content"] or "")]
+        for number, delta in enumerate([*deltas, {}]):
+            choices = [
+                {
+                    "index": i,
+                    "delta": delta,
+                    "logprobs": None,
+                    "finish_reason": finish_reason if number == len(deltas) else None,
+                }
+                for i in range(fields.get("n") or 1)
+            ]
+            chunk = {**head, "choices": choices}
+            watch.see(chunk)
+            yield b"data: " + to_json(chunk) + b"\n\n"
+            await asyncio.sleep(PAUSE)
+        usage = {**head, "choices": [], "usage": _usage(fields, message)}
+        yield (b"data: " + to_json(usage) + b"\n\n" if watch.see(usage) else b"") + DONE
+
+    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+        """Return embeddings: for each input a unit vector that depends on it alone."""
+        given = fields["input"]
+        inputs = [given] if isinstance(given, str) or all(isinstance(item, int) for item in given) else given
+        encode = _base64 if fields.get("encoding_format") == "base64" else list
+        tokens = sum(_tokens(item) if isinstance(item, str) else len(item) for item in inputs)
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": i, "embedding": encode(_vector(item, fields.get("dimensions")))}
+                for i, item in enumerate(inputs)
+            ],
+            "model": target.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+
+def _head(target: Target, fields: dict[str, Any], kind: str) -> dict[str, Any]:
+    digest = hashlib.sha256(to_json(fields)).hexdigest()[:24]
+    return {"id": f"chatcmpl-{digest}", "object": kind, "created": int(time.time()), "model": target.model}
+
+
+def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the assistant's message and its finish reason."""
+    last = fields["messages"][-1]
+    said = _text(last.get("content"))
+    tools = [tool["function"] for tool in fields.get("tools") or () if isinstance(tool.get("function"), dict)]
+    if tools and fields.get("tool_choice") != "none" and last["role"] != "tool":
+        chosen = fields.get("tool_choice")
+        wanted = chosen["function"].get("name") if isinstance(chosen, dict) and "function" in chosen else None
+        tool = next((tool for tool in tools if tool.get("name") == wanted), tools[0])
+        arguments = to_json(_instance(tool.get("parameters") or {}, tool.get("parameters") or {})).decode()
+        name = str(tool.get("name"))
+        call = {
+            "id": f"call_{hashlib.sha256(name.encode()).hexdigest()[:24]}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        return {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
+    form = fields.get("response_format") or {}
+    if form.get("type") == "json_schema" and isinstance(form.get("json_schema"), dict):
+        schema = form["json_schema"].get("schema") or {}
+        return {"role": "assistant", "content": to_json(_instance(schema, schema)).decode()}, "stop"
+    if form.get("type") == "json_object":
+        return {"role": "assistant", "content": to_json({"echo": said}).decode()}, "stop"
+    words = re.findall(r"\S+\s*|\s+", f"You said: {said}" if said else "You said nothing.")
+    limit = fields.get("max_completion_tokens") or fields.get("max_tokens") or len(words)
+    text = "".join(words[:limit])
+    return {"role": "assistant", "content": text}, "length" if limit < len(words) else "stop"
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return " ".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return content or ""
+
+
+def _tokens(text: str) -> int:
+    return len(text.split())
+
+
+def _usage(fields: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
+    asked = sum(_tokens(_text(m.get("content"))) for m in fields["messages"])
+    answered = _tokens(message["content"] or str(message.get("tool_calls"))) * (fields.get("n") or 1)
+    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+
+
+def _instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
+    """Return the smallest value that fits a JSON schema, for the parts of it that models are given."""
+    if not isinstance(schema, dict) or depth > 16:
+        return None
+    if isinstance(reference := schema.get("$ref"), str):
+        found: Any = root
+        for step in reference.removeprefix("#").strip("/").split("/"):
+            found = found.get(step, {}) if isinstance(found, dict) else {}
+        return _instance(found, root, depth + 1)
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    if isinstance(schema.get("enum"), list) and schema["enum"]:
+        return schema["enum"][0]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if isinstance(schema.get(key), list) and schema[key]:
+            return _instance(schema[key][0], root, depth + 1)
+    kind = schema.get("type")
+    kind = kind[0] if isinstance(kind, list) and kind else kind
+    if kind == "object" or "properties" in schema:
+        properties = schema.get("properties") if isinstance(schema.get("properties"), dict) else {}
+        return {name: _instance(inner, root, depth + 1) for name, inner in properties.items()}
+    if kind == "array":
+        item = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
+        return [_instance(item, root, depth + 1) for _ in range(min(schema.get("minItems") or 0, 16))]
+    if kind in ("integer", "number"):
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        return min(low, schema.get("maximum", low)) if kind == "integer" else float(low)
+    return {"string": "demo".ljust(min(schema.get("minLength") or 0, 1024), "."), "boolean": True}.get(str(kind))
+
+
+def _vector(item: Any, dimensions: int | None) -> list[float]:
+    size = min(dimensions or DIMENSIONS, 4096)
+    bytes_ = b"".join(hashlib.sha256(to_json([item, i])).digest() for i in range(size // 32 + 1))[:size]
+    values = [byte / 127.5 - 1 for byte in bytes_]
+    length = sum(value * value for value in values) ** 0.5
+    return [value / length for value in values]
+
+
+def _base64(vector: list[float]) -> str:
+    import base64
+    import struct
+
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,177 @@
+"""The direct way: a provider that speaks OpenAI's protocol, over one pooled aiohttp session.
+
+A whole answer is parsed once. A stream's events are looked at, and passed on as they came.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import aiohttp
+from pydantic_core import from_json, to_json
+from yarl import URL
+
+from app.config import Timeouts
+from app.errors import ProviderError, ProviderTimeout
+from app.llm.clock import Clock
+from app.llm.failures import cut_off, failure_in_body, provider_failure, unreachable, unreadable
+from app.llm.relay import Relay, StreamWatch
+from app.llm.targets import Target
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+AFTER_DONE = 1.0
+"""Seconds that a provider gets to end its response after `[DONE]`, so that its connection can be used again."""
+
+
+class Direct:
+    """Calls OpenAI-compatible providers.
+
+    Args:
+        timeouts: limits; `connect` is kept by the session, the others by each call's clock.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+
+    async def start(self) -> None:
+        """Open the session; needs a running loop."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+        """Return a chat completion.
+
+        Args:
+            target: the model.
+            fields: the request's fields, in OpenAI's terms.
+            clock: the call's time limits.
+
+        Raises:
+            ProviderError: the provider failed, in any of the ways there are.
+        """
+        return await self._answer(target, "/chat/completions", target.fields(fields), clock, needs="choices")
+
+    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+        """Return embeddings; as `complete`."""
+        return await self._answer(target, "/embeddings", {**fields, "model": target.model}, clock, needs="data")
+
+    async def stream(
+        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a stream's events, one or more whole ones at a time, `[DONE]` last.
+
+        Args:
+            target: the model.
+            fields: the request's fields; usage is asked for besides, unless the model's row says not to.
+            clock: the call's time limits.
+            watch: told of every chunk.
+
+        Raises:
+            ProviderError: the provider failed, before the first item or in mid-stream.
+        """
+        fields = target.fields(fields)
+        if target.entry.stream_usage:
+            fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+        clock.start_stream(target.name)
+        async with self._post(target, "/chat/completions", fields, clock) as response:
+            if response.content_type == "application/json":
+                self._parse(target, await self._read(target, response, clock), needs="a stream")
+            relay = Relay(target.name, watch)
+            while not relay.ended:
+                if relay.spoke:
+                    clock.next_event()
+                if out := relay.feed(await self._packet(target, response, clock)):
+                    yield out
+            if relay.failure:
+                raise relay.failure
+            with contextlib.suppress(TimeoutError, ProviderError):
+                async with asyncio.timeout(AFTER_DONE):
+                    while await self._packet(target, response, clock):
+                        pass
+
+    async def _answer(
+        self, target: Target, path: str, fields: dict[str, Any], clock: Clock, needs: str
+    ) -> dict[str, Any]:
+        clock.start_answer(target.name)
+        async with self._post(target, path, fields, clock) as response:
+            return self._parse(target, await self._read(target, response, clock), needs)
+
+    @contextlib.asynccontextmanager
+    async def _post(
+        self, target: Target, path: str, fields: dict[str, Any], clock: Clock
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        headers = {"Content-Type": "application/json"}
+        if target.key:
+            headers["Authorization"] = f"Bearer {target.key}"
+        try:
+            async with clock.limit():
+                response = await self._session.post(
+                    URL(f"{target.api_base}{path}"),
+                    data=to_json(fields),
+                    headers=headers,
+                    proxy=target.proxy,
+                    allow_redirects=False,  # a key goes to its own host only
+                )
+        except aiohttp.ConnectionTimeoutError:
+            message = f"The provider of model {target.name!r} took no connection within {self._timeouts.connect:g} s"
+            raise ProviderTimeout(f"{message} (timeouts.connect).", retry=True) from None
+        except TimeoutError:
+            raise clock.expired() from None
+        except (aiohttp.ClientError, OSError):
+            raise unreachable(target.name) from None
+        try:
+            if response.status != 200:
+                raise await self._refusal(target, response, clock)
+            yield response
+        finally:
+            response.close()
+
+    async def _refusal(self, target: Target, response: aiohttp.ClientResponse, clock: Clock) -> ProviderError:
+        error = None
+        with contextlib.suppress(ProviderError, ValueError):
+            body = from_json(await self._read(target, response, clock, MAX_ERROR_BYTES))
+            error = body.get("error") if isinstance(body, dict) else None
+        return provider_failure(target.name, response.status, error, response.headers, [target.key])
+
+    async def _read(
+        self, target: Target, response: aiohttp.ClientResponse, clock: Clock, limit: int = MAX_ANSWER_BYTES
+    ) -> bytes:
+        packets, size = [], 0
+        while packet := await self._packet(target, response, clock):
+            packets.append(packet)
+            size += len(packet)
+            if size > limit:
+                raise unreadable(target.name)
+        return b"".join(packets)
+
+    @staticmethod
+    async def _packet(target: Target, response: aiohttp.ClientResponse, clock: Clock) -> bytes:
+        """Return what has arrived; nothing at the answer's end."""
+        try:
+            async with clock.limit():
+                return await response.content.readany()
+        except TimeoutError:
+            raise clock.expired() from None
+        except (aiohttp.ClientError, OSError):
+            raise cut_off(target.name) from None
+
+    @staticmethod
+    def _parse(target: Target, body: bytes, needs: str) -> dict[str, Any]:
+        try:
+            answer = from_json(body)
+        except ValueError:
+            raise unreadable(target.name) from None
+        if isinstance(answer, dict) and answer.get("error"):
+            raise failure_in_body(target.name, answer["error"], [target.key])
+        if not isinstance(answer, dict) or not isinstance(answer.get(needs), list):
+            raise unreadable(target.name)
+        return answer

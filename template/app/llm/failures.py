@@ -1,0 +1,101 @@
+"""Turns what a provider did wrong into one of our errors. Our statuses are in the table of errors."""
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from app.errors import (
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRateLimited,
+    ProviderRefused,
+)
+
+KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*]{6,}", re.IGNORECASE)
+
+
+def provider_failure(
+    model: str,
+    status: int,
+    error: Any = None,
+    headers: Mapping[str, str] | None = None,
+    secrets: Iterable[str | None] = (),
+) -> ProviderError:
+    """Return our error for a provider's refusal.
+
+    Args:
+        model: the public name, which the text may show.
+        status: the provider's HTTP status.
+        error: the provider's `error` member, if its body had one.
+        headers: the provider's response headers, for `Retry-After`.
+        secrets: values that a text from the provider must not carry.
+    """
+    member = error if isinstance(error, dict) else {}
+    code = member.get("code") or member.get("type")
+    if status in (400, 413, 422):
+        text = member.get("message") if isinstance(member.get("message"), str) else None
+        return ProviderRefused(
+            redact(text, secrets) if text else f"The provider of model {model!r} refused the request ({status}).",
+            code=redact(code, secrets)[:128] if isinstance(code, str) else None,
+            param=member["param"][:256] if isinstance(member.get("param"), str) else None,
+        )
+    if status in (401, 402, 403, 404) or (status == 429 and "insufficient_quota" in (code, member.get("type"))):
+        reason = {401: "our key", 402: "our account", 404: "the model's name or address", 429: "our quota"}
+        return ProviderMisconfigured(
+            f"The provider of model {model!r} does not accept {reason.get(status, 'us')} ({status}). "
+            "This is for the operators of this service to mend."
+        )
+    if status == 429:
+        return ProviderRateLimited(
+            f"The provider of model {model!r} has reached its rate limit.", retry_after=retry_after(headers or {})
+        )
+    return ProviderError(
+        f"The provider of model {model!r} failed ({status}).",
+        retry=status in (408, 409) or status >= 500,
+        retry_after=retry_after(headers or {}),
+    )
+
+
+def failure_in_body(model: str, error: Any, secrets: Iterable[str | None] = ()) -> ProviderError:
+    """Return our error for an `error` member that came with status 200, in a body or in a stream's event."""
+    code = error.get("code") if isinstance(error, dict) else None
+    status = int(code) if isinstance(code, int | str) and re.fullmatch("[45][0-9]{2}", str(code)) else 500
+    if status != 500:
+        return provider_failure(model, status, error, None, secrets)
+    return ProviderError(f"The provider of model {model!r} reported an error.", retry=True)
+
+
+def unreadable(model: str) -> ProviderError:
+    """Return our error for an answer that isn't what OpenAI's protocol says."""
+    return ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
+
+
+def cut_off(model: str) -> ProviderError:
+    """Return our error for an answer that ended before its end."""
+    return ProviderError(f"The answer of model {model!r} was cut off by its provider.", retry=True)
+
+
+def unreachable(model: str) -> ProviderError:
+    """Return our error for a connection that could not be made, or was lost before an answer."""
+    return ProviderError(f"The provider of model {model!r} can't be reached.", retry=True)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return how long a provider asks to wait, in seconds: seconds or a date (RFC 9110, section 10.2.3)."""
+    value = (headers.get("Retry-After") or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def redact(text: str, secrets: Iterable[str | None]) -> str:
+    """Return a provider's text without our keys and without what looks like one, 1,000 characters at the most."""
+    for secret in secrets:
+        if secret and len(secret) >= 4:
+            text = text.replace(secret, "[removed]")
+    return KEY_LIKE.sub("[removed]", text)[:1000]

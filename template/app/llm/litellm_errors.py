@@ -1,0 +1,64 @@
+"""What LiteLLM's exceptions really say. Their statuses need correcting, and their messages may quote a key."""
+
+from typing import Any
+
+from pydantic_core import from_json
+
+from app.errors import ProviderError, ProviderTimeout
+from app.llm.failures import cut_off, provider_failure, unreachable
+from app.llm.targets import Target
+
+NO_CONNECTION = {"ConnectError", "ClientConnectorError", "ConnectionRefusedError", "ServerDisconnectedError"}
+CUT_OFF = {"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ReadError", "TransferEncodingError"}
+NO_CONNECTION_IN_TIME = {"ConnectTimeout", "ConnectionTimeoutError"}
+
+
+def litellm_failure(target: Target, error: Exception) -> ProviderError:
+    """Return our error for an exception of LiteLLM's.
+
+    Args:
+        target: the model that was called.
+        error: what LiteLLM raised; of its text, only what a refusal says to the caller is used.
+    """
+    error = getattr(error, "original_exception", None) or error
+    causes = {type(cause).__name__ for cause in _causes(error)}
+    if causes & NO_CONNECTION_IN_TIME:
+        return ProviderTimeout(f"The provider of model {target.name!r} took no connection in time.", retry=True)
+    if causes & NO_CONNECTION:
+        return unreachable(target.name)
+    if causes & CUT_OFF:
+        return cut_off(target.name)
+    if "Timeout" in causes:
+        return ProviderTimeout(f"Model {target.name!r} did not finish in time (timeouts.total).")
+    status = getattr(error, "status_code", None)
+    if not isinstance(status, int) or not 400 <= status < 600:
+        status = 500
+    if type(error).__name__ == "BudgetExceededError":
+        status = 429
+    headers = getattr(error, "litellm_response_headers", None) or {}
+    return provider_failure(target.name, status, _member(error), dict(headers), [target.key])
+
+
+def _causes(error: BaseException | None) -> Any:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return seen
+
+
+def _member(error: Exception) -> dict[str, Any] | None:
+    """Return the provider's `error` member: from the exception's body, else from the JSON that its text quotes."""
+    body = getattr(error, "body", None)
+    if isinstance(body, dict) and body.get("message"):
+        return body
+    text = str(getattr(error, "message", error))
+    start = text.find("{")
+    if start < 0:
+        return None
+    try:
+        quoted = from_json(text[start : text.rfind("}") + 1])
+    except ValueError:
+        return None
+    member = quoted.get("error") if isinstance(quoted, dict) else None
+    return member if isinstance(member, dict) else None

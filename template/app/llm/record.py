@@ -1,0 +1,31 @@
+"""What became of the calls of one request: for the log line, the metrics and the response's headers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """Filled in while a call goes on.
+
+    Attributes:
+        caller: the caller's name.
+        model: public name of the model that answered, or was tried last.
+        path: public names in the order in which they were tried.
+        prompt_tokens: tokens in, as the provider counted.
+        completion_tokens: tokens out.
+        headers: response headers that the call brings.
+    """
+
+    caller: str | None = None
+    model: str | None = None
+    path: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def add_usage(self, usage: Any) -> None:
+        """Add a provider's usage, if it gave one."""
+        if isinstance(usage, dict):
+            self.prompt_tokens += usage.get("prompt_tokens") or 0
+            self.completion_tokens += usage.get("completion_tokens") or 0

@@ -1,0 +1,121 @@
+"""Passes an upstream's stream on, event for event, and finds out whether it is whole."""
+
+from typing import Any
+
+from pydantic_core import from_json
+
+from app.errors import ProviderError
+from app.llm.failures import cut_off, failure_in_body, unreadable
+from app.llm.sse import DONE, Events, EventTooLong, event_data
+
+
+class StreamWatch:
+    """What one stream has said so far.
+
+    Args:
+        choices: how many the request asked for (`n`).
+        wants_usage: whether the client asked for the usage chunk.
+    """
+
+    __slots__ = ("_finished", "_seen", "_wants_usage", "choices", "chunks", "usage")
+
+    def __init__(self, choices: int = 1, *, wants_usage: bool = False) -> None:
+        self.choices = choices
+        self._wants_usage = wants_usage
+        self.chunks = 0
+        self.usage: dict[str, Any] | None = None
+        self._seen: set[int] = set()
+        self._finished: set[int] = set()
+
+    def see(self, chunk: dict[str, Any]) -> bool:
+        """Take note of a chunk; return whether the client is to get it."""
+        usage = chunk.get("usage")
+        if usage:
+            self.usage = usage
+        choices = chunk["choices"]
+        if not choices:
+            return not usage or self._wants_usage
+        self.chunks += 1
+        for choice in choices:
+            index = choice.get("index", 0)
+            self._seen.add(index)
+            if choice.get("finish_reason"):
+                self._finished.add(index)
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has given its finish reason."""
+        return len(self._finished) >= max(self.choices, len(self._seen))
+
+    @property
+    def lost_a_choice(self) -> bool:
+        """Whether some choices gave a finish reason and others did not."""
+        return bool(self._finished) and not self.finished
+
+
+class Relay:
+    """Takes an upstream's packets and gives what the client is to get.
+
+    The bytes of an event are passed as they came. What is left out: a usage chunk that nobody asked for,
+    comments before the first chunk, and all that follows `[DONE]`. Exactly one `[DONE]` ends a whole stream.
+
+    Args:
+        model: the model's public name, for errors.
+        watch: told of every chunk.
+    """
+
+    def __init__(self, model: str, watch: StreamWatch) -> None:
+        self._model = model
+        self._watch = watch
+        self._events = Events()
+        self.spoke = False
+        """Whether the last packet held a chunk, and not only comments."""
+        self.ended = False
+        """Whether the stream has come to its end, good or bad."""
+        self.failure: ProviderError | None = None
+        """What is wrong with the stream; to be raised after what `feed` has given."""
+
+    def feed(self, packet: bytes) -> bytes:
+        """Return what goes on to the client for one packet; an empty packet is the connection's end."""
+        out: list[bytes] = []
+        self.spoke = False
+        try:
+            for event in self._events.feed(packet):
+                if self._takes(event):
+                    out.append(event)
+                if self.ended:
+                    break
+            if not packet and not self.ended:
+                self._end(said_done=(event_data(self._events.rest + b"\n\n") or b"").strip() == b"[DONE]")
+        except ProviderError as failure:
+            self.failure = failure
+        except EventTooLong:
+            self.failure = unreadable(self._model)
+        if self.failure:
+            self.ended = True
+        elif self.ended:
+            out.append(DONE)
+        return b"".join(out)
+
+    def _takes(self, event: bytes) -> bool:
+        data = event_data(event)
+        if data is None or not data.strip():
+            return self._watch.chunks > 0
+        self.spoke = True
+        if data.strip() == b"[DONE]":
+            self._end(said_done=True)
+            return False
+        try:
+            chunk = from_json(data, allow_inf_nan=False)
+            if chunk.get("error"):
+                raise failure_in_body(self._model, chunk["error"])
+            return self._watch.see(chunk)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise unreadable(self._model) from None
+
+    def _end(self, *, said_done: bool) -> None:
+        """A stream is whole if it says `[DONE]`, or if every choice has its finish reason."""
+        self.ended = True
+        if self._watch.lost_a_choice or not (said_done or self._watch.finished):
+            raise cut_off(self._model)

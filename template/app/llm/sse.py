@@ -1,0 +1,57 @@
+"""Server-sent events: where one ends, and what it says.
+
+Source: WHATWG HTML, section 9.2.6, interpreting an event stream.
+"""
+
+import re
+from collections.abc import Iterator
+
+DONE = b"data: [DONE]\n\n"
+MAX_EVENT_BYTES = 32 * 1024 * 1024
+
+END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
+END_OF_LINE = re.compile(rb"\r\n|\n|\r")
+
+
+class EventTooLong(ValueError):
+    """An event is longer than MAX_EVENT_BYTES."""
+
+
+class Events:
+    """Cuts bytes, as they arrive in packets, into whole events. Nothing is changed and nothing is lost."""
+
+    __slots__ = ("_rest", "_scanned")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._scanned = 0
+
+    def feed(self, packet: bytes) -> Iterator[bytes]:
+        """Yield each event that is complete with this packet, its end included.
+
+        Raises:
+            EventTooLong: an event goes on for more than MAX_EVENT_BYTES.
+        """
+        buffer = self._rest + packet if self._rest else packet
+        start = 0
+        for end in END_OF_EVENT.finditer(buffer, self._scanned):
+            yield buffer[start : end.end()]
+            start = end.end()
+        self._rest = buffer[start:]
+        self._scanned = max(0, len(self._rest) - 3)
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise EventTooLong
+
+    @property
+    def rest(self) -> bytes:
+        """What has arrived since the last whole event."""
+        return self._rest
+
+
+def event_data(event: bytes) -> bytes | None:
+    """Return an event's data, its lines joined; None where it has none, as a comment has."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[6:-2]
+    lines = [line for line in END_OF_LINE.split(event) if line.startswith(b"data")]
+    values = [line[5:].removeprefix(b" ") for line in lines if line[4:5] == b":"]
+    return b"\n".join(values) if values else None

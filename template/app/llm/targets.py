@@ -1,0 +1,161 @@
+"""Rows of the model table, resolved once at start: which way, which address, which key."""
+
+import urllib.request
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from app.config import ModelEntry, SettingsError
+from app.errors import ProviderNotConfigured
+
+Way = Literal["direct", "litellm", "demo"]
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """Where an OpenAI-compatible provider is, and which variables say otherwise."""
+
+    key: str
+    base: str
+    default_base: str | None = None
+    needs_key: bool = False
+
+
+DIRECT = {
+    "openai": Vendor("OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1", needs_key=True),
+    "hosted_vllm": Vendor("HOSTED_VLLM_API_KEY", "HOSTED_VLLM_API_BASE"),
+    "ollama": Vendor("OLLAMA_API_KEY", "OLLAMA_API_BASE", "http://localhost:11434"),
+    "ollama_chat": Vendor("OLLAMA_API_KEY", "OLLAMA_API_BASE", "http://localhost:11434"),
+    "lm_studio": Vendor("LM_STUDIO_API_KEY", "LM_STUDIO_API_BASE", "http://localhost:1234"),
+}
+
+SINGLE_KEY = {
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+    "cerebras": ("CEREBRAS_API_KEY",),
+    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
+    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
+    "deepseek": ("DEEPSEEK_API_KEY",),
+    "fireworks_ai": ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN"),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "groq": ("GROQ_API_KEY",),
+    "mistral": ("MISTRAL_API_KEY",),
+    "openrouter": ("OPENROUTER_API_KEY", "OR_API_KEY"),
+    "perplexity": ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
+    "together_ai": ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_TOKEN"),
+    "xai": ("XAI_API_KEY",),
+}
+"""Providers whose one key LiteLLM takes from one of these variables.
+
+Others may have ambient credentials, and are not judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One model of the table, ready to be called.
+
+    Attributes:
+        name: its public name.
+        provider: LiteLLM's name of its provider.
+        model: what the provider is asked for.
+        way: how it is reached.
+        entry: the row it comes from.
+        api_base: where it is; None leaves that to LiteLLM.
+        key: what the provider asks of us; None sends none.
+        missing: the variable that must be set before it can answer.
+        proxy: the HTTP proxy on the way to it.
+    """
+
+    name: str
+    provider: str
+    model: str
+    way: Way
+    entry: ModelEntry
+    api_base: str | None = None
+    key: str | None = field(default=None, repr=False)
+    missing: str | None = None
+    proxy: str | None = field(default=None, repr=False)
+
+    def fields(self, sent: dict[str, Any], known: Container[str] | None = None) -> dict[str, Any]:
+        """Return what goes to the provider: what the request sent, and the row's `defaults` where it left them out.
+
+        Args:
+            sent: the request's fields.
+            known: the defaults that this provider takes; None takes all.
+        """
+        fields = {**self.entry.defaults, **sent, "model": self.model}
+        for name in self.entry.defaults.keys() - sent.keys():
+            if (known is not None and name not in known) or (name == "max_tokens" and "max_completion_tokens" in sent):
+                del fields[name]
+        return fields
+
+    def check_configured(self) -> None:
+        """Raise ProviderNotConfigured, naming the variable, where this model can't be called."""
+        if self.missing:
+            raise ProviderNotConfigured(f"Model {self.name!r} is not configured here: {self.missing} is not set.")
+
+
+def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
+    """Return the target of a row of the model table.
+
+    Args:
+        name: the public name.
+        entry: the row.
+        environ: where keys and addresses are looked up, under the names that vendors gave them.
+
+    Raises:
+        SettingsError: the row can't work.
+    """
+    provider, _, model = entry.upstream.partition("/")
+    if not model:
+        provider, model = "openai", entry.upstream
+    if provider == "demo":
+        return Target(name, provider, model, "demo", entry)
+    if (entry.protocol or ("openai" if provider in DIRECT else "litellm")) == "litellm":
+        return _via_litellm(name, entry, provider, environ)
+    if provider not in DIRECT and provider not in SINGLE_KEY:
+        model = entry.upstream  # an owner's name, as in "meta-llama/Llama-3.1-8B", is no provider
+    vendor = DIRECT.get(provider)
+    api_base, key, missing = entry.api_base, None, None
+    if entry.api_key_env:
+        key = environ.get(entry.api_key_env)
+        missing = None if key else entry.api_key_env
+    if api_base is None:
+        if vendor is None:
+            raise SettingsError(f'models.{name}: protocol = "openai" for {entry.upstream!r} needs api_base')
+        api_base = environ.get(vendor.base) or vendor.default_base
+        if api_base is None:
+            missing = vendor.base
+        if not entry.api_key_env:
+            key = environ.get(vendor.key)
+            if vendor.needs_key and not key and api_base == vendor.default_base:
+                missing = vendor.key
+    base = (api_base or "").rstrip("/")
+    if vendor and provider != "openai" and not base.endswith("/v1"):
+        base += "/v1"
+    return Target(name, provider, model, "direct", entry, base, key or None, missing, proxy_for(base))
+
+
+def _via_litellm(name: str, entry: ModelEntry, provider: str, environ: Mapping[str, str]) -> Target:
+    upstream = entry.upstream if "/" in entry.upstream else f"openai/{entry.upstream}"
+    api_base, key, missing = entry.api_base, None, None
+    if entry.api_key_env:
+        key = environ.get(entry.api_key_env)
+        missing = None if key else entry.api_key_env
+    elif api_base:
+        key = "none"  # LiteLLM would take the vendor's own key from the environment otherwise
+    elif provider == "openai":
+        api_base, key = environ.get("OPENAI_BASE_URL"), environ.get("OPENAI_API_KEY")
+        missing = None if key or api_base else "OPENAI_API_KEY"
+        key = key or "none"
+    elif not any(environ.get(variable) for variable in SINGLE_KEY.get(provider, ())):
+        missing = next(iter(SINGLE_KEY.get(provider, ())), None)
+    return Target(name, provider, upstream, "litellm", entry, api_base, key or None, missing)
+
+
+def proxy_for(address: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY put before an address, or None."""
+    parts = urlsplit(address)
+    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)

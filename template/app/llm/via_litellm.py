@@ -1,0 +1,236 @@
+"""The way via LiteLLM: every provider that doesn't speak OpenAI's protocol itself.
+
+LiteLLM is imported here alone, in a thread, and only when a model of the table needs it: that takes seconds and 160 MB.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic_core import to_json
+
+from app.config import Timeouts
+from app.errors import AppError, InvalidRequest
+from app.llm.clock import Clock
+from app.llm.failures import cut_off, unreadable
+from app.llm.litellm_errors import litellm_failure
+from app.llm.relay import StreamWatch
+from app.llm.sse import DONE
+from app.llm.targets import Target
+
+FORWARDED = frozenset(
+    [
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "modalities",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "temperature",
+        "thinking",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+    ]
+)
+"""What a caller may set besides model, messages and streaming. Anything else could be one of LiteLLM's own controls
+(`api_base` sends our key elsewhere, `mock_response` answers for nothing), so this list is written out."""
+
+EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
+
+
+class ViaLiteLLM:
+    """Calls providers through LiteLLM.
+
+    Args:
+        timeouts: limits; `connect` goes to LiteLLM, the others are kept by each call's clock.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._parameters: dict[str, frozenset[str]] = {}
+
+    async def start(self) -> None:
+        """Begin to load LiteLLM, without waiting for it."""
+        self._loading = asyncio.create_task(asyncio.to_thread(_load))
+
+    @property
+    def ready(self) -> bool:
+        """Whether LiteLLM is loaded."""
+        return self._loading.done() and self._loading.exception() is None
+
+    async def close(self) -> None:
+        """Close LiteLLM's connections, after its logging worker has drained."""
+        await asyncio.gather(self._loading, return_exceptions=True)
+        if not self.ready:
+            return
+        from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await GLOBAL_LOGGING_WORKER.flush()
+        await GLOBAL_LOGGING_WORKER.stop()
+        await self._loading.result().close_litellm_async_clients()
+
+    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+        """Return a chat completion; arguments and errors as in `Direct.complete`."""
+        clock.start_answer(target.name)
+        answer = await self._call("acompletion", target, fields, clock)
+        try:
+            return _completion(answer)
+        except (AttributeError, TypeError):
+            raise unreadable(target.name) from None
+
+    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+        """Return embeddings; arguments and errors as in `Direct.complete`."""
+        clock.start_answer(target.name)
+        answer = await self._call("aembedding", target, fields, clock)
+        body: dict[str, Any] = answer.model_dump(exclude_none=True)
+        return body
+
+    async def stream(
+        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a stream's events, `[DONE]` last; arguments and errors as in `Direct.stream`."""
+        clock.start_stream(target.name)
+        stream = await self._call("acompletion", target, fields, clock, stream=True)
+        try:
+            chunks = aiter(stream)
+            while (chunk := await self._next(target, chunks, clock)) is not None:
+                body = _chunk(chunk)
+                # An upstream that is cut off gets an invented ending from LiteLLM: it is told by this attribute alone.
+                if stream.received_finish_reason is None and any(c["finish_reason"] for c in body["choices"]):
+                    raise cut_off(target.name)
+                if watch.see(body):
+                    yield b"data: " + to_json(body) + b"\n\n"
+                clock.next_event()
+            if stream.received_finish_reason is None or watch.lost_a_choice:
+                raise cut_off(target.name)
+            yield DONE
+        finally:
+            await stream.aclose()
+
+    async def _call(
+        self, function: str, target: Target, fields: dict[str, Any], clock: Clock, *, stream: bool = False
+    ) -> Any:
+        try:
+            async with clock.limit():
+                litellm = await asyncio.shield(self._loading)
+                httpx = sys.modules["httpx"]  # LiteLLM's
+                if function == "acompletion":
+                    arguments = self._arguments(target, fields)
+                else:
+                    arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
+                    _refuse_unknown(target, arguments.keys() - EMBEDDING)
+                if stream:
+                    arguments |= {"stream": True, "stream_options": {"include_usage": True}}
+                return await getattr(litellm, function)(
+                    model=target.model,
+                    api_key=target.key,
+                    api_base=target.api_base,
+                    timeout=httpx.Timeout(self._timeouts.total, connect=self._timeouts.connect),
+                    num_retries=0,
+                    max_retries=0,
+                    **arguments,
+                )
+        except TimeoutError:
+            raise clock.expired() from None
+        except AppError:
+            raise
+        except Exception as error:
+            raise litellm_failure(target, error) from None
+
+    @staticmethod
+    async def _next(target: Target, chunks: Any, clock: Clock) -> Any:
+        try:
+            async with clock.limit():
+                return await anext(chunks, None)
+        except TimeoutError:
+            raise clock.expired() from None
+        except Exception as error:
+            raise litellm_failure(target, error) from None
+
+    def _arguments(self, target: Target, sent: dict[str, Any]) -> dict[str, Any]:
+        """Return what goes to LiteLLM: fields that this provider knows.
+
+        Raises:
+            InvalidRequest: the request sets one that it doesn't.
+        """
+        known = self._known(target)
+        own = {"model", "messages", "stream", "stream_options"}
+        _refuse_unknown(target, {k for k, v in sent.items() if v is not None and (k, v) != ("n", 1)} - own - known)
+        fields = target.fields(sent, known)
+        return {k: v for k, v in fields.items() if v is not None and (k in known or k == "messages")}
+
+    def _known(self, target: Target) -> frozenset[str]:
+        known = self._parameters.get(target.name)
+        if known is None:
+            from litellm.litellm_core_utils.get_supported_openai_params import get_supported_openai_params
+
+            model = target.model.removeprefix(f"{target.provider}/")
+            supported = get_supported_openai_params(model=model, custom_llm_provider=target.provider)
+            known = self._parameters[target.name] = FORWARDED.intersection(
+                FORWARDED if supported is None else supported
+            )
+        return known
+
+
+def _refuse_unknown(target: Target, names: set[str]) -> None:
+    if names:
+        name = min(names)
+        raise InvalidRequest(f"The provider of model {target.name!r} does not take {name[:64]!r}.", param=name[:64])
+
+
+def _load() -> Any:
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
+    os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` by itself
+    import litellm
+
+    litellm.suppress_debug_info = True
+    litellm.telemetry = False
+    return litellm
+
+
+def _completion(answer: Any) -> dict[str, Any]:
+    """Return OpenAI's `chat.completion` for LiteLLM's object, which leaves out what is null."""
+    body: dict[str, Any] = answer.model_dump(exclude_none=True)
+    for choice in body["choices"]:
+        choice["message"] = {"content": None, "refusal": None, **choice["message"]}
+        choice.setdefault("logprobs", None)
+    if "usage" in body:
+        body["usage"].pop("cost", None)
+    return body
+
+
+def _chunk(chunk: Any) -> dict[str, Any]:
+    """Return OpenAI's `chat.completion.chunk` for LiteLLM's object; usage comes in a chunk of its own."""
+    body: dict[str, Any] = chunk.model_dump(exclude_none=True)
+    if "usage" in body:
+        body["usage"].pop("cost", None)
+        body["choices"] = []
+    for choice in body["choices"]:
+        choice.setdefault("finish_reason", None)
+        choice.setdefault("logprobs", None)
+    return body

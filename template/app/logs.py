@@ -1,0 +1,64 @@
+"""Logs: one structlog for everything, also for what libraries write through `logging`."""
+
+import logging
+import sys
+import traceback
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from pydantic_core import to_json
+
+from app.config import Settings
+
+QUIET = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai", "asyncio", "aiohttp")
+"""Loggers that may quote a request. They speak from WARNING on, whatever the level."""
+
+
+def configure_logs(settings: Settings) -> None:
+    """Send every log line to stdout, in one format, from one level on."""
+    level = getattr(logging, settings.log_level.upper())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if settings.log_format == "json":
+        renderer: Any = structlog.processors.JSONRenderer(serializer=lambda event, **_: to_json(event).decode())
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), pad_event_to=0)
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, _without_message_of_exception],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(level)
+    for name in QUIET:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(max(level, logging.WARNING))
+
+
+def where(error: BaseException) -> dict[str, str]:
+    """Return an exception's type and stack for a log line. Its message stays out: it may quote a prompt or a key."""
+    return {"error": type(error).__name__, "stack": "".join(traceback.format_tb(error.__traceback__))}
+
+
+def _without_message_of_exception(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    found = event.pop("exc_info", None)
+    error = found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        event.update(where(error))
+    return event

@@ -1,0 +1,95 @@
+"""The application: create_app() puts it together; `app` is what a server imports."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from app import own
+from app.callers import Caller, Keys
+from app.config import Settings, SettingsError
+from app.draining import Drain
+from app.environment import load_settings, unknown_variables
+from app.llm.client import LLMClient
+from app.logs import configure_logs
+from app.middleware import CORS, LastResort, Refusals, RequestContext
+from app.problems import install_problem_handlers
+from app.routers import chat, embeddings, health, models
+
+EXPOSED_HEADERS = ["X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"]
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application.
+
+    Args:
+        settings: None loads them from all sources.
+
+    Raises:
+        SettingsError: they are wrong.
+    """
+    settings = settings or load_settings()
+    drain = Drain(settings.shutdown_grace)
+    docs = settings.api_docs or settings.dev
+    app = FastAPI(
+        title=settings.name,
+        description=settings.description,
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if docs else None,
+        middleware=[
+            Middleware(RequestContext, drain=drain),
+            Middleware(
+                CORS,
+                allow_origins=settings.cors_origins,
+                allow_credentials=settings.cors_credentials,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED_HEADERS,
+            ),
+            Middleware(Refusals, drain=drain, max_body_bytes=settings.max_body_bytes),
+            *own.middleware,
+            Middleware(LastResort),
+        ],
+    )
+    app.state.settings = settings
+    app.state.drain = drain
+    app.state.keys = Keys(settings.callers)
+    app.state.llm = LLMClient(settings)
+    demos = frozenset(target.name for target in app.state.llm.targets.values() if target.way == "demo")
+    app.state.anonymous = Caller("anonymous", demos, anonymous=True)
+    app.state.started_at = int(time.time())
+    install_problem_handlers(app)
+    for module in (chat, models, embeddings, health):
+        app.include_router(module.router)
+    for router in own.routers:
+        app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Open what the application needs while it runs, and warn of what is missing."""
+    state = app.state
+    configure_logs(state.settings)
+    log = structlog.get_logger("app")
+    if unknown := unknown_variables():
+        log.warning("unknown APP_ variables are ignored", names=unknown)
+    for target in state.llm.targets.values():
+        if target.missing:
+            log.warning("model is not configured", model=target.name, missing=target.missing)
+    await state.llm.start()
+    state.drain.install()
+    try:
+        yield
+    finally:
+        state.drain.uninstall()
+        await state.llm.close()
+
+
+try:
+    app = create_app()
+except SettingsError as error:
+    raise SystemExit(f"Settings: {error}") from None

@@ -1,0 +1,249 @@
+"""Pure ASGI middleware. From outside in: request context, CORS, body limit, last-resort error."""
+
+import asyncio
+import re
+import secrets
+import time
+from typing import Any
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.draining import Drain
+from app.errors import AppError
+from app.llm.record import CallRecord
+from app.logs import where
+from app.problems import problem_response
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+ALWAYS_ANSWERED = ("/health", "/ready", "/metrics")
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class Exchange:
+    """One request and its response: id, record, and what happens when the client leaves or the server ends."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.request_id = _request_id(scope)
+        self.record = CallRecord()
+        self.status = 0
+        self.error: str | None = None
+        self.aborted_by: AppError | None = None
+        self._has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        self._receive = receive
+        self._send = send
+        self._task = asyncio.current_task()
+        self._listener: asyncio.Task[None] | None = None
+        self._wants_cancel = False
+        self._body_read = False
+        self._sent_all = False
+        self.client_left = False
+
+    async def receive(self) -> Message:
+        """Receive, as ASGI says; once we listen for the client's leaving, that is all there is to hear."""
+        if self._listener:
+            await asyncio.shield(self._listener)
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._body_read = True
+            self._listen()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send, as ASGI says, with the request id on every response."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = message.setdefault("headers", [])
+            message["headers"] = [*headers, (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
+        elif not message.get("more_body", False):
+            self._sent_all = True
+        await self._send(message)
+
+    def cancel_on_disconnect(self) -> None:
+        """Cancel the endpoint as soon as its client has left."""
+        self._wants_cancel = True
+        self._listen()
+
+    def abort(self, error: AppError) -> None:
+        """End this request with an error, wherever it is."""
+        if self.aborted_by is None and not self._sent_all and self._task:
+            self.aborted_by = error
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._listener:
+            self._listener.cancel()
+
+    def _listen(self) -> None:
+        if self._wants_cancel and not self._listener and (self._body_read or not self._has_body):
+            self._listener = asyncio.create_task(self._until_client_leaves())
+
+    async def _until_client_leaves(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._sent_all and self._task:
+            self.client_left = True
+            self._task.cancel()
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange that a request is part of."""
+    exchange: Exchange = scope["app.exchange"]
+    return exchange
+
+
+class RequestContext:
+    """Gives every request an id, a record, and one line in the log; knows what is in flight.
+
+    Args:
+        app: the application inside.
+        drain: told of requests in flight.
+    """
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app = app
+        self.drain = drain
+        self.log = structlog.get_logger("app.access")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        exchange = scope["app.exchange"] = Exchange(scope, receive, send)
+        self.drain.in_flight.add(exchange)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            if not exchange.client_left:
+                raise
+        finally:
+            exchange.close()
+            self.drain.in_flight.discard(exchange)
+            self._write_line(scope, exchange, (time.perf_counter() - started) * 1000)
+
+    def _write_line(self, scope: Scope, exchange: Exchange, milliseconds: float) -> None:
+        record = exchange.record
+        line: dict[str, Any] = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": 499 if exchange.client_left else exchange.status,
+            "ms": round(milliseconds, 2),
+            "request_id": exchange.request_id,
+        }
+        if record.caller:
+            line["caller"] = record.caller
+        if record.model:
+            line["model"] = record.model
+            line["tokens_in"], line["tokens_out"] = record.prompt_tokens, record.completion_tokens
+        if len(record.path) > 1:
+            line["tried"] = record.path
+        if exchange.error:
+            line["error"] = exchange.error
+        self.log.info("request", **line)
+
+
+class Refusals:
+    """Turns new work away while the server drains, and bodies that are too large, declared or counted.
+
+    Args:
+        app: the application inside.
+        drain: tells whether the server drains.
+        max_body_bytes: largest body, in bytes.
+    """
+
+    def __init__(self, app: ASGIApp, drain: Drain, max_body_bytes: int) -> None:
+        self.app = app
+        self.drain = drain
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self.drain.draining and scope["path"] not in ALWAYS_ANSWERED:
+            await problem_response(self.drain.error(), scope)(scope, receive, send)
+            return
+        too_large = HTTPException(413, f"The body is larger than {self.max_body_bytes} bytes (setting max_body_bytes).")
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
+            await problem_response(too_large, scope)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise too_large
+            return message
+
+        await self.app(scope, counted, send)
+
+
+class LastResort:
+    """Answers what nothing else has answered: inside CORS and the request id, so that its 500 has both."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.log = structlog.get_logger("app.errors")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if exchange.aborted_by is None or exchange.client_left:
+                raise
+            if exchange.status == 0:
+                await problem_response(exchange.aborted_by, scope)(scope, receive, send)
+        except Exception as error:
+            self.log.error("unexpected", request_id=exchange.request_id, **where(error))
+            if exchange.status == 0:
+                await problem_response(AppError(), scope)(scope, receive, send)
+            else:
+                raise
+
+
+class CORS(CORSMiddleware):
+    """Starlette's, with our body for a preflight that is refused."""
+
+    def preflight_response(self, request_headers: Any) -> Response:
+        """Return the answer to a preflight request."""
+        response = super().preflight_response(request_headers)
+        return response if response.status_code == 200 else RefusedPreflight(response)
+
+
+class RefusedPreflight(Response):
+    """Says why in a problem details body, with the headers that Starlette chose."""
+
+    def __init__(self, refused: Response) -> None:
+        super().__init__(status_code=refused.status_code)
+        self._refused = refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = HTTPException(400, "This origin, method or header is not allowed here.")
+        response = problem_response(error, scope)
+        kept = {k: v for k, v in self._refused.headers.items() if not k.startswith("content-")}
+        response.headers.update(kept)
+        await response(scope, receive, send)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode() if REQUEST_ID.fullmatch(value) else secrets.token_hex(16)
+    return secrets.token_hex(16)

@@ -1,0 +1,206 @@
+"""What crosses the wire: OpenAI's requests and answers.
+
+Typed here is what this service uses or bounds. Every other field is kept as it came and passed on: `extra="allow"`.
+Source: OpenAI's API reference, chat completions and embeddings.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Wire(BaseModel):
+    """Strict as JSON is: a bool is no number, a NaN is nothing."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Part(Wire):
+    """One part of a message's content: text, image, audio, file, and what comes after them."""
+
+    type: str = Field(max_length=64)
+
+
+class Message(Wire):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[Part], Field(max_length=1024)] | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[dict[str, JsonValue]], Field(max_length=512)] | None = None
+    tool_call_id: Name | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.content is None and self.role not in ("assistant", "function"):
+            raise ValueError(f"a {self.role} message needs content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a tool message needs tool_call_id")
+        return self
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+
+
+class ChatRequest(Wire):
+    """A request for a chat completion. Only what the caller set, and the model's `defaults`, goes to the provider."""
+
+    model: Name | None = Field(default=None, description="A public name of the model table; left out, the default.")
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="The shipped gpt-4o entry sends 0.7 if it is left out."
+    )
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=16384, description="The shipped gpt-4o entry sends 1024 if it is left out."
+    )
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: int | None = Field(default=None, ge=1, le=128)
+    stop: Annotated[str, Field(max_length=1024)] | Annotated[list[str], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=512)
+    response_format: dict[str, JsonValue] | None = None
+    user: str | None = Field(default=None, max_length=512)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the caller asked for a stream's usage chunk."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class Usage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class AssistantMessage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    role: str = "assistant"
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class Choice(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    index: int = 0
+    message: AssistantMessage
+    finish_reason: str | None = None
+
+
+class ChatResponse(BaseModel):
+    """OpenAI's `chat.completion`, and `content`: the first choice's text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: str = "chat.completion"
+    created: int = 0
+    model: str
+    choices: list[Choice]
+    usage: Usage = Usage()
+    content: str | None = None
+
+
+class Delta(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    role: str | None = None
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChunkChoice(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    index: int = 0
+    delta: Delta = Delta()
+    finish_reason: str | None = None
+
+
+class ChatChunk(BaseModel):
+    """OpenAI's `chat.completion.chunk`, and `content`: the first choice's new text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int = 0
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+    @property
+    def content(self) -> str:
+        """The new text of the first choice; empty where a chunk brings none."""
+        return (self.choices[0].delta.content or "") if self.choices else ""
+
+
+class EmbeddingRequest(Wire):
+    """A request for embeddings: of a text, of texts, of tokens, or of lists of tokens."""
+
+    model: Name | None = None
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=2048)]
+        | Annotated[list[int], Field(min_length=1, max_length=8192)]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=2048)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = Field(default=None, max_length=512)
+
+
+class Embedding(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    object: str = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingResponse(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    object: str = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage = Usage()
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorMember(BaseModel):
+    """OpenAI's error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Problem(BaseModel):
+    """Every error's body: problem details (RFC 9457) with OpenAI's error in it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: ErrorMember

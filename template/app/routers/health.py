@@ -1,0 +1,24 @@
+"""GET /health and GET /ready. Neither calls a model."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Tell that the process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses={503: {"description": "Not able to serve; `failing` says why."}})
+async def ready(request: Request) -> JSONResponse:
+    """Tell whether this process can serve: 503 while LiteLLM loads, and while it drains."""
+    state = request.app.state
+    failing = state.llm.failing()
+    if state.drain.draining:
+        failing.append("The server is shutting down.")
+    if failing:
+        return JSONResponse({"status": "not ready", "failing": failing}, 503, {"Retry-After": "1"})
+    return JSONResponse({"status": "ready"})
