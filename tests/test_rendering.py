@@ -1,0 +1,103 @@
+"""What holds for every rendered project, without running it."""
+
+import ast
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import copier
+import pytest
+
+from conftest import ROOT, Render, tree
+
+SHAPES = {
+    "default": {},
+    "GitLab": {"ci": "gitlab"},
+    "no CI": {"ci": "none"},
+    "another vendor": {"default_model": "anthropic/claude-sonnet-4-5"},
+    "own server": {"api_base": "http://localhost:8001/v1", "default_model": "Qwen/Qwen3-8B"},
+    "own index": {"package_index": "https://pypi.org/simple"},
+    "named origins": {"cors_origins": "https://a.example,https://b.example"},
+    "everything else": {"project_name": 'Ask "me" 👋', "project_slug": "ask", "description": "", "cors_origins": ""},
+}
+OPTION_FILES = {
+    ("ci", "github"): [".github/workflows/ci.yml"],
+    ("ci", "gitlab"): [".gitlab-ci.yml"],
+    ("ci", "none"): [],
+}
+
+
+@pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
+def test_no_jinja_and_no_stub_file_is_left(source: Path, render: Render, answers: dict[str, str]) -> None:
+    from_jinja = {name.removesuffix(".jinja") for name in tree(source / "template") if name.endswith(".jinja")}
+    for name, content in tree(render(**answers)).items():
+        assert not re.search(r"[{}]|\.jinja$", name), name
+        if name in from_jinja or name == ".copier-answers.yml":
+            assert not re.search(rb"\{\{|\{%|\{#", content), name
+        assert content == b"" or re.fullmatch(rb"\S.*\S\n", content, re.DOTALL), name
+
+
+def test_python_is_the_same_in_every_project(source: Path, render: Render) -> None:
+    python = {name: content for name, content in tree(source / "template").items() if name.endswith(".py")}
+    assert python
+    for answers in SHAPES.values():
+        rendered = tree(render(**answers))
+        assert {name: content for name, content in rendered.items() if name.endswith(".py")} == python
+
+
+def test_python_in_the_template_holds_no_jinja(source: Path) -> None:
+    for name, content in tree(source / "template").items():
+        if name.endswith(".py"):
+            assert "{" not in name
+            assert not re.search(rb"\{%|\{\{", content), name
+
+
+def test_every_file_of_the_template_is_rendered_or_belongs_to_an_option(source: Path, render: Render) -> None:
+    rendered = set(tree(render()))
+    optional = {name for names in OPTION_FILES.values() for name in names}
+    named = {name.removesuffix(".jinja") for name in tree(source / "template")}
+    assert named - {"{{_copier_conf.answers_file}}"} | {".copier-answers.yml"} == rendered | optional
+
+
+@pytest.mark.parametrize("choice", OPTION_FILES, ids=lambda choice: f"{choice[0]}={choice[1]}")
+def test_an_option_brings_its_files_and_no_others(render: Render, choice: tuple[str, str]) -> None:
+    question, answer = choice
+    rendered = set(tree(render(**{question: answer})))
+    for (other, value), names in OPTION_FILES.items():
+        if other == question:
+            for name in names:
+                assert (name in rendered) == (value == answer), name
+
+
+def test_what_working_in_the_template_leaves_behind_is_not_copied(source: Path, tmp_path: Path, render: Render) -> None:
+    used = shutil.copytree(source, tmp_path / "used")
+    for name in [".env", ".venv/x", "app/__pycache__/main.pyc", ".mypy_cache/x", ".pytest_cache/x", "uv.lock"]:
+        (used / "template" / name).parent.mkdir(parents=True, exist_ok=True)
+        (used / "template" / name).write_text("left\n")
+    copier.run_copy(str(used), tmp_path / "project", defaults=True, quiet=True)
+    assert set(tree(tmp_path / "project")) == set(tree(render()))
+
+
+def test_this_repository_installs_what_a_project_depends_on(render: Render) -> None:
+    """template/ runs and is checked where it stands, with exactly the libraries that a project asks for."""
+    project = tomllib.loads((render() / "pyproject.toml").read_text())
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    wanted = set(project["project"]["dependencies"] + project["dependency-groups"]["dev"])
+    assert wanted <= set(groups["template"]) | {item for item in groups["dev"] if isinstance(item, str)}
+    assert set(groups["template"]) <= wanted
+
+
+def test_a_reader_gets_through_each_module_in_one_sitting_and_through_all_in_an_evening(source: Path) -> None:
+    lengths = {str(path): len(path.read_text("utf-8").splitlines()) for path in (source / "template/app").rglob("*.py")}
+    assert {name: lines for name, lines in lengths.items() if lines > 300} == {}
+    assert sum(lengths.values()) <= 2500
+
+
+def test_what_speaks_to_models_knows_nothing_of_fastapi(source: Path) -> None:
+    for path in (source / "template/app/llm").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not [alias.name for alias in node.names if alias.name.split(".")[0] == "fastapi"], path
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] != "fastapi", path
