@@ -36,11 +36,6 @@ def documents(project: Path) -> dict[str, object]:
         ".yaml": yaml.safe_load,
         ".json": json.loads,
     }
-        ".toml": tomllib.loads,
-        ".yml": yaml.safe_load,
-        ".yaml": yaml.safe_load,
-        ".json": json.loads,
-    }
     files = [path for path in project.rglob("*") if path.suffix in read and path.is_file()]
     return {str(path.relative_to(project)): read[path.suffix](path.read_text("utf-8")) for path in files}
 
