@@ -5,6 +5,7 @@ flight, or the grace is over and what is left has had its error, the server's ow
 """
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -32,9 +33,20 @@ class Drain:
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self.draining = False
-        self.in_flight: set[Abortable] = set()
+        self._in_flight: set[Abortable] = set()
+        self._idle = asyncio.Event()
         self._previous: dict[int, Any] = {}
         self._task: asyncio.Task[None] | None = None
+
+    def enter(self, request: Abortable) -> None:
+        """Count a request in."""
+        self._in_flight.add(request)
+
+    def leave(self, request: Abortable) -> None:
+        """Count a request out."""
+        self._in_flight.discard(request)
+        if self.draining and not self._in_flight:
+            self._idle.set()
 
     def error(self) -> Draining:
         """Return the error for new work."""
@@ -73,13 +85,13 @@ class Drain:
 
     async def _drain(self, exit_server: Callable[[], None]) -> None:
         await self._until_idle(self.grace)
-        for request in list(self.in_flight):
+        for request in list(self._in_flight):
             request.abort(self.error())
         await self._until_idle(AFTER_ABORT)
         exit_server()
 
     async def _until_idle(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while self.in_flight and loop.time() < end:
-            await asyncio.sleep(0.05)
+        if self._in_flight:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._idle.wait()

@@ -120,7 +120,7 @@ class RequestContext:
             return
         started = time.perf_counter()
         exchange = scope["app.exchange"] = Exchange(scope, receive, send)
-        self.drain.in_flight.add(exchange)
+        self.drain.enter(exchange)
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
@@ -128,7 +128,7 @@ class RequestContext:
                 raise
         finally:
             exchange.close()
-            self.drain.in_flight.discard(exchange)
+            self.drain.leave(exchange)
             self._write_line(scope, exchange, (time.perf_counter() - started) * 1000)
 
     def _write_line(self, scope: Scope, exchange: Exchange, milliseconds: float) -> None:

@@ -4,11 +4,11 @@ import asyncio
 import copy
 import itertools
 import os
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from random import random
+from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -138,9 +138,9 @@ class LLMClient:
                     if data and data.strip() != b"[DONE]":
                         yield ChatChunk.model_validate_json(data)
 
-    async def embed(self, *, input: str | Sequence[str], model: str | None = None, **fields: Any) -> EmbeddingResponse:
+    async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
         """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
-        given = input if isinstance(input, str) else list(input)
+        given = texts if isinstance(texts, str) else list(texts)
         request = _request(EmbeddingRequest, model=model, input=given, **fields)
         return EmbeddingResponse.model_validate(await self.embeddings(request))
 
@@ -236,8 +236,7 @@ class LLMClient:
             else:
                 self._cooldowns.answered(candidate.name)
                 return answer
-        assert failure
-        raise failure
+        raise cast(ProviderError, failure)  # there is always one candidate
 
     async def _retrying(self, target: Target, clock: Clock, start: Callable[[Target], Awaitable[T]]) -> T:
         for attempt in itertools.count():
@@ -255,9 +254,9 @@ class LLMClient:
 
 
 def _pause(failure: ProviderError, attempt: int) -> float | None:
-    """Return the seconds to wait before trying again: exponential with jitter, or as the provider says; None if long."""
+    """Return seconds before the next try: exponential with jitter, or as the provider says; None if long."""
     if failure.retry_after is None:
-        return float(random.uniform(0.5, 1.0) * min(0.4 * 2**attempt, 5.0))
+        return min(0.4 * float(2**attempt), 5.0) * (0.5 + random() / 2)
     return failure.retry_after if failure.retry_after <= MAX_RETRY_WAIT else None
 
 

@@ -151,8 +151,9 @@ def _instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
     kind = schema.get("type")
     kind = kind[0] if isinstance(kind, list) and kind else kind
     if kind == "object" or "properties" in schema:
-        properties = schema.get("properties") if isinstance(schema.get("properties"), dict) else {}
-        return {name: _instance(inner, root, depth + 1) for name, inner in properties.items()}
+        properties = schema.get("properties")
+        inner = properties.items() if isinstance(properties, dict) else ()
+        return {name: _instance(value, root, depth + 1) for name, value in inner}
     if kind == "array":
         item = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
         return [_instance(item, root, depth + 1) for _ in range(min(schema.get("minItems") or 0, 16))]

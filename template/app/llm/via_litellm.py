@@ -22,38 +22,12 @@ from app.llm.sse import DONE
 from app.llm.targets import Target
 
 FORWARDED = frozenset(
-    [
-        "audio",
-        "frequency_penalty",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens",
-        "modalities",
-        "n",
-        "parallel_tool_calls",
-        "prediction",
-        "presence_penalty",
-        "prompt_cache_key",
-        "reasoning_effort",
-        "response_format",
-        "safety_identifier",
-        "seed",
-        "service_tier",
-        "stop",
-        "store",
-        "temperature",
-        "thinking",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "top_p",
-        "user",
-        "verbosity",
-        "web_search_options",
-    ]
+    """
+    audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens modalities n
+    parallel_tool_calls prediction presence_penalty prompt_cache_key reasoning_effort response_format
+    safety_identifier seed service_tier stop store temperature thinking tool_choice tools top_logprobs top_p user
+    verbosity web_search_options
+    """.split()
 )
 """What a caller may set besides model, messages and streaming. Anything else could be one of LiteLLM's own controls
 (`api_base` sends our key elsewhere, `mock_response` answers for nothing), so this list is written out."""
