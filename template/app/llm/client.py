@@ -24,6 +24,7 @@ from app.llm.failures import unreadable
 from app.llm.record import CallRecord
 from app.llm.relay import StreamWatch
 from app.llm.sse import Events, event_data
+from app.llm.structured import M, parse
 from app.llm.targets import Target, resolve
 from app.llm.via_litellm import ViaLiteLLM
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
@@ -137,6 +138,23 @@ class LLMClient:
                     data = event_data(event)
                     if data and data.strip() != b"[DONE]":
                         yield ChatChunk.model_validate_json(data)
+
+    async def parse(
+        self, kind: type[M], *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
+    ) -> M:
+        """Return an answer as a validated Pydantic object.
+
+        Args:
+            kind: the class of the object.
+            messages: as in `complete`, like all the rest.
+            model: as in `complete`.
+            **fields: as in `complete`.
+
+        Raises:
+            ProviderError: the model's text does not fit `kind`, after one repair.
+            AppError: as in `complete`.
+        """
+        return await parse(self, kind, messages, model, **fields)
 
     async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
         """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
