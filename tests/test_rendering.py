@@ -15,10 +15,12 @@ SHAPES = {
     "default": {},
     "GitLab": {"ci": "gitlab"},
     "no CI": {"ci": "none"},
-    "another vendor": {"default_model": "anthropic/claude-sonnet-4-5"},
+    "another vendor": {
+        "default_model": "anthropic/claude-sonnet-4-5",
+        "cors_origins": "https://a.example,https://b.example",
+    },
     "own server": {"api_base": "http://localhost:8001/v1", "default_model": "Qwen/Qwen3-8B"},
     "own index": {"package_index": "https://pypi.org/simple"},
-    "named origins": {"cors_origins": "https://a.example,https://b.example"},
     "everything else": {"project_name": 'Ask "me" 👋', "project_slug": "ask", "description": "", "cors_origins": ""},
 }
 OPTION_FILES = {
