@@ -23,10 +23,10 @@ async def parse(
     name = re.sub(r"\W", "_", kind.__name__)[:64]
     schema = _strict(kind.model_json_schema())
     log = structlog.get_logger("app.llm")
-    by_schema = {
+    by_schema: dict[str, Any] = {
         "response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
     }
-    by_tool = {
+    by_tool: dict[str, Any] = {
         "tools": [{"type": "function", "function": {"name": name, "parameters": schema}}],
         "tool_choice": {"type": "function", "function": {"name": name}},
     }
