@@ -2,14 +2,17 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import openai
 import pytest
 from starlette.testclient import TestClient
 
 from app.config import Settings
 from app.main import create_app
+from tests.serving import Backend, Process
 from tests.serving import serve as serve_app
 from tests.stub import Stub
 
@@ -66,3 +69,40 @@ def serve() -> Iterator[Serve]:
     """Serve an app with given settings on a real socket until the test ends; return its base URL."""
     with contextlib.ExitStack() as servers:
         yield lambda settings: servers.enter_context(serve_app(create_app(settings)))
+
+
+@pytest.fixture(scope="session")
+def backends(key: str) -> Iterator[tuple[Backend, Backend]]:
+    """Two real servers for the session, with models on every way to a provider: a patient one, and one that is hasty.
+
+    LiteLLM takes seconds to load, so they load it at the same time, and once.
+    """
+    limits = {"first_token": 0.3, "idle": 0.3, "total": 0.6}
+    with contextlib.ExitStack() as stack:
+        patient, hasty = (stack.enter_context(_backend(key, timeouts)) for timeouts in ({}, limits))
+        for backend in (patient, hasty):
+            backend.process.wait_until_ready()
+            backend.warm_up()
+        yield patient, hasty
+
+
+@contextlib.contextmanager
+def _backend(key: str, timeouts: dict[str, float]) -> Iterator[Backend]:
+    with Stub() as stub:
+        models = {
+            "direct": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"},
+            "litellm": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1", "protocol": "litellm"},
+            "anthropic": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": stub.url},
+        }
+        env = {
+            "APP_MODELS": json.dumps(models),
+            "APP_DEFAULT_MODEL": "direct",
+            "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}),
+            "APP_RETRIES": "0",
+            "APP_TIMEOUTS": json.dumps(timeouts),
+        }
+        with (
+            Process(env=env) as process,
+            openai.OpenAI(base_url=f"{process.url}/v1", api_key=key, max_retries=0) as client,
+        ):
+            yield Backend(process, stub, client)

@@ -61,7 +61,7 @@ LEGAL_VARIANTS = {
 
 FAULTS = {
     # The provider refuses the request.
-    "400": Fault(behaviour=Behaviour(status=400), status=400, code="invalid_request"),
+    "400": Fault(behaviour=Behaviour(status=400), status=400, code="invalid_request_error"),
     "400 with a code": Fault(
         behaviour=Behaviour(status=400, code="context_length_exceeded"),
         status=400,
@@ -69,8 +69,8 @@ FAULTS = {
         anthropic=False,
     ),
     "400 without a body": Fault(behaviour=Behaviour(status=400, body=b""), status=400, code="invalid_request"),
-    "413": Fault(behaviour=Behaviour(status=413), status=400, code="invalid_request"),
-    "422": Fault(behaviour=Behaviour(status=422), status=400, code="invalid_request"),
+    "413": Fault(behaviour=Behaviour(status=413, code="request_too_large"), status=400, code="request_too_large"),
+    "422": Fault(behaviour=Behaviour(status=422), status=400, code="invalid_request_error"),
     # It refuses us.
     "401": Fault(behaviour=Behaviour(status=401), code="provider_misconfigured"),
     "401 without a body": Fault(behaviour=Behaviour(status=401, body=b""), code="provider_misconfigured"),
@@ -124,9 +124,7 @@ FAULTS = {
     ),
     # It fails within a stream.
     "an error event": Fault(behaviour=Behaviour(error_at=5, stall_after=6, pace=PACE), begun=True, answers=_STREAM),
-    "a chunk of broken JSON": Fault(
-        behaviour=Behaviour(bad_json_at=5, stall_after=6, pace=PACE), begun=True, answers=_STREAM
-    ),
+    "a chunk of broken JSON": Fault(behaviour=Behaviour(bad_json_at=5, pace=PACE), begun=True, answers=_STREAM),
     "cut between events": Fault(behaviour=Behaviour(cut_after=5, pace=PACE), begun=True, answers=_STREAM),
     "cut between events of a stream that ends by closing": Fault(
         behaviour=Behaviour(cut_after=5, transfer="close", pace=PACE), begun=True, answers=_STREAM

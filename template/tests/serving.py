@@ -10,10 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import openai
 import uvicorn
+
+from tests.stub import Stub
 
 PROJECT = Path(__file__).parent.parent
 START_SECONDS = 30
@@ -93,7 +97,7 @@ class Process:
         self._reader.start()
         if self._ready:
             try:
-                self._wait_until_healthy()
+                self._wait_for("/health")
             except BaseException:
                 self.__exit__()
                 raise
@@ -128,6 +132,14 @@ class Process:
         self._reader.join()
         return code
 
+    def wait_until_ready(self) -> None:
+        """Wait until `/ready` answers 200, so until LiteLLM is loaded where it is needed.
+
+        Raises:
+            RuntimeError: it ended, or took too long; with what it printed.
+        """
+        self._wait_for("/ready")
+
     @property
     def rss(self) -> int:
         """Resident memory, in bytes (Linux)."""
@@ -144,15 +156,36 @@ class Process:
         for line in self._process.stdout:
             self.lines.append(line.rstrip("\n"))
 
-    def _wait_until_healthy(self) -> None:
+    def _wait_for(self, path: str) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise RuntimeError(f"exit code {self.wait()}:\n{self.output}")
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_SECONDS)
             with contextlib.closing(connection), contextlib.suppress(ConnectionError):
-                connection.request("GET", "/health")
+                connection.request("GET", path)
                 if connection.getresponse().status == http.client.OK:
                     return
             time.sleep(0.02)
-        raise RuntimeError(f"no answer from /health after {START_SECONDS} s:\n{self.output}")
+        raise RuntimeError(f"{path} was not answered within {START_SECONDS} s:\n{self.output}")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A running app with its provider and a client.
+
+    Attributes:
+        process: the app.
+        stub: the provider of all of its models.
+        client: OpenAI's own, with a key and without retries.
+    """
+
+    process: Process
+    stub: Stub
+    client: openai.OpenAI
+
+    def warm_up(self) -> None:
+        """Ask every model once, since LiteLLM does much of its work at its first call."""
+        for model in self.client.models.list():
+            with contextlib.suppress(openai.APIStatusError):
+                self.client.chat.completions.create(model=model.id, messages=[{"role": "user", "content": "Hello"}])

@@ -7,7 +7,6 @@ from typing import Any
 from tests.stub.behaviour import MODEL_SUFFIX, PROMPT_TOKENS, Behaviour, Event, Json, dump, halves
 
 _ERRORS = {
-    400: "invalid_request_error",
     401: "authentication_error",
     402: "billing_error",
     403: "permission_error",
@@ -21,7 +20,7 @@ _ERRORS = {
 def error(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Json:
     """Return an error's body. Anthropic has no codes, and names a field in the message."""
     text = f"{param}: {message}" if param else message
-    kind = code or _ERRORS.get(status, "api_error")
+    kind = code or _ERRORS.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": text}, "request_id": "req_stub"}
 
 

@@ -1,0 +1,115 @@
+"""Whatever a provider does, a client gets a whole answer or the right error, in time, and leaves nothing behind.
+
+Each behaviour of the stub is crossed by OpenAI's own client, whole and streamed, on each way to a provider.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types.chat import ChatCompletionChunk
+
+from tests.faults import FAULTS, LEGAL_VARIANTS, Fault
+from tests.serving import Backend
+from tests.stub import TEXT, Behaviour, Stub
+
+WAYS = ("direct", "litellm", "anthropic")
+KINDS = ("whole", "stream")
+SOON = 5
+"""Seconds, generous: a fault that isn't slow is found at once, a slow one within 0.6 s."""
+
+
+def say_hello(backend: Backend, model: str, kind: str) -> str:
+    """Ask for an answer; return the text, or raise what OpenAI's client raises.
+
+    A stream is read to the end of its bytes first, since the client itself stops at an error and at `[DONE]`.
+    """
+    asked: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    if kind == "whole":
+        return backend.client.chat.completions.create(**asked).choices[0].message.content or ""
+    with backend.client.chat.completions.with_streaming_response.create(**asked, stream=True) as response:
+        body = response.read()
+        assert body.endswith(b"data: [DONE]\n\n")
+        assert body.count(b"[DONE]") == 1
+        recorded = httpx.Response(200, content=body, headers=response.headers, request=response.http_request)
+    stream = openai.Stream(cast_to=ChatCompletionChunk, response=recorded, client=backend.client)
+    choices = [choice for chunk in stream for choice in chunk.choices]
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["stop"]
+    return "".join(choice.delta.content or "" for choice in choices)
+
+
+@contextlib.contextmanager
+def behaving(stub: Stub, behaviour: Behaviour) -> Iterator[None]:
+    """Let a provider misbehave for a while."""
+    stub.default = behaviour
+    try:
+        yield
+    finally:
+        stub.default = Behaviour()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LEGAL_VARIANTS)
+def test_a_legal_variant_gives_the_whole_answer(
+    backends: tuple[Backend, Backend], name: str, kind: str, way: str
+) -> None:
+    backend, _ = backends
+    with behaving(backend.stub, LEGAL_VARIANTS[name]):
+        assert say_hello(backend, way, kind) == LEGAL_VARIANTS[name].text
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "way"),
+    [
+        pytest.param(fault, kind, way, id=f"{name}-{kind}-{way}")
+        for name, fault in FAULTS.items()
+        for kind in KINDS
+        for way in WAYS
+        if kind in fault.answers and (fault.anthropic or way != "anthropic")
+    ],
+)
+def test_a_fault_gives_the_error_of_the_table_and_leaves_nothing_behind(
+    backends: tuple[Backend, Backend], fault: Fault, kind: str, way: str
+) -> None:
+    patient, hasty = backends
+    backend = hasty if fault.slow else patient
+    stub, before = backend.stub, len(backend.stub.requests)
+    asked_at = time.monotonic()
+    with behaving(stub, fault.behaviour), pytest.raises(openai.APIError) as caught:
+        say_hello(backend, way, kind)
+    assert time.monotonic() - asked_at < SOON
+
+    error = caught.value
+    if fault.begun and kind == "stream":
+        assert not isinstance(error, openai.APIStatusError), "the stream had begun"
+    else:
+        assert isinstance(error, openai.APIStatusError), "no byte had been sent"
+        assert error.status_code == fault.status
+        assert _retry_after(error.response, fault)
+        assert (error.response.headers.get("x-should-retry") == "false") == (fault.code == "provider_misconfigured")
+    assert error.code == fault.code
+    assert error.type == {400: "invalid_request_error", 429: "rate_limit_error"}.get(fault.status, "server_error")
+    assert isinstance(error.body, dict)
+    if fault.status == 400 and fault.behaviour.body is None:
+        assert error.body["message"] == Behaviour.message
+    else:
+        assert f"{way!r}" in error.body["message"]
+
+    requests = stub.requests[before:]
+    gone = stub.wait_until(lambda: all(request.answered or request.closed.is_set() for request in requests), SOON)
+    assert gone, "the upstream connection is still open"
+    # LiteLLM asks some providers once more, by itself, when it gets no answer at all.
+    assert len(requests) == 1 or (way != "direct" and fault.behaviour.status == 0)
+    assert say_hello(backend, way, kind) == TEXT
+
+
+def _retry_after(response: httpx.Response, fault: Fault) -> bool:
+    sent = response.headers.get("retry-after")
+    if fault.retry_after is None:
+        return sent is None
+    return sent is not None and fault.retry_after - 60 < int(sent) <= fault.retry_after
