@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.config import CallerEntry
+from app.config import CallerEntry, Limits
 from app.errors import ModelNotAllowed, Unauthorized
 
 HOW_TO_ADD = "Add a caller with `python -m app callers add NAME` and send its key as `Authorization: Bearer KEY`."
@@ -19,13 +19,15 @@ class Caller:
     Attributes:
         name: as in the table of callers; safe for logs and metrics.
         models: the public names that are open; None is all.
-        entry: the row of the table; None for one who isn't in it.
+        limits: what this caller may use; None is no limit.
+        may_read_metrics: may read `/metrics`.
         anonymous: sent no key.
     """
 
     name: str
     models: frozenset[str] | None = None
-    entry: CallerEntry | None = None
+    limits: Limits | None = None
+    may_read_metrics: bool = False
     anonymous: bool = False
 
     def may_use(self, model: str) -> bool:
@@ -52,7 +54,7 @@ class Keys:
 
     def __init__(self, callers: Mapping[str, CallerEntry]) -> None:
         self._callers = [
-            (digest, Caller(name, frozenset(entry.models) if entry.models is not None else None, entry))
+            (digest, Caller(name, frozenset(entry.models) if entry.models is not None else None, entry, entry.metrics))
             for name, entry in callers.items()
             for digest in entry.key_sha256
         ]

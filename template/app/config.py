@@ -6,6 +6,7 @@ below.
 
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -51,6 +52,12 @@ class Limits(Group):
 
     requests_per_minute: int | None = Field(default=None, gt=0)
     tokens_per_minute: int | None = Field(default=None, gt=0)
+    max_in_flight: int | None = Field(default=None, gt=0)
+
+    @cached_property
+    def any(self) -> bool:
+        """Whether anything is limited."""
+        return any((self.requests_per_minute, self.tokens_per_minute, self.max_in_flight))
 
 
 class ModelEntry(Limits):
@@ -143,6 +150,10 @@ class Settings(BaseSettings):
     cors_origins: StrList = ["*"]
     cors_credentials: bool = False
 
+    limit_storage: str = Field(
+        default="async+memory://", pattern=r"^async\+(memory://$|(valkeys?|rediss?)(\+unix)?://.+)"
+    )
+    max_in_flight: int = Field(default=2000, gt=0)
     max_body_bytes: int = Field(default=20_000_000, gt=0)
     max_tokens_limit: int = Field(default=16384, gt=0)
     retries: int = Field(default=2, ge=0, le=10)

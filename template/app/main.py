@@ -19,7 +19,10 @@ from app.middleware import CORS, LastResort, Refusals, RequestContext
 from app.problems import install_problem_handlers
 from app.routers import chat, embeddings, health, models
 
-EXPOSED_HEADERS = ["X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"]
+EXPOSED_HEADERS = [
+    *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+]
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -49,7 +52,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 allow_headers=["*"],
                 expose_headers=EXPOSED_HEADERS,
             ),
-            Middleware(Refusals, drain=drain, max_body_bytes=settings.max_body_bytes),
+            Middleware(
+                Refusals,
+                drain=drain,
+                max_in_flight=settings.max_in_flight,
+                max_body_bytes=settings.max_body_bytes,
+            ),
             *own.middleware,
             Middleware(LastResort),
         ],

@@ -13,13 +13,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.draining import Drain
-from app.errors import AppError
+from app.errors import AppError, Overloaded
 from app.llm.record import CallRecord
 from app.logs import where
 from app.problems import problem_response
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 ALWAYS_ANSWERED = ("/health", "/ready", "/metrics")
+WAIT_FOR_PLACE = 0.5
+"""Seconds that a request waits when `max_in_flight` is reached."""
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -153,26 +155,47 @@ class RequestContext:
 
 
 class Refusals:
-    """Turns new work away while the server drains, and bodies that are too large, declared or counted.
+    """Turns work away: while the server drains, while it has too much, and where a body is too large.
 
     Args:
         app: the application inside.
         drain: tells whether the server drains.
-        max_body_bytes: largest body, in bytes.
+        max_in_flight: most requests at once.
+        max_body_bytes: largest body, declared or counted, in bytes.
     """
 
-    def __init__(self, app: ASGIApp, drain: Drain, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, max_in_flight: int, max_body_bytes: int) -> None:
         self.app = app
         self.drain = drain
+        self.places = asyncio.Semaphore(max_in_flight)
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.drain.draining and scope["path"] not in ALWAYS_ANSWERED:
+        if scope["path"] in ALWAYS_ANSWERED:
+            await self.app(scope, receive, send)
+            return
+        if self.drain.draining:
             await problem_response(self.drain.error(), scope)(scope, receive, send)
             return
+        if self.places.locked():
+            try:
+                async with asyncio.timeout(WAIT_FOR_PLACE):
+                    await self.places.acquire()
+            except TimeoutError:
+                error = Overloaded("This server has too much to do. Try again in a moment.", retry_after=1)
+                await problem_response(error, scope)(scope, receive, send)
+                return
+        else:
+            await self.places.acquire()  # at once: no task switch
+        try:
+            await self._within_body_limit(scope, receive, send)
+        finally:
+            self.places.release()
+
+    async def _within_body_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
         too_large = HTTPException(413, f"The body is larger than {self.max_body_bytes} bytes (setting max_body_bytes).")
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:

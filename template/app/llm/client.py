@@ -1,23 +1,21 @@
 """LLMClient: one interface to every model of the table."""
 
-import asyncio
 import copy
-import itertools
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from random import random
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from app.callers import Caller
 from app.config import Settings
-from app.errors import InvalidRequest, ModelNotFound, ProviderError, invalid_request
+from app.errors import InvalidRequest, ModelNotFound, invalid_request
+from app.limits import Limiter, estimate
+from app.llm.attempts import Attempts
 from app.llm.clock import Clock
-from app.llm.cooldowns import Cooldowns
 from app.llm.demo import Demo
 from app.llm.direct import Direct
 from app.llm.failures import unreadable
@@ -28,11 +26,6 @@ from app.llm.structured import M, parse
 from app.llm.targets import Target, resolve
 from app.llm.via_litellm import ViaLiteLLM
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
-
-MAX_RETRY_WAIT = 10.0
-"""Seconds. A provider that asks for a longer wait is not waited for: the error goes on with its `Retry-After`."""
-
-T = TypeVar("T")
 
 
 class Way(Protocol):
@@ -82,7 +75,8 @@ class LLMClient:
             "demo": Demo,
         }
         self._ways = {way: makers[way]() for way in {target.way for target in self.targets.values()}}
-        self._cooldowns = Cooldowns()
+        self._limiter = Limiter(settings)
+        self._attempts = Attempts(self.targets, settings.retries)
         self.caller: Caller | None = None
         self.record = CallRecord()
 
@@ -170,46 +164,55 @@ class LLMClient:
 
     async def embeddings(self, request: EmbeddingRequest) -> dict[str, Any]:
         """Return OpenAI's embeddings object."""
-        target = self._target(request.model)
-        clock = Clock(self.settings.timeouts)
         fields = request.model_dump(exclude_unset=True)
-        answer = await self._attempts(target, clock, lambda t: self._ways[t.way].embed(t, fields, clock))
-        self.record.add_usage(answer.get("usage"))
-        return answer
+        return await self._answer(self._target(request.model), fields, lambda way: way.embed)
 
     async def _body(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
         yield to_json(await self._complete(request))
 
     async def _complete(self, request: ChatRequest) -> dict[str, Any]:
         target = self._target(request.model, request)
-        clock = Clock(self.settings.timeouts)
         fields = request.model_dump(exclude_unset=True, exclude={"stream", "stream_options"})
-        answer = await self._attempts(target, clock, lambda t: self._ways[t.way].complete(t, fields, clock))
-        self.record.add_usage(answer.get("usage"))
+        answer = await self._answer(target, fields, lambda way: way.complete)
         try:
             answer["content"] = answer["choices"][0]["message"].get("content")
         except (LookupError, AttributeError, TypeError):
             raise unreadable(target.name) from None
         return answer
 
+    async def _answer(
+        self, target: Target, fields: dict[str, Any], method: Callable[[Way], Callable[..., Awaitable[dict[str, Any]]]]
+    ) -> dict[str, Any]:
+        clock = Clock(self.settings.timeouts)
+        async with self._limiter.admit(self.caller, target, fields) as admission:
+            self.record.headers |= admission.headers
+            answer = await self._attempts.run(
+                target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
+            )
+            admission.used = self.record.add_usage(answer.get("usage"))
+        return answer
+
     async def _stream(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
         target = self._target(request.model, request)
-        clock = Clock(self.settings.timeouts)
         fields = request.model_dump(exclude_unset=True) | {"stream": True}
+        clock = Clock(self.settings.timeouts)
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None], StreamWatch]:
             watch = StreamWatch(request.n or 1, wants_usage=request.wants_usage)
             packets = self._ways[target.way].stream(target, fields, clock, watch)
             return await anext(packets), packets, watch
 
-        first, packets, watch = await self._attempts(target, clock, begin)
-        try:
-            async with aclosing(packets):
-                yield first
-                async for packet in packets:
-                    yield packet
-        finally:
-            self.record.add_usage(watch.usage or {"completion_tokens": watch.chunks})
+        async with self._limiter.admit(self.caller, target, fields) as admission:
+            self.record.headers |= admission.headers
+            first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
+            try:
+                async with aclosing(packets):
+                    yield first
+                    async for packet in packets:
+                        yield packet
+            finally:
+                usage = watch.usage or {"prompt_tokens": estimate(fields), "completion_tokens": watch.chunks}
+                admission.used = self.record.add_usage(usage)
 
     def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
         name = name or self.settings.default_model
@@ -224,58 +227,6 @@ class LLMClient:
                 if (getattr(request, param) or 0) > limit:
                     raise InvalidRequest(f"{param}: at most {limit} (setting max_tokens_limit).", param=param)
         return target
-
-    def _candidates(self, target: Target) -> list[Target]:
-        """Return a model and its fallbacks, without those that are cooling down, unless none is left."""
-        names = [n for n in target.entry.fallbacks if n != target.name and (not self.caller or self.caller.may_use(n))]
-        candidates = [target, *(self.targets[name] for name in names)]
-        if len(candidates) == 1:
-            return candidates
-        return [c for c in candidates if not self._cooldowns.cooling(c.name)] or candidates
-
-    async def _attempts(self, target: Target, clock: Clock, start: Callable[[Target], Awaitable[T]]) -> T:
-        """Return what `start` gives for a model, or for the first of its fallbacks that begins to answer.
-
-        What `start` returns has sent nothing to the client yet.
-        """
-        failure: ProviderError | None = None
-        for candidate in self._candidates(target):
-            try:
-                answer = await self._retrying(candidate, clock, start)
-            except InvalidRequest:
-                if failure is None:
-                    raise
-                # a fallback that can't take this request is no reason to blame the request
-            except ProviderError as error:
-                failure = error
-                if not error.fall_back:
-                    raise
-                self._cooldowns.failed(candidate.name)
-            else:
-                self._cooldowns.answered(candidate.name)
-                return answer
-        raise cast(ProviderError, failure)  # there is always one candidate
-
-    async def _retrying(self, target: Target, clock: Clock, start: Callable[[Target], Awaitable[T]]) -> T:
-        for attempt in itertools.count():
-            self.record.model = self.record.headers["X-Model"] = target.name
-            self.record.path.append(target.name)
-            try:
-                target.check_configured()
-                return await start(target)
-            except ProviderError as error:
-                pause = _pause(error, attempt)
-                if not error.retry or attempt == self.settings.retries or pause is None or pause >= clock.remaining():
-                    raise
-            await asyncio.sleep(pause)
-        raise AssertionError
-
-
-def _pause(failure: ProviderError, attempt: int) -> float | None:
-    """Return seconds before the next try: exponential with jitter, or as the provider says; None if long."""
-    if failure.retry_after is None:
-        return min(0.4 * float(2**attempt), 5.0) * (0.5 + random() / 2)
-    return failure.retry_after if failure.retry_after <= MAX_RETRY_WAIT else None
 
 
 R = TypeVar("R", ChatRequest, EmbeddingRequest)

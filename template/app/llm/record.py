@@ -24,8 +24,16 @@ class CallRecord:
     completion_tokens: int = 0
     headers: dict[str, str] = field(default_factory=dict)
 
-    def add_usage(self, usage: Any) -> None:
-        """Add a provider's usage, if it gave one."""
-        if isinstance(usage, dict):
-            self.prompt_tokens += usage.get("prompt_tokens") or 0
-            self.completion_tokens += usage.get("completion_tokens") or 0
+    def tries(self, model: str) -> None:
+        """Note that a model is tried."""
+        self.model = self.headers["X-Model"] = model
+        self.path.append(model)
+
+    def add_usage(self, usage: Any) -> int:
+        """Add a call's usage, if its provider gave one; return its tokens."""
+        if not isinstance(usage, dict):
+            return 0
+        prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        return int(prompt + completion)

@@ -1,0 +1,204 @@
+"""What a caller, or a model, may use in a minute, and how much at once.
+
+Requests and tokens are counted by `limits`, in this process or in a Valkey that all workers and replicas share. Calls
+in flight are counted in this process.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import structlog
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import Storage
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.storage import storage_from_string
+from pydantic_core import to_json
+
+from app.callers import Caller
+from app.config import Limits, Settings
+from app.errors import RateLimited
+from app.llm.targets import Target
+from app.process_storage import ProcessStorage
+
+STORAGE_DEADLINE = 0.25
+"""Seconds that all of a request's work on a shared storage may take."""
+STORAGE_PAUSE = 2.0
+"""Seconds after a failure before a shared storage is tried again, by one request."""
+UNSET_MAX_TOKENS = 1024
+"""Tokens that are reserved for an answer whose length nothing bounds."""
+
+T = TypeVar("T")
+Scope = tuple[str, str, Limits]
+
+
+def estimate(fields: dict[str, Any]) -> int:
+    """Return about how many tokens a request's fields are: four bytes to one."""
+    return len(to_json(fields)) // 4
+
+
+class Limiter:
+    """Admits calls within their limits.
+
+    Args:
+        settings: `limit_storage` says where requests and tokens are counted.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.degraded = False
+        """Whether the shared storage fails, so that this process counts alone."""
+        self.in_flight: Counter[tuple[str, str]] = Counter()
+        self._own = ProcessStorage()
+        self._shared: Storage | None = None
+        if settings.limit_storage != "async+memory://":
+            waits = {"socket_timeout": STORAGE_DEADLINE, "socket_connect_timeout": STORAGE_DEADLINE}
+            self._shared = cast(Storage, storage_from_string(settings.limit_storage, **waits))
+        self._retry_at = 0.0
+        self._log = structlog.get_logger("app.limits")
+
+    def admit(self, caller: Caller | None, target: Target, fields: dict[str, Any]) -> "Admission":
+        """Return a context that a call is made in; entering it may raise RateLimited.
+
+        Args:
+            caller: who calls; None is this application itself, whom only the model's limits bind.
+            target: the model.
+            fields: the request's fields.
+        """
+        scopes: list[Scope] = []
+        if caller and caller.limits and caller.limits.any:
+            scopes.append(("caller", caller.name, caller.limits))
+        if target.entry.any:
+            scopes.append(("model", target.name, target.entry))
+        return Admission(self, scopes, fields)
+
+    async def on_storage(self, work: Callable[[Storage], Awaitable[T]]) -> T:
+        """Do a request's work on the shared storage, or, while that fails, on this process's own."""
+        now = time.monotonic()
+        if self._shared and now >= self._retry_at:
+            if self.degraded:
+                self._retry_at = now + STORAGE_PAUSE
+            try:
+                async with asyncio.timeout(STORAGE_DEADLINE):
+                    result = await work(self._shared)
+            except RateLimited:
+                self._recovered()
+                raise
+            except Exception as error:
+                self._failed(error)
+            else:
+                self._recovered()
+                return result
+        return await work(self._own)
+
+    def _failed(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + STORAGE_PAUSE
+        if not self.degraded:
+            self.degraded = True
+            self._log.error("limit storage fails: each process counts alone", error=type(error).__name__)
+
+    def _recovered(self) -> None:
+        if self.degraded:
+            self.degraded = False
+            self._log.info("limit storage is back")
+
+
+class Admission:
+    """One call's share of its limits: reserved on entering, settled on leaving.
+
+    Set `used` to the tokens that the call really took, before leaving; a call that gave nothing took none.
+    """
+
+    __slots__ = ("_fields", "_limiter", "_reserved", "_scopes", "headers", "used")
+
+    def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any]) -> None:
+        self._limiter = limiter
+        self._scopes = scopes
+        self._fields = fields
+        self._reserved: list[tuple[str, int, float]] = []
+        self.headers: dict[str, str] = {}
+        self.used = 0
+
+    async def __aenter__(self) -> "Admission":
+        if self._scopes:
+            await self._limiter.on_storage(self._reserve)
+            for kind, name, limits in self._scopes:
+                if limits.max_in_flight and self._limiter.in_flight[kind, name] >= limits.max_in_flight:
+                    await self._settle()
+                    self._scopes = []
+                    raise RateLimited(
+                        f"This {kind} has {limits.max_in_flight} calls in flight, its limit.", retry_after=1
+                    )
+            for kind, name, _ in self._scopes:
+                self._limiter.in_flight[kind, name] += 1
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        for scope, name, _ in self._scopes:
+            self._limiter.in_flight[scope, name] -= 1
+        if self._reserved:
+            await self._settle()
+
+    async def _reserve(self, storage: Storage) -> None:
+        self._reserved.clear()
+        for kind, name, limits in self._scopes:
+            if limits.requests_per_minute:
+                window, item = MovingWindowRateLimiter(storage), RateLimitItemPerMinute(limits.requests_per_minute)
+                admitted = await window.hit(item, kind, name)
+                reset_at, remaining = await window.get_window_stats(item, kind, name)
+                self._tell("requests", limits.requests_per_minute, remaining, reset_at)
+                if not admitted:
+                    await self._refuse(storage, kind, f"{limits.requests_per_minute} requests", reset_at)
+            if limits.tokens_per_minute:
+                key = RateLimitItemPerMinute(limits.tokens_per_minute).key_for("tokens", kind, name)
+                cost = self._estimate()
+                count = await storage.incr(key, 60, amount=cost)
+                reset_at = await storage.get_expiry(key)
+                self._reserved.append((key, cost, reset_at))
+                self._tell("tokens", limits.tokens_per_minute, limits.tokens_per_minute - count, reset_at)
+                if cost > limits.tokens_per_minute:
+                    await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", None)
+                if count > limits.tokens_per_minute:
+                    await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", reset_at)
+
+    async def _refuse(self, storage: Storage, kind: str, limit: str, reset_at: float | None) -> None:
+        for key, cost, _ in self._reserved:
+            await storage.incr(key, 60, amount=-cost)
+        self._reserved.clear()
+        if reset_at is None:
+            raise RateLimited(
+                f"This request alone may take more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
+                headers=self.headers | {"X-Should-Retry": "false"},
+            )
+        wait = max(1.0, reset_at - time.time())
+        message = f"This {kind} has reached its limit of {limit} a minute."
+        raise RateLimited(message, retry_after=wait, headers=self.headers)
+
+    async def _settle(self) -> None:
+        used, reserved = self.used, list(self._reserved)
+        self._reserved.clear()
+
+        async def settle(storage: Storage) -> None:
+            for key, cost, window_end in reserved:
+                # A refund belongs to the window that was charged; what was used beyond the estimate is always owed.
+                if used > cost or (used < cost and time.time() < window_end):
+                    await storage.incr(key, 60, amount=used - cost)
+
+        await self._limiter.on_storage(settle)
+
+    def _estimate(self) -> int:
+        """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""
+        bound = self._fields.get("max_completion_tokens") or self._fields.get("max_tokens") or UNSET_MAX_TOKENS
+        answer = bound * (self._fields.get("n") or 1) if "messages" in self._fields else 0
+        return estimate(self._fields) + answer
+
+    def _tell(self, what: str, limit: int, remaining: int, reset_at: float) -> None:
+        """Set OpenAI's `x-ratelimit-*` headers, for the tightest limit where there are two."""
+        remaining = max(0, remaining)
+        known = self.headers.get(f"x-ratelimit-remaining-{what}")
+        if known is None or remaining < int(known):
+            self.headers[f"x-ratelimit-limit-{what}"] = str(limit)
+            self.headers[f"x-ratelimit-remaining-{what}"] = str(remaining)
+            self.headers[f"x-ratelimit-reset-{what}"] = f"{max(0.0, reset_at - time.time()):.3f}s"
