@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from multidict import CIMultiDict
 from pydantic_core import from_json
 
 from app.errors import ProviderError, ProviderTimeout
@@ -10,6 +11,7 @@ from app.llm.targets import Target
 
 NO_CONNECTION = {"ConnectError", "ClientConnectorError", "ConnectionRefusedError", "ServerDisconnectedError"}
 CUT_OFF = {"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ReadError", "TransferEncodingError"}
+NO_ANSWER_IN_TIME = {"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"}
 NO_CONNECTION_IN_TIME = {"ConnectTimeout", "ConnectionTimeoutError"}
 
 
@@ -28,7 +30,7 @@ def litellm_failure(target: Target, error: Exception) -> ProviderError:
         return unreachable(target.name)
     if causes & CUT_OFF:
         return cut_off(target.name)
-    if "Timeout" in causes:
+    if causes & NO_ANSWER_IN_TIME:
         return ProviderTimeout(f"Model {target.name!r} did not finish in time (timeouts.total).")
     status = getattr(error, "status_code", None)
     if not isinstance(status, int) or not 400 <= status < 600:
@@ -36,7 +38,7 @@ def litellm_failure(target: Target, error: Exception) -> ProviderError:
     if type(error).__name__ == "BudgetExceededError":
         status = 429
     headers = getattr(error, "litellm_response_headers", None) or {}
-    return provider_failure(target.name, status, _member(error), dict(headers), [target.key])
+    return provider_failure(target.name, status, _member(error), CIMultiDict(headers), [target.key])
 
 
 def _causes(error: BaseException | None) -> Any:
