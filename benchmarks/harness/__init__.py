@@ -1,0 +1,1 @@
+"""Measures the speed of a generated backend beside its peers."""

@@ -1,0 +1,119 @@
+"""Servers as processes: started on a core of their own, watched through the kernel, ended as a group."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LOAD_CORE = 0
+SERVER_CORE = 1
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Run on one core. Processes started meanwhile stay there, with all that they start themselves."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Process:
+    """A program, and every process that it starts, on one core."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], core: int, log: Path, folder: Path | None = None
+    ) -> None:
+        self.log = log
+        inherited = {name: os.environ[name] for name in ("HOME", "PATH", "LANG") if name in os.environ}
+        with pinned(core), log.open("wb") as output:
+            self.started = time.perf_counter()
+            self.popen = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=inherited | dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def pids(self) -> list[int]:
+        """Ids of the process and all its descendants."""
+        found = [self.popen.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(FileNotFoundError):  # the thread has ended meanwhile
+                    found += [int(child) for child in (task / "children").read_text().split()]
+        return found
+
+    def cpu_seconds(self) -> float:
+        """CPU time, user and system, that the living processes of the tree have used.
+
+        The same time as utime + stime in /proc/<pid>/stat, but that counts in ticks of 10 ms. The kernel's CPU clock
+        of a process counts nanoseconds; its id is made as clock_getcpuclockid(3) makes it.
+        """
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids())
+
+    def rss_mb(self) -> float:
+        return sum(status_kb(pid, "VmRSS") for pid in self.pids()) / 1024
+
+    def peak_rss_mb(self) -> float:
+        return sum(status_kb(pid, "VmHWM") for pid in self.pids()) / 1024
+
+    def raise_if_ended(self) -> None:
+        code = self.popen.poll()
+        if code is not None:
+            raise RuntimeError(f"{self.popen.args!r} ended with {code}:\n{self.log.read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        if self.popen.poll() is None:
+            os.killpg(self.popen.pid, signal.SIGTERM)
+            try:
+                self.popen.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.popen.pid, signal.SIGKILL)
+                self.popen.wait()
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def status_kb(pid: int, field: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    return 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_upstream(log: Path) -> tuple[Process, int]:
+    """The stub upstream, on the load's core, and its port."""
+    port = free_port()
+    upstream = Path(__file__).with_name("upstream.py")
+    process = Process([sys.executable, str(upstream), str(port)], {}, LOAD_CORE, log)
+    deadline = time.perf_counter() + 10
+    while time.perf_counter() < deadline:
+        process.raise_if_ended()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return process, port
+        time.sleep(0.01)
+    process.stop()
+    raise RuntimeError("the stub upstream did not start within 10 s")
