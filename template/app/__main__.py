@@ -1,12 +1,14 @@
 """python -m app: serve, and manage keys."""
 
 import argparse
+import atexit
 import errno
 import json
 import os
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 
@@ -86,6 +88,12 @@ def serve(options: dict[str, object]) -> int:
         else:
             print(f"  {target.name}: ready")
     sys.stdout.flush()
+    if settings.workers > 1 and not settings.dev:
+        directory = tempfile.TemporaryDirectory(prefix="metrics-")
+        atexit.register(directory.cleanup)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = (
+            directory.name
+        )  # before prometheus-client is imported: it looks only then
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ended_well)
     uvicorn.run(

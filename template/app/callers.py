@@ -22,6 +22,7 @@ class Caller:
         limits: what this caller may use; None is no limit.
         may_read_metrics: may read `/metrics`.
         anonymous: sent no key.
+        label: the name in metrics.
     """
 
     name: str
@@ -29,6 +30,11 @@ class Caller:
     limits: Limits | None = None
     may_read_metrics: bool = False
     anonymous: bool = False
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
 
     def may_use(self, model: str) -> bool:
         """Return whether a model is open to this caller."""

@@ -146,6 +146,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     api_docs: bool = False
+    metrics: bool = True
 
     cors_origins: StrList = ["*"]
     cors_credentials: bool = False

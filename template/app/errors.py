@@ -63,6 +63,11 @@ class AppError(Exception):
         self._headers = headers or {}
 
     @property
+    def kind(self) -> str:
+        """The class's own code: one of a few, whatever a provider said."""
+        return type(self).code
+
+    @property
     def headers(self) -> dict[str, str]:
         """Response headers that go with this error."""
         headers = dict(self._headers)
@@ -144,10 +149,12 @@ class ProviderError(AppError):
     status = 502
     code = "provider_error"
     retry: bool = False
+    truncated: bool = False
     fall_back: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, retry: bool | None = None, **kwargs: Any) -> None:
+    def __init__(self, message: str, *, retry: bool | None = None, truncated: bool = False, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
+        self.truncated = truncated
         if retry is not None:
             self.retry = retry
 

@@ -22,6 +22,7 @@ from app.callers import Caller
 from app.config import Limits, Settings
 from app.errors import RateLimited
 from app.llm.targets import Target
+from app.metrics import Metrics
 from app.process_storage import ProcessStorage
 
 STORAGE_DEADLINE = 0.25
@@ -45,9 +46,11 @@ class Limiter:
 
     Args:
         settings: `limit_storage` says where requests and tokens are counted.
+        metrics: told of every decision, and whether the storage answers.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.metrics = metrics
         self.degraded = False
         """Whether the shared storage fails, so that this process counts alone."""
         self.in_flight: Counter[tuple[str, str]] = Counter()
@@ -97,11 +100,13 @@ class Limiter:
         self._retry_at = time.monotonic() + STORAGE_PAUSE
         if not self.degraded:
             self.degraded = True
+            self.metrics.storage_up.set(0)
             self._log.error("limit storage fails: each process counts alone", error=type(error).__name__)
 
     def _recovered(self) -> None:
         if self.degraded:
             self.degraded = False
+            self.metrics.storage_up.set(1)
             self._log.info("limit storage is back")
 
 
@@ -122,17 +127,21 @@ class Admission:
         self.used = 0
 
     async def __aenter__(self) -> "Admission":
-        if self._scopes:
+        if not self._scopes:
+            return self
+        try:
             await self._limiter.on_storage(self._reserve)
             for kind, name, limits in self._scopes:
                 if limits.max_in_flight and self._limiter.in_flight[kind, name] >= limits.max_in_flight:
                     await self._settle()
-                    self._scopes = []
-                    raise RateLimited(
-                        f"This {kind} has {limits.max_in_flight} calls in flight, its limit.", retry_after=1
-                    )
-            for kind, name, _ in self._scopes:
-                self._limiter.in_flight[kind, name] += 1
+                    message = f"This {kind} has {limits.max_in_flight} calls in flight, its limit."
+                    raise RateLimited(message, retry_after=1, headers=self.headers)
+        except RateLimited:
+            self._count("refused")
+            raise
+        for kind, name, _ in self._scopes:
+            self._limiter.in_flight[kind, name] += 1
+        self._count("admitted")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
@@ -187,6 +196,10 @@ class Admission:
                     await storage.incr(key, 60, amount=used - cost)
 
         await self._limiter.on_storage(settle)
+
+    def _count(self, decision: str) -> None:
+        for kind, _, _ in self._scopes:
+            self._limiter.metrics.decisions.labels(kind, decision).inc()
 
     def _estimate(self) -> int:
         """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""

@@ -15,9 +15,11 @@ from app.draining import Drain
 from app.environment import load_settings, unknown_variables
 from app.llm.client import LLMClient
 from app.logs import configure_logs
+from app.metrics import Metrics
 from app.middleware import CORS, LastResort, Refusals, RequestContext
 from app.problems import install_problem_handlers
 from app.routers import chat, embeddings, health, models
+from app.routers import metrics as metrics_router
 
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
@@ -36,6 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or load_settings()
     drain = Drain(settings.shutdown_grace)
+    metrics = Metrics()
     docs = settings.api_docs or settings.dev
     app = FastAPI(
         title=settings.name,
@@ -43,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         openapi_url="/openapi.json" if docs else None,
         middleware=[
-            Middleware(RequestContext, drain=drain),
+            Middleware(RequestContext, drain=drain, metrics=metrics),
             Middleware(
                 CORS,
                 allow_origins=settings.cors_origins,
@@ -65,13 +68,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.drain = drain
     app.state.keys = Keys(settings.callers)
-    app.state.llm = LLMClient(settings)
+    app.state.metrics = metrics
+    app.state.llm = LLMClient(settings, metrics=metrics)
     demos = frozenset(target.name for target in app.state.llm.targets.values() if target.way == "demo")
     app.state.anonymous = Caller("anonymous", demos, anonymous=True)
     app.state.started_at = int(time.time())
     install_problem_handlers(app)
     for module in (chat, models, embeddings, health):
         app.include_router(module.router)
+    if settings.metrics:
+        app.include_router(metrics_router.router)
     for router in own.routers:
         app.include_router(router)
     return app

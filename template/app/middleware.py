@@ -16,6 +16,7 @@ from app.draining import Drain
 from app.errors import AppError, Overloaded
 from app.llm.record import CallRecord
 from app.logs import where
+from app.metrics import Metrics
 from app.problems import problem_response
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -109,11 +110,13 @@ class RequestContext:
     Args:
         app: the application inside.
         drain: told of requests in flight.
+        metrics: told of every request.
     """
 
-    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, metrics: Metrics) -> None:
         self.app = app
         self.drain = drain
+        self.metrics = metrics
         self.log = structlog.get_logger("app.access")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,6 +126,7 @@ class RequestContext:
         started = time.perf_counter()
         exchange = scope["app.exchange"] = Exchange(scope, receive, send)
         self.drain.enter(exchange)
+        self.metrics.requests_in_flight.inc()
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
@@ -131,15 +135,21 @@ class RequestContext:
         finally:
             exchange.close()
             self.drain.leave(exchange)
-            self._write_line(scope, exchange, (time.perf_counter() - started) * 1000)
+            self.metrics.requests_in_flight.dec()
+            self._tell(scope, exchange, time.perf_counter() - started)
 
-    def _write_line(self, scope: Scope, exchange: Exchange, milliseconds: float) -> None:
+    def _tell(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         record = exchange.record
+        route = getattr(scope.get("route"), "path", "none")
+        status = 499 if exchange.client_left else exchange.status
+        self.metrics.requests.labels(route, status, record.model or "none").observe(seconds)
+        if exchange.client_left:
+            self.metrics.disconnects.labels(route).inc()
         line: dict[str, Any] = {
             "method": scope["method"],
             "path": scope["path"],
-            "status": 499 if exchange.client_left else exchange.status,
-            "ms": round(milliseconds, 2),
+            "status": status,
+            "ms": round(seconds * 1000, 2),
             "request_id": exchange.request_id,
         }
         if record.caller:

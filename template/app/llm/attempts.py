@@ -12,6 +12,7 @@ from app.llm.clock import Clock
 from app.llm.cooldowns import Cooldowns
 from app.llm.record import CallRecord
 from app.llm.targets import Target
+from app.metrics import Metrics
 
 FIRST_PAUSE = 0.4
 """Seconds before the first retry, at the most; each further pause is twice as long."""
@@ -29,10 +30,12 @@ class Attempts:
     Args:
         targets: the model table.
         retries: how often one model is tried again.
+        metrics: told of every attempt.
     """
 
-    def __init__(self, targets: Mapping[str, Target], retries: int) -> None:
+    def __init__(self, targets: Mapping[str, Target], retries: int, metrics: Metrics) -> None:
         self._targets = targets
+        self._metrics = metrics
         self._retries = retries
         self.cooldowns = Cooldowns()
 
@@ -57,7 +60,8 @@ class Attempts:
             ProviderError: the last one, when every model has failed.
         """
         failure: ProviderError | None = None
-        for candidate in self._candidates(target, caller):
+        candidates = self._candidates(target, caller)
+        for candidate in candidates:
             try:
                 answer = await self._retrying(candidate, record, clock, start)
             except InvalidRequest:
@@ -69,8 +73,12 @@ class Attempts:
                 if not error.fall_back:
                     raise
                 self.cooldowns.failed(candidate.name)
+                self._metrics.cooling.labels(candidate.name).set(self.cooldowns.active(candidate.name))
+                if candidate is not candidates[-1]:
+                    self._metrics.fallbacks.labels(candidate.name).inc()
             else:
-                self.cooldowns.answered(candidate.name)
+                if self.cooldowns.answered(candidate.name):
+                    self._metrics.cooling.labels(candidate.name).set(0)
                 return answer
         raise cast(ProviderError, failure)  # there is always one candidate
 
@@ -88,13 +96,19 @@ class Attempts:
     ) -> T:
         for attempt in itertools.count():
             record.tries(target.name)
+            if attempt:
+                self._metrics.retries.labels(target.name).inc()
             try:
                 target.check_configured()
-                return await start(target)
+                answer = await start(target)
             except ProviderError as error:
+                self._metrics.upstream.labels(target.name, error.kind).inc()
                 pause = _pause(error, attempt)
                 if not error.retry or attempt == self._retries or pause is None or pause >= clock.remaining():
                     raise
+            else:
+                self._metrics.upstream.labels(target.name, "ok").inc()
+                return answer
             await asyncio.sleep(pause)
         raise AssertionError
 

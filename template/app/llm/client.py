@@ -3,8 +3,9 @@
 import copy
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -12,8 +13,8 @@ from pydantic_core import to_json
 
 from app.callers import Caller
 from app.config import Settings
-from app.errors import InvalidRequest, ModelNotFound, invalid_request
-from app.limits import Limiter, estimate
+from app.errors import InvalidRequest, ModelNotFound, ProviderError, invalid_request
+from app.limits import Admission, Limiter, estimate
 from app.llm.attempts import Attempts
 from app.llm.clock import Clock
 from app.llm.demo import Demo
@@ -25,6 +26,7 @@ from app.llm.sse import Events, event_data
 from app.llm.structured import M, parse
 from app.llm.targets import Target, resolve
 from app.llm.via_litellm import ViaLiteLLM
+from app.metrics import Metrics
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
 
 
@@ -64,9 +66,12 @@ class LLMClient:
     Args:
         settings: the model table, time limits and retries.
         environ: where provider keys are looked up.
+        metrics: told of every call; None makes some that nobody reads.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, settings: Settings, environ: Mapping[str, str] = os.environ, metrics: Metrics | None = None
+    ) -> None:
         self.settings = settings
         self.targets = {name: resolve(name, entry, environ) for name, entry in settings.models.items()}
         makers: dict[str, Callable[[], Way]] = {
@@ -75,8 +80,9 @@ class LLMClient:
             "demo": Demo,
         }
         self._ways = {way: makers[way]() for way in {target.way for target in self.targets.values()}}
-        self._limiter = Limiter(settings)
-        self._attempts = Attempts(self.targets, settings.retries)
+        self.metrics = metrics or Metrics()
+        self.limiter = Limiter(settings, self.metrics)
+        self._attempts = Attempts(self.targets, settings.retries, self.metrics)
         self.caller: Caller | None = None
         self.record = CallRecord()
 
@@ -184,12 +190,11 @@ class LLMClient:
         self, target: Target, fields: dict[str, Any], method: Callable[[Way], Callable[..., Awaitable[dict[str, Any]]]]
     ) -> dict[str, Any]:
         clock = Clock(self.settings.timeouts)
-        async with self._limiter.admit(self.caller, target, fields) as admission:
-            self.record.headers |= admission.headers
+        async with self._admitted(target, fields) as admission:
             answer = await self._attempts.run(
                 target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
             )
-            admission.used = self.record.add_usage(answer.get("usage"))
+            admission.used = self._count(answer.get("usage"))
         return answer
 
     async def _stream(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
@@ -202,17 +207,49 @@ class LLMClient:
             packets = self._ways[target.way].stream(target, fields, clock, watch)
             return await anext(packets), packets, watch
 
-        async with self._limiter.admit(self.caller, target, fields) as admission:
-            self.record.headers |= admission.headers
+        async with self._admitted(target, fields) as admission:
+            started = perf_counter()
             first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
+            began, model = perf_counter(), self.record.model
+            self.metrics.first_chunk.labels(model).observe(began - started)
             try:
                 async with aclosing(packets):
                     yield first
                     async for packet in packets:
                         yield packet
+            except ProviderError as error:
+                self.metrics.upstream.labels(model, error.kind).inc()
+                if error.truncated:
+                    self.metrics.truncated.labels(model).inc()
+                raise
             finally:
+                if watch.chunks > 1:
+                    self.metrics.per_chunk.labels(model).observe((perf_counter() - began) / (watch.chunks - 1))
                 usage = watch.usage or {"prompt_tokens": estimate(fields), "completion_tokens": watch.chunks}
-                admission.used = self.record.add_usage(usage)
+                admission.used = self._count(usage)
+
+    @asynccontextmanager
+    async def _admitted(self, target: Target, fields: dict[str, Any]) -> AsyncIterator[Admission]:
+        in_flight = self.metrics.calls_in_flight.labels(target.name)
+        async with self.limiter.admit(self.caller, target, fields) as admission:
+            self.record.headers |= admission.headers
+            in_flight.inc()
+            try:
+                yield admission
+            finally:
+                in_flight.dec()
+
+    def _count(self, usage: Any) -> int:
+        """Count a call's usage, if its provider gave one; return its tokens."""
+        if not isinstance(usage, dict):
+            return 0
+        prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        self.record.prompt_tokens += prompt
+        self.record.completion_tokens += completion
+        caller = self.caller.label if self.caller else "app"
+        self.metrics.tokens.labels(self.record.model, caller, "in").inc(prompt)
+        self.metrics.tokens.labels(self.record.model, caller, "out").inc(completion)
+        return int(prompt + completion)
 
     def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
         name = name or self.settings.default_model

@@ -40,10 +40,10 @@ class Cooldowns:
         if self._failures[model] >= FAILURES:
             self._until[model] = self._now() + SECONDS
 
-    def answered(self, model: str) -> None:
-        """Forget a model's failures."""
+    def answered(self, model: str) -> bool:
+        """Forget a model's failures; return whether it was being left alone."""
         self._failures.pop(model, None)
-        self._until.pop(model, None)
+        return self._until.pop(model, None) is not None
 
     def active(self, model: str) -> bool:
         """Return whether a model is cooling down, for metrics."""

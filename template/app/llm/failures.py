@@ -74,7 +74,7 @@ def unreadable(model: str) -> ProviderError:
 
 def cut_off(model: str) -> ProviderError:
     """Return our error for an answer that ended before its end."""
-    return ProviderError(f"The answer of model {model!r} was cut off by its provider.", retry=True)
+    return ProviderError(f"The answer of model {model!r} was cut off by its provider.", retry=True, truncated=True)
 
 
 def unreachable(model: str) -> ProviderError:

@@ -1,7 +1,6 @@
 """What became of the calls of one request: for the log line, the metrics and the response's headers."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(slots=True)
@@ -28,12 +27,3 @@ class CallRecord:
         """Note that a model is tried."""
         self.model = self.headers["X-Model"] = model
         self.path.append(model)
-
-    def add_usage(self, usage: Any) -> int:
-        """Add a call's usage, if its provider gave one; return its tokens."""
-        if not isinstance(usage, dict):
-            return 0
-        prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-        self.prompt_tokens += prompt
-        self.completion_tokens += completion
-        return int(prompt + completion)

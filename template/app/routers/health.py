@@ -21,4 +21,5 @@ async def ready(request: Request) -> JSONResponse:
         failing.append("The server is shutting down.")
     if failing:
         return JSONResponse({"status": "not ready", "failing": failing}, 503, {"Retry-After": "1"})
-    return JSONResponse({"status": "ready"})
+    degraded = ["The limit storage does not answer: each process counts alone."] if state.llm.limiter.degraded else []
+    return JSONResponse({"status": "ready", **({"degraded": degraded} if degraded else {})})
