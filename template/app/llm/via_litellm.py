@@ -104,7 +104,7 @@ class ViaLiteLLM:
                 raise cut_off(target.name)
             yield DONE
         finally:
-            await stream.aclose()
+            await _close(stream)
 
     async def _call(
         self, function: str, target: Target, fields: dict[str, Any], clock: Clock, *, stream: bool = False
@@ -175,6 +175,15 @@ def _refuse_unknown(target: Target, names: set[str]) -> None:
     if names:
         name = min(names)
         raise InvalidRequest(f"The provider of model {target.name!r} does not take {name[:64]!r}.", param=name[:64])
+
+
+async def _close(stream: Any) -> None:
+    """Close a stream down to its connection: LiteLLM's own closing stops short of it for some providers."""
+    inner = stream.completion_stream
+    await stream.aclose()
+    for lines in {getattr(inner, "streaming_response", None), getattr(inner, "response_iterator", None)}:
+        if hasattr(lines, "aclose"):
+            await lines.aclose()
 
 
 def _load() -> Any:
