@@ -147,6 +147,8 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     api_docs: bool = False
     metrics: bool = True
+    playground: bool | None = None
+    """None is on with `dev`, else off."""
 
     cors_origins: StrList = ["*"]
     cors_credentials: bool = False

@@ -18,7 +18,7 @@ from app.logs import configure_logs
 from app.metrics import Metrics
 from app.middleware import CORS, LastResort, Refusals, RequestContext
 from app.problems import install_problem_handlers
-from app.routers import chat, embeddings, health, models
+from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
 
 EXPOSED_HEADERS = [
@@ -76,6 +76,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problem_handlers(app)
     for module in (chat, models, embeddings, health):
         app.include_router(module.router)
+    if settings.dev if settings.playground is None else settings.playground:
+        app.include_router(playground.router)
     if settings.metrics:
         app.include_router(metrics_router.router)
     for router in own.routers:

@@ -1,0 +1,52 @@
+"""GET /playground: a page to try the models on. `/` leads there."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, RedirectResponse, Response
+
+from app.dependencies import Config
+
+FILES = Path(__file__).parent.parent / "playground"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-cache",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+async def index() -> Response:
+    """Lead to the playground."""
+    return RedirectResponse("/playground", 307)
+
+
+@router.get("/playground")
+async def page() -> Response:
+    """Return the page."""
+    return FileResponse(FILES / "index.html", headers=HEADERS)
+
+
+@router.get("/playground/config.json")
+async def config(request: Request, settings: Config) -> dict[str, object]:
+    """Tell the page what it can ask for: no secrets, only names and bounds."""
+    targets = request.app.state.llm.targets.values()
+    return {
+        "models": [{"name": target.name, "needs": target.missing} for target in targets],
+        "default_model": settings.default_model,
+        "limits": {"temperature": [0, 2], "max_tokens": [1, settings.max_tokens_limit]},
+        "key_required": bool(settings.callers) and not settings.dev,
+    }
+
+
+@router.get("/playground/{name}")
+async def asset(name: str) -> Response:
+    """Return one of the page's files."""
+    if name not in {path.name for path in FILES.iterdir()}:
+        raise HTTPException(404)
+    return FileResponse(FILES / name, headers=HEADERS)
