@@ -1,40 +1,14 @@
 """The template as it stands in the working tree, copied without git, and projects rendered from it."""
 
 import shutil
-import subprocess
-from collections.abc import Callable
+import sys
+import tomllib
 from pathlib import Path
 
 import copier
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
-Render = Callable[..., Path]
-
-
-def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
-    """Run a command to its end, and return what it printed; fail the test with that text if the command fails."""
-    done = subprocess.run(
-        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, command))} exited with {done.returncode}:\n{done.stdout}"
-    return done.stdout
-
-
-def tree(project: Path) -> dict[str, bytes]:
-    """Return every file of a project by its path."""
-    return {str(path.relative_to(project)): path.read_bytes() for path in sorted(project.rglob("*")) if path.is_file()}
-
-
-def snapshot(destination: Path) -> Path:
-    """Copy what git tracks or would track, so that uncommitted edits are tested and ignored files are not."""
-    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists():
-            (destination / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, destination / name)
-    return destination
+from workspace import ROOT, Install, Render, run, snapshot
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +30,25 @@ def render(source: Path, tmp_path: Path) -> Render:
         return destination
 
     return render
+
+
+@pytest.fixture(scope="session")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Install what a project asks for; return the folder of its commands. Projects that ask for the same share one.
+
+    uv keeps the versions of a lock that it finds, so projects are tested with the versions that this repository pins.
+    """
+    installed: dict[str, Path] = {}
+
+    def install(project: Path) -> Path:
+        asked = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
+        del asked["project"]["name"], asked["project"]["description"]
+        if str(asked) not in installed:
+            folder = tmp_path_factory.mktemp("environment")
+            shutil.copy(project / "pyproject.toml", folder)
+            shutil.copy(ROOT / "uv.lock", folder)
+            run("uv", "sync", "--quiet", "--python", sys.executable, cwd=folder)
+            installed[str(asked)] = folder / ".venv/bin"
+        return installed[str(asked)]
+
+    return install

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import Render
+from workspace import Render
 
 TEXTS = {
     "quotes": """She said "yes", and 'no', and "\"\"three\"\"".""",

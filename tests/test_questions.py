@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, Render, tree
+from workspace import ROOT, Render, tree
 
 QUESTIONS = {
     name: question

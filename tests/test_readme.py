@@ -15,9 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, run, snapshot
-
-pytestmark = pytest.mark.xdist_group("readme")
+from workspace import ROOT, run, snapshot
 
 README = (ROOT / "README.md").read_text("utf-8")
 START, _, TEST, UPDATE = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)

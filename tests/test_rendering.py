@@ -9,20 +9,9 @@ from pathlib import Path
 import copier
 import pytest
 
-from conftest import ROOT, Render, tree
+from shapes import SHAPES
+from workspace import ROOT, Render, tree
 
-SHAPES = {
-    "default": {},
-    "GitLab": {"ci": "gitlab"},
-    "no CI": {"ci": "none"},
-    "another vendor": {
-        "default_model": "anthropic/claude-sonnet-4-5",
-        "cors_origins": "https://a.example,https://b.example",
-    },
-    "own server": {"api_base": "http://localhost:8001/v1", "default_model": "Qwen/Qwen3-8B"},
-    "own index": {"package_index": "https://pypi.org/simple"},
-    "everything else": {"project_name": 'Ask "me" 👋', "project_slug": "ask", "description": "", "cors_origins": ""},
-}
 OPTION_FILES = {
     ("ci", "github"): [".github/workflows/ci.yml"],
     ("ci", "gitlab"): [".gitlab-ci.yml"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Render, run
+from workspace import ROOT, Render, run
 
 TOOLS = Path(sys.executable).parent
 

@@ -1,0 +1,60 @@
+"""Every shape of project, and this repository, is clean by ruff and mypy."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from shapes import SHAPES
+from workspace import ROOT, Install, Render, run, tree
+
+Checked = set[tuple[object, ...]]
+
+
+@pytest.fixture(scope="module")
+def checked() -> Checked:
+    """What has been checked and is clean. Python is the same in most shapes, and mypy takes its time."""
+    return set()
+
+
+def python_of(project: Path, *others: str) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, text) for name, text in tree(project).items() if name.endswith(".py") or name in others)
+
+
+@pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
+def test_ruff_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str]) -> None:
+    project = render(**answers)
+    tools = install(project)
+    if (work := (tools, python_of(project, "ruff.toml"))) not in checked:
+        run(tools / "ruff", "check", cwd=project)
+        run(tools / "ruff", "format", "--check", cwd=project)
+        checked.add(work)
+
+
+@pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
+def test_mypy_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str]) -> None:
+    project = render(**answers)
+    tools = install(project)
+    if (work := (tools, python_of(project, "mypy.ini"))) not in checked:
+        run(tools / "mypy", cwd=project)
+        checked.add(work)
+
+
+def test_this_repository_is_clean_and_so_is_the_template_where_it_stands() -> None:
+    tools = Path(sys.executable).parent
+    run(tools / "ruff", "check", cwd=ROOT)
+    run(tools / "ruff", "format", "--check", cwd=ROOT)
+    run(tools / "mypy", cwd=ROOT)
+    run(tools / "mypy", cwd=ROOT / "template")
+
+
+def test_the_default_answers_are_the_defaults_of_the_settings(render: Render, install: Install) -> None:
+    """So template/ runs where it stands, without a settings file."""
+    project = render()
+    python = install(project) / "python"
+    show = "from app.config import Settings; print(Settings().model_dump_json())"
+    environment = {"PATH": "/usr/bin:/bin"}
+    with_file = json.loads(run(python, "-c", show, cwd=project, env=environment))
+    (project / "app/settings.toml").unlink()
+    assert json.loads(run(python, "-c", show, cwd=project, env=environment)) == with_file

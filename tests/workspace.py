@@ -1,0 +1,35 @@
+"""This repository, the commands that tests run, and the files that they look at."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+Render = Callable[..., Path]
+Install = Callable[[Path], Path]
+
+
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
+    """Run a command to its end, and return what it printed; fail the test with that text if the command fails."""
+    done = subprocess.run(
+        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def tree(project: Path) -> dict[str, bytes]:
+    """Return every file of a project by its path."""
+    return {str(path.relative_to(project)): path.read_bytes() for path in sorted(project.rglob("*")) if path.is_file()}
+
+
+def snapshot(destination: Path) -> Path:
+    """Copy what git tracks or would track, so that uncommitted edits are tested and ignored files are not."""
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, destination / name)
+    return destination
