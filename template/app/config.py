@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     cors_credentials: bool = False
 
     limit_storage: str = Field(
-        default="async+memory://", pattern=r"^async\+(memory://$|(valkeys?|rediss?)(\+unix)?://.+)"
+        default="async+memory://", pattern=r"^async\+(memory://$|(valkeys?|rediss?)(\+unix)?://.+)", repr=False
     )
     max_in_flight: int = Field(default=2000, gt=0)
     max_body_bytes: int = Field(default=20_000_000, gt=0)
