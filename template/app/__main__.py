@@ -79,7 +79,7 @@ def serve(options: dict[str, object]) -> int:
     if not _port_is_free(settings):
         return 1
     print(f"{settings.name}: http://{settings.host}:{settings.port}", flush=True)
-    closed = not settings.dev and not settings.callers
+    closed = not (settings.dev or settings.callers or settings.auth.jwt)
     for target in targets:
         if target.missing:
             print(f"  {target.name}: needs {target.missing}")

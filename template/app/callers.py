@@ -5,8 +5,9 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from app.config import CallerEntry, Limits
+from app.config import CallerEntry, CallerKey, Limits
 from app.errors import ModelNotAllowed, Unauthorized
 
 HOW_TO_ADD = "Add a caller with `python -m app callers add NAME` and send its key as `Authorization: Bearer KEY`."
@@ -60,9 +61,9 @@ class Keys:
 
     def __init__(self, callers: Mapping[str, CallerEntry]) -> None:
         self._callers = [
-            (digest, Caller(name, frozenset(entry.models) if entry.models is not None else None, entry, entry.metrics))
+            (key.sha256, key.expires, Caller(name, _names(entry.models), entry, may_read_metrics=entry.metrics))
             for name, entry in callers.items()
-            for digest in entry.key_sha256
+            for key in [*(CallerKey(sha256=digest) for digest in entry.key_sha256), *entry.keys]
         ]
 
     def __bool__(self) -> bool:
@@ -72,10 +73,14 @@ class Keys:
         """Return the caller that has a key, or None. Every hash is compared, each in constant time."""
         digest = hash_key(key)
         found = None
-        for known, caller in self._callers:
-            if hmac.compare_digest(known, digest):
+        for known, expires, caller in self._callers:
+            if hmac.compare_digest(known, digest) and (expires is None or datetime.now(UTC).date() < expires):
                 found = caller
         return found
+
+
+def _names(models: list[str] | None) -> frozenset[str] | None:
+    return frozenset(models) if models is not None else None
 
 
 def new_key() -> str:

@@ -6,6 +6,7 @@ below.
 
 import json
 import os
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -84,18 +85,62 @@ class ModelEntry(Limits):
     stream_usage: bool = True
 
 
+class CallerKey(Group):
+    """One of a caller's keys.
+
+    Attributes:
+        sha256: its hash.
+        expires: the first day on which it is refused, in UTC; None is never.
+    """
+
+    sha256: Sha256
+    expires: date | None = None
+
+
 class CallerEntry(Limits):
     """Who may call: the hash of a key (`python -m app callers add NAME`) and what it opens.
 
     Attributes:
         key_sha256: one hash, or several while a key is being rotated.
+        keys: further keys, each with its end.
         models: public names this caller may use; None is all.
         metrics: may read `/metrics`.
     """
 
-    key_sha256: Annotated[list[Sha256], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    key_sha256: Annotated[list[Sha256], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    keys: list[CallerKey] = []
     models: list[str] | None = None
     metrics: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> Self:
+        if not self.key_sha256 and not self.keys:
+            raise ValueError("a caller needs key_sha256 or keys")
+        return self
+
+
+class JwtSettings(Limits):
+    """People as callers: each subject of an issuer's tokens is a caller with these limits.
+
+    Attributes:
+        issuer: the tokens' `iss`.
+        audience: the tokens' `aud`.
+        jwks_url: where the issuer publishes its keys.
+        subject: the claim that names a caller.
+        models: public names they may use; None is all.
+    """
+
+    issuer: str
+    audience: str
+    jwks_url: str = Field(pattern=r"^https?://\S+$")
+    subject: str = "sub"
+    models: list[str] | None = None
+
+
+class Auth(Group):
+    """How callers may be known besides by a key of the table."""
+
+    jwt: JwtSettings | None = None
 
 
 class Timeouts(Group):
@@ -135,6 +180,7 @@ class Settings(BaseSettings):
         "demo": ModelEntry(upstream="demo/echo"),
     }
     callers: dict[str, CallerEntry] = {}
+    auth: Auth = Auth()
 
     dev: bool = False
     host: str = "127.0.0.1"
@@ -175,11 +221,12 @@ class Settings(BaseSettings):
             raise ValueError('cors_credentials needs cors_origins by name, not "*"')
         if self.default_model not in self.models:
             raise ValueError(f"default_model {self.default_model!r} has no [models.{json.dumps(self.default_model)}]")
-        for kind, names in [(f"models.{n}.fallbacks", m.fallbacks) for n, m in self.models.items()] + [
-            (f"callers.{n}.models", c.models or []) for n, c in self.callers.items()
-        ]:
+        references = {f"models.{name}.fallbacks": model.fallbacks for name, model in self.models.items()}
+        references |= {f"callers.{name}.models": caller.models or [] for name, caller in self.callers.items()}
+        references["auth.jwt.models"] = (self.auth.jwt.models if self.auth.jwt else None) or []
+        for place, names in references.items():
             if unknown := [name for name in names if name not in self.models]:
-                raise ValueError(f"{kind} names {unknown[0]!r}, which is not in the model table")
+                raise ValueError(f"{place} names {unknown[0]!r}, which is not in the model table")
         return self
 
     @classmethod

@@ -31,6 +31,7 @@ async def get_caller(request: Request) -> Caller:
     """Return who calls.
 
     Raises:
+        AuthUnavailable: the issuer of tokens can't be reached.
         Unauthorized: a key is needed, or the one that was sent is not known.
     """
     state = request.app.state
@@ -38,11 +39,13 @@ async def get_caller(request: Request) -> Caller:
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())
+        if caller is None and state.jwt_auth and key.count(".") == 2:
+            caller = await state.jwt_auth.find(key.strip())
     if caller is None and state.settings.dev:
         if not is_local(request):
             raise Unauthorized(f"Without a key, --dev serves this machine only. {HOW_TO_ADD}")
         caller = LOCAL
-    if caller is None and not state.keys:
+    if caller is None and not state.keys and not state.jwt_auth:
         caller = state.anonymous
     if caller is None:
         raise Unauthorized("This key is not known here." if key else f"A key is needed. {HOW_TO_ADD}")

@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic_settings
 from dotenv import dotenv_values
@@ -67,8 +67,14 @@ def _check_variable_names(environ: Iterable[str]) -> None:
 def _variables(group: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in group.model_fields.items():
         yield prefix + name.upper()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
-            yield from _variables(field.annotation, f"{prefix}{name.upper()}__")
+        if inner := _group(field.annotation):
+            yield from _variables(inner, f"{prefix}{name.upper()}__")
+
+
+def _group(annotation: Any) -> type[Group] | None:
+    """Return the settings group that a field holds, or may hold."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Group)), None)
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
@@ -97,7 +103,5 @@ def _names_beside(location: list[str]) -> list[str]:
         if part in TABLES:
             group = ModelEntry if part == "models" else CallerEntry
         elif part in group.model_fields:
-            annotation = group.model_fields[part].annotation
-            if isinstance(annotation, type) and issubclass(annotation, Group):
-                group = annotation
+            group = _group(group.model_fields[part].annotation) or group
     return list(group.model_fields)

@@ -9,6 +9,7 @@ AppError                    500 internal_error
 ├── RequestTooLarge         413 request_too_large
 ├── RateLimited             429 rate_limit_exceeded
 ├── Overloaded              503 overloaded
+├── AuthUnavailable         503 auth_unavailable
 ├── Draining                503 draining
 └── ProviderError           502 provider_error
     ├── ProviderNotConfigured   503 provider_not_configured
@@ -133,6 +134,11 @@ class RateLimited(AppError):
 class Overloaded(AppError):
     status = 503
     code = "overloaded"
+
+
+class AuthUnavailable(AppError):
+    status = 503
+    code = "auth_unavailable"
 
 
 class Draining(AppError):

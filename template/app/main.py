@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI
@@ -20,6 +21,9 @@ from app.middleware import CORS, LastResort, Refusals, RequestContext
 from app.problems import install_problem_handlers
 from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
+
+if TYPE_CHECKING:
+    from app.jwt_auth import JwtAuth
 
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
@@ -68,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.drain = drain
     app.state.keys = Keys(settings.callers)
+    app.state.jwt_auth = _jwt_auth(settings)
     app.state.metrics = metrics
     app.state.llm = LLMClient(settings, metrics=metrics)
     demos = frozenset(target.name for target in app.state.llm.targets.values() if target.way == "demo")
@@ -83,6 +88,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in own.routers:
         app.include_router(router)
     return app
+
+
+def _jwt_auth(settings: Settings) -> "JwtAuth | None":
+    if settings.auth.jwt is None:
+        return None
+    from app.jwt_auth import JwtAuth
+
+    return JwtAuth(settings.auth.jwt)
 
 
 @asynccontextmanager

@@ -182,7 +182,7 @@ async def _close(stream: Any) -> None:
     inner = stream.completion_stream
     await stream.aclose()
     for lines in {getattr(inner, "streaming_response", None), getattr(inner, "response_iterator", None)}:
-        if hasattr(lines, "aclose"):
+        if lines is not None and hasattr(lines, "aclose"):
             await lines.aclose()
 
 

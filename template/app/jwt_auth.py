@@ -1,0 +1,87 @@
+"""People as callers: JSON Web Tokens (RFC 7519) of one issuer, checked by the keys that it publishes (RFC 7517)."""
+
+import asyncio
+import time
+
+import aiohttp
+import jwt
+import structlog
+
+from app.callers import Caller
+from app.config import JwtSettings
+from app.errors import AuthUnavailable, Unauthorized
+from app.llm.targets import proxy_for
+
+ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""Signatures with a public key only: a shared secret would have to be here, and `none` is no signature."""
+KEYS_FOR = 3600.0
+"""Seconds that fetched keys are taken for current."""
+FETCH_AGAIN_AFTER = 10.0
+"""Seconds between two fetches at the least, whatever key ids tokens name."""
+FETCH_WITHIN = 5.0
+"""Seconds that the issuer gets to answer."""
+
+
+class JwtAuth:
+    """Finds the caller that a token names.
+
+    Args:
+        settings: the issuer, and what its subjects may use.
+    """
+
+    def __init__(self, settings: JwtSettings) -> None:
+        self._settings = settings
+        self._models = frozenset(settings.models) if settings.models is not None else None
+        self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._fetched_at = self._tried_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def find(self, token: str) -> Caller:
+        """Return the caller that a token names.
+
+        Raises:
+            Unauthorized: the token is not for us, not signed by the issuer, or not valid now.
+            AuthUnavailable: the issuer's keys can't be had.
+        """
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid")
+            claims = jwt.decode(
+                token,
+                await self._key(key_id),
+                algorithms=ALGORITHMS,
+                audience=self._settings.audience,
+                issuer=self._settings.issuer,
+                options={"require": ["exp", "iss", "aud"]},
+                leeway=30,
+            )
+            subject = claims[self._settings.subject]
+        except jwt.ExpiredSignatureError:
+            raise Unauthorized("This token has expired.") from None
+        except (jwt.PyJWTError, KeyError):
+            raise Unauthorized("This token is not valid here.") from None
+        return Caller(f"{subject}"[:256], self._models, self._settings, label="jwt")
+
+    async def _key(self, key_id: str | None) -> jwt.PyJWK:
+        now = time.monotonic()
+        stale = now > self._fetched_at + KEYS_FOR or key_id not in self._keys
+        if stale and now > self._tried_at + FETCH_AGAIN_AFTER:
+            async with self._lock:
+                if now > self._tried_at + FETCH_AGAIN_AFTER:
+                    await self._fetch()
+        if not self._keys:
+            raise AuthUnavailable("The issuer of tokens can't be reached. Try again.", retry_after=FETCH_AGAIN_AFTER)
+        return self._keys[key_id]
+
+    async def _fetch(self) -> None:
+        """Take the issuer's keys; those that we have stay when it doesn't answer."""
+        self._tried_at = time.monotonic()
+        url = self._settings.jwks_url
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FETCH_WITHIN)) as session:
+                async with session.get(url, proxy=proxy_for(url), raise_for_status=True) as answer:
+                    keys = jwt.PyJWKSet.from_dict(await answer.json(content_type=None))
+        except (aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
+            structlog.get_logger("app").error("the issuer's keys can't be had", error=type(error).__name__)
+            return
+        self._keys = {key.key_id: key for key in keys.keys}
+        self._fetched_at = time.monotonic()
