@@ -77,9 +77,11 @@ class JwtAuth:
         self._tried_at = time.monotonic()
         url = self._settings.jwks_url
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FETCH_WITHIN)) as session:
-                async with session.get(url, proxy=proxy_for(url), raise_for_status=True) as answer:
-                    keys = jwt.PyJWKSet.from_dict(await answer.json(content_type=None))
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FETCH_WITHIN)) as session,
+                session.get(url, proxy=proxy_for(url), raise_for_status=True) as answer,
+            ):
+                keys = jwt.PyJWKSet.from_dict(await answer.json(content_type=None))
         except (aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
             structlog.get_logger("app").error("the issuer's keys can't be had", error=type(error).__name__)
             return
