@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from random import random
 from typing import TypeVar, cast
 
@@ -60,8 +60,10 @@ class Attempts:
             ProviderError: the last one, when every model has failed.
         """
         failure: ProviderError | None = None
-        candidates = self._candidates(target, caller)
-        for candidate in candidates:
+        failed = ""
+        for candidate in self._candidates(target, caller):
+            if failure:
+                self._metrics.fallbacks.labels(failed).inc()
             try:
                 answer = await self._retrying(candidate, record, clock, start)
             except InvalidRequest:
@@ -69,33 +71,48 @@ class Attempts:
                     raise
                 # a fallback that can't take this request is no reason to blame the request
             except ProviderError as error:
-                failure = error
                 if not error.fall_back:
+                    self._is_well(candidate)
+                    if failure is None:
+                        raise
+                    continue
+                failure, failed = error, candidate.name
+                self.cooldowns.failed(failed)
+                self._metrics.cooling.labels(failed).set(self.cooldowns.active(failed))
+                if clock.remaining() <= 0:
                     raise
-                self.cooldowns.failed(candidate.name)
-                self._metrics.cooling.labels(candidate.name).set(self.cooldowns.active(candidate.name))
-                if candidate is not candidates[-1]:
-                    self._metrics.fallbacks.labels(candidate.name).inc()
             else:
-                if self.cooldowns.answered(candidate.name):
-                    self._metrics.cooling.labels(candidate.name).set(0)
+                self._is_well(candidate)
+                record.headers["X-Model"] = candidate.name
                 return answer
         raise cast(ProviderError, failure)  # there is always one candidate
 
-    def _candidates(self, target: Target, caller: Caller | None) -> list[Target]:
-        """Return a model and its fallbacks, without those that are cooling down, unless none is left."""
-        if not target.entry.fallbacks:
-            return [target]
+    def _is_well(self, target: Target) -> None:
+        if self.cooldowns.answered(target.name):
+            self._metrics.cooling.labels(target.name).set(0)
+
+    def _candidates(self, target: Target, caller: Caller | None) -> Iterator[Target]:
+        """Yield a model and its fallbacks, without those that are cooling down, unless none is left.
+
+        Whether a model cools down is asked when its turn has come, since the one who hears no is its probe.
+        """
         names = dict.fromkeys(target.entry.fallbacks)
         fallbacks = [self._targets[name] for name in names if caller is None or caller.may_use(name)]
         candidates = [target, *fallbacks]
-        return [c for c in candidates if not self.cooldowns.cooling(c.name)] or candidates
+        left_alone = 0
+        for candidate in candidates:
+            if fallbacks and self.cooldowns.cooling(candidate.name):
+                left_alone += 1
+            else:
+                yield candidate
+        if left_alone == len(candidates):
+            yield from candidates
 
     async def _retrying(
         self, target: Target, record: CallRecord, clock: Clock, start: Callable[[Target], Awaitable[T]]
     ) -> T:
         for attempt in itertools.count():
-            record.tries(target.name)
+            record.tries(target)
             if attempt:
                 self._metrics.retries.labels(target.name).inc()
             try:
