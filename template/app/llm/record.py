@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from app.llm.targets import Target
+
 
 @dataclass(slots=True)
 class CallRecord:
@@ -13,6 +15,9 @@ class CallRecord:
         path: public names in the order in which they were tried.
         prompt_tokens: tokens in, as the provider counted.
         completion_tokens: tokens out.
+        answered_by: the target that answered.
+        response_model: the provider's name of it.
+        finish_reasons: why the answer ended, a reason for each choice.
         headers: response headers that the call brings.
     """
 
@@ -21,9 +26,12 @@ class CallRecord:
     path: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    answered_by: Target | None = None
+    response_model: str | None = None
+    finish_reasons: list[str] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
     def tries(self, model: str) -> None:
         """Note that a model is tried."""
-        self.model = self.headers["X-Model"] = model
+        self.model = model
         self.path.append(model)
