@@ -17,7 +17,7 @@ class StreamWatch:
         wants_usage: whether the client asked for the usage chunk.
     """
 
-    __slots__ = ("_finished", "_seen", "_wants_usage", "choices", "chunks", "usage")
+    __slots__ = ("_seen", "_wants_usage", "choices", "chunks", "finish_reasons", "model", "usage")
 
     def __init__(self, choices: int = 1, *, wants_usage: bool = False) -> None:
         self.choices = choices
@@ -25,7 +25,8 @@ class StreamWatch:
         self.chunks = 0
         self.usage: dict[str, Any] | None = None
         self._seen: set[int] = set()
-        self._finished: set[int] = set()
+        self.finish_reasons: dict[int, str] = {}
+        self.model: str | None = None
 
     def see(self, chunk: dict[str, Any]) -> bool:
         """Take note of a chunk; return whether the client is to get it."""
@@ -36,22 +37,23 @@ class StreamWatch:
         if not choices:
             return not usage or self._wants_usage
         self.chunks += 1
+        self.model = chunk.get("model")
         for choice in choices:
             index = choice.get("index", 0)
             self._seen.add(index)
             if choice.get("finish_reason"):
-                self._finished.add(index)
+                self.finish_reasons[index] = choice["finish_reason"]
         return True
 
     @property
     def finished(self) -> bool:
         """Whether every choice has given its finish reason."""
-        return len(self._finished) >= max(self.choices, len(self._seen))
+        return len(self.finish_reasons) >= max(self.choices, len(self._seen))
 
     @property
     def lost_a_choice(self) -> bool:
-        """Whether some choices gave a finish reason and others did not."""
-        return bool(self._finished) and not self.finished
+        """Whether a choice lacks its finish reason, though another has one or several were asked for."""
+        return (bool(self.finish_reasons) or self.choices > 1) and not self.finished
 
 
 class Relay:

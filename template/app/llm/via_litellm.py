@@ -20,6 +20,7 @@ from app.llm.litellm_errors import litellm_failure
 from app.llm.relay import StreamWatch
 from app.llm.sse import DONE
 from app.llm.targets import Target
+from app.tracing import inject
 
 FORWARDED = frozenset(
     """
@@ -40,10 +41,12 @@ class ViaLiteLLM:
 
     Args:
         timeouts: limits; `connect` goes to LiteLLM, the others are kept by each call's clock.
+        traced: pass the trace's context on.
     """
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, *, traced: bool = False) -> None:
         self._timeouts = timeouts
+        self._traced = traced
         self._parameters: dict[str, frozenset[str]] = {}
 
     async def start(self) -> None:
@@ -87,7 +90,13 @@ class ViaLiteLLM:
     async def stream(
         self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
     ) -> AsyncGenerator[bytes, None]:
-        """Yield a stream's events, `[DONE]` last; arguments and errors as in `Direct.stream`."""
+        """Yield a stream's events, `[DONE]` last; arguments and errors as in `Direct.stream`.
+
+        Raises:
+            InvalidRequest: several choices are asked for; LiteLLM loses all their finish reasons but one.
+        """
+        if watch.choices > 1:
+            raise InvalidRequest(f"Model {target.name!r} streams one choice at a time: leave out n.", param="n")
         clock.start_stream(target.name)
         stream = await self._call("acompletion", target, fields, clock, stream=True)
         try:
@@ -118,6 +127,9 @@ class ViaLiteLLM:
                 else:
                     arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
                     _refuse_unknown(target, arguments.keys() - EMBEDDING)
+                if self._traced:
+                    arguments["extra_headers"] = headers = {}
+                    inject(headers)
                 if stream:
                     arguments |= {"stream": True, "stream_options": {"include_usage": True}}
                 return await getattr(litellm, function)(
