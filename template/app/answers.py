@@ -80,6 +80,7 @@ class EventStream:
             failure = AppError()
         finally:
             self._timer.cancel()
+        await self._until_pinged()
         if failure:
             if not self._started:
                 raise failure
@@ -88,12 +89,15 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, data: bytes) -> None:
-        if self._ping:
-            await self._ping
+        await self._until_pinged()
         self._sending = True
         await self._send_whole(data)
         self._sending = False
         self._spoke_at = self._loop.time()
+
+    async def _until_pinged(self) -> None:
+        if self._ping and not self._ping.done():
+            await asyncio.wait([self._ping])
 
     async def _send_whole(self, data: bytes) -> None:
         """Send whole events or a comment, so that a ping can stand between any two."""
