@@ -193,6 +193,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     api_docs: bool = False
     metrics: bool = True
+    telemetry: bool = False
     playground: bool | None = None
     """None is on with `dev`, else off."""
 

@@ -1,5 +1,6 @@
 """The application: create_app() puts it together; `app` is what a server imports."""
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from app import own
@@ -21,6 +23,7 @@ from app.middleware import CORS, LastResort, Refusals, RequestContext
 from app.problems import install_problem_handlers
 from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
+from app.tracing import check_sdk
 
 if TYPE_CHECKING:
     from app.jwt_auth import JwtAuth
@@ -48,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title=settings.name,
         description=settings.description,
         lifespan=lifespan,
+        telemetry=_telemetry(settings),
         openapi_url="/openapi.json" if docs else None,
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics),
@@ -88,6 +92,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in own.routers:
         app.include_router(router)
     return app
+
+
+def _telemetry(settings: Settings) -> TelemetryConfig:
+    if not settings.telemetry:
+        return {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    check_sdk()
+    os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
+    return {"tracing": True, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": True}
 
 
 def _jwt_auth(settings: Settings) -> "JwtAuth | None":

@@ -18,6 +18,7 @@ from app.llm.record import CallRecord
 from app.logs import where
 from app.metrics import Metrics
 from app.problems import problem_response
+from app.tracing import trace_id
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 ALWAYS_ANSWERED = ("/health", "/ready", "/metrics")
@@ -152,6 +153,8 @@ class RequestContext:
             "ms": round(seconds * 1000, 2),
             "request_id": exchange.request_id,
         }
+        if trace := trace_id():
+            line["trace_id"] = trace
         if record.caller:
             line["caller"] = record.caller
         if record.model:

@@ -3,8 +3,9 @@
 import copy
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from app.llm.targets import Target, resolve
 from app.llm.via_litellm import ViaLiteLLM
 from app.metrics import Metrics
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
+from app.tracing import Tracing
 
 
 class Way(Protocol):
@@ -75,12 +77,13 @@ class LLMClient:
         self.settings = settings
         self.targets = {name: resolve(name, entry, environ) for name, entry in settings.models.items()}
         makers: dict[str, Callable[[], Way]] = {
-            "direct": lambda: Direct(settings.timeouts),
-            "litellm": lambda: ViaLiteLLM(settings.timeouts),
+            "direct": lambda: Direct(settings.timeouts, traced=settings.telemetry),
+            "litellm": lambda: ViaLiteLLM(settings.timeouts, traced=settings.telemetry),
             "demo": Demo,
         }
         self._ways = {way: makers[way]() for way in {target.way for target in self.targets.values()}}
         self.metrics = metrics or Metrics()
+        self._tracing = Tracing() if settings.telemetry else None
         self.limiter = Limiter(settings, self.metrics)
         self._attempts = Attempts(self.targets, settings.retries, self.metrics)
         self.caller: Caller | None = None
@@ -190,10 +193,13 @@ class LLMClient:
         self, target: Target, fields: dict[str, Any], method: Callable[[Way], Callable[..., Awaitable[dict[str, Any]]]]
     ) -> dict[str, Any]:
         clock = Clock(self.settings.timeouts)
-        async with self._admitted(target, fields) as admission:
-            answer = await self._attempts.run(
-                target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
-            )
+        async with self._admitted(target, fields) as (admission, current):
+            with current():
+                answer = await self._attempts.run(
+                    target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
+                )
+            self.record.response_model = answer.get("model")
+            self.record.finish_reasons = [str(c.get("finish_reason")) for c in answer.get("choices") or ()]
             admission.used = self._count(answer.get("usage"))
         return answer
 
@@ -207,9 +213,10 @@ class LLMClient:
             packets = self._ways[target.way].stream(target, fields, clock, watch)
             return await anext(packets), packets, watch
 
-        async with self._admitted(target, fields) as admission:
+        async with self._admitted(target, fields) as (admission, current):
             started = perf_counter()
-            first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
+            with current():
+                first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
             began, model = perf_counter(), self.record.model
             self.metrics.first_chunk.labels(model).observe(began - started)
             try:
@@ -225,17 +232,27 @@ class LLMClient:
             finally:
                 if watch.chunks > 1:
                     self.metrics.per_chunk.labels(model).observe((perf_counter() - began) / (watch.chunks - 1))
+                self.record.response_model = watch.model
+                self.record.finish_reasons = list(watch.finish_reasons.values())
                 usage = watch.usage or {"prompt_tokens": estimate(fields), "completion_tokens": watch.chunks}
                 admission.used = self._count(usage)
 
     @asynccontextmanager
-    async def _admitted(self, target: Target, fields: dict[str, Any]) -> AsyncIterator[Admission]:
+    async def _admitted(
+        self, target: Target, fields: dict[str, Any]
+    ) -> AsyncIterator[tuple[Admission, Callable[[], AbstractContextManager[Any]]]]:
+        """Keep a call within its limits, counted and traced; `current()` makes its span the current one."""
         in_flight = self.metrics.calls_in_flight.labels(target.name)
         async with self.limiter.admit(self.caller, target, fields) as admission:
             self.record.headers |= admission.headers
             in_flight.inc()
             try:
-                yield admission
+                if self._tracing is None:
+                    yield admission, nullcontext
+                else:
+                    operation = "chat" if "messages" in fields else "embeddings"
+                    with self._tracing.span(operation, target, self.record) as span:
+                        yield admission, partial(self._tracing.current, span)
             finally:
                 in_flight.dec()
 

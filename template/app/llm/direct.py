@@ -18,6 +18,7 @@ from app.llm.clock import Clock
 from app.llm.failures import cut_off, failure_in_body, provider_failure, unreachable, unreadable
 from app.llm.relay import Relay, StreamWatch
 from app.llm.targets import Target
+from app.tracing import inject
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
@@ -30,10 +31,12 @@ class Direct:
 
     Args:
         timeouts: limits; `connect` is kept by the session, the others by each call's clock.
+        traced: pass the trace's context on.
     """
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, *, traced: bool = False) -> None:
         self._timeouts = timeouts
+        self._traced = traced
 
     async def start(self) -> None:
         """Open the session; needs a running loop."""
@@ -112,6 +115,8 @@ class Direct:
         headers = {"Content-Type": "application/json"}
         if target.key:
             headers["Authorization"] = f"Bearer {target.key}"
+        if self._traced:
+            inject(headers)
         try:
             async with clock.limit():
                 response = await self._session.post(

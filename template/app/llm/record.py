@@ -31,7 +31,8 @@ class CallRecord:
     finish_reasons: list[str] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
-    def tries(self, model: str) -> None:
+    def tries(self, target: Target) -> None:
         """Note that a model is tried."""
-        self.model = model
-        self.path.append(model)
+        self.answered_by = target
+        self.model = target.name
+        self.path.append(target.name)

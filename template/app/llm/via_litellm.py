@@ -5,6 +5,7 @@ LiteLLM is imported here alone, in a thread, and only when a model of the table 
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import AsyncGenerator
@@ -128,8 +129,8 @@ class ViaLiteLLM:
                     arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
                     _refuse_unknown(target, arguments.keys() - EMBEDDING)
                 if self._traced:
-                    arguments["extra_headers"] = headers = {}
-                    inject(headers)
+                    arguments["extra_headers"] = dict[str, str]()
+                    inject(arguments["extra_headers"])
                 if stream:
                     arguments |= {"stream": True, "stream_options": {"include_usage": True}}
                 return await getattr(litellm, function)(
@@ -205,7 +206,25 @@ def _load() -> Any:
 
     litellm.suppress_debug_info = True
     litellm.telemetry = False
+    _follow_no_redirects()
     return litellm
+
+
+@functools.cache
+def _follow_no_redirects() -> None:
+    """Keep keys at the host they are meant for: LiteLLM follows redirects, with every key but an `Authorization`."""
+    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+
+    transport: Any = LiteLLMAiohttpTransport
+    send = transport.handle_async_request
+
+    async def send_once(self: Any, request: Any) -> Any:
+        response = await send(self, request)
+        if request.method == "POST" and response.has_redirect_location:
+            del response.headers["Location"]
+        return response
+
+    transport.handle_async_request = send_once
 
 
 def _completion(answer: Any) -> dict[str, Any]:
