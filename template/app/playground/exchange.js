@@ -33,7 +33,7 @@ export class Exchange {
     return this.#started && !this.#ended;
   }
 
-  /** Chunks a second from the first to the last; undefined while no time lies between them. */
+  /** Chunks a second, from the first to the last. */
   get rate() {
     const span = this.arrivals.at(-1) - this.arrivals[0];
     return span > 0 ? ((this.arrivals.length - 1) * 1000) / span : undefined;
@@ -43,7 +43,7 @@ export class Exchange {
     return [...this.#calls.values()];
   }
 
-  /** The assistant's message for the next request's history; null if nothing was answered. */
+  /** The assistant's message for the history; null if nothing was answered. */
   get answer() {
     const calls = this.#calls.size && { tool_calls: this.toolCalls };
     return this.text || calls ? { role: "assistant", content: this.text || null, ...calls } : null;
@@ -130,6 +130,6 @@ export class Exchange {
       if (!this.#calls.has(index)) this.#calls.set(index, { id, type: "function", function: { name: part.name, arguments: "" } });
       this.#calls.get(index).function.arguments += part.arguments ?? "";
     }
-    return text ? JSON.stringify(text) : Object.keys(delta).join(" ") || choice.finish_reason;
+    return text ? JSON.stringify(text) : Object.keys(delta).join(" ") || `finish ${choice.finish_reason}`;
   }
 }

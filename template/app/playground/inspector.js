@@ -1,7 +1,6 @@
 import { snippets } from "./snippets.js";
-import { duration, element, follow } from "./transcript.js";
+import { $, duration, element, follow } from "./transcript.js";
 
-const $ = (id) => document.getElementById(id);
 const FORMS = ["Events", "Request", "curl", "Python", "JavaScript"];
 const COLUMNS = 240;
 const HEIGHT = 40;

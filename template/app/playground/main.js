@@ -1,13 +1,12 @@
 import { Exchange } from "./exchange.js";
 import { Inspector } from "./inspector.js";
-import { Turn, follow } from "./transcript.js";
+import { $, Turn, follow } from "./transcript.js";
 
-const $ = (id) => document.getElementById(id);
 const base = new URL("../v1", import.meta.url).href;
 const config = await (await fetch(new URL("config.json", import.meta.url))).json();
 const inspector = new Inspector(base, () => config.key_required || $("key").value !== "");
 const wide = matchMedia("(min-width: 56rem)");
-const CITY = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+const CITY = { type: "object", properties: { city: { type: "string" } } };
 
 let turns = [];
 /** Results for the last answer's tool calls, as far as they have been typed. */
@@ -113,14 +112,17 @@ $("message").onkeydown = (event) => {
   event.preventDefault();
   if (!last()?.running) $("composer").requestSubmit();
 };
-document.onkeydown = ({ key }) => key === "Escape" && last()?.stop();
-document.oninput = () => turns.length || select();
+document.onkeydown = ({ key }) => {
+  if (key === "Escape") last()?.stop();
+};
+document.oninput = () => {
+  if (!turns.length) select();
+};
 // A field in a closed part of the page can't be pointed at.
-const reveal = ({ target }) => {
+document.addEventListener("invalid", ({ target }) => {
   $("swap").checked = false;
   target.closest("details").open = true;
-};
-document.addEventListener("invalid", reveal, true);
+}, true);
 $("retry").onclick = () => {
   $("message").focus();
   if ($("composer").reportValidity()) run();

@@ -15,7 +15,7 @@ const python = (value) =>
  * Each takes the body, the API's address up to /v1, and whether a key goes with it.
  */
 export const snippets = {
-  Request: (body, base, keyed) => `POST ${new URL(base).pathname}/chat/completions
+  Request: (body, base, keyed) => `POST ${base}/chat/completions
 Content-Type: application/json
 ${keyed ? "Authorization: Bearer $CALLER_KEY\n" : ""}
 ${pretty(body)}

@@ -1,3 +1,5 @@
+export const $ = (id) => document.getElementById(id);
+
 /** Make an element, as "name.class". Strings become text nodes: nothing that a model says is parsed as HTML. */
 export function element(kind, ...children) {
   const [name, className = ""] = kind.split(".");
@@ -43,7 +45,7 @@ export class Turn {
     );
   }
 
-  /** Messages for the history; none if the turn was never answered. */
+  /** Messages for the history; none if it was never answered. */
   get messages() {
     const { answer } = this.exchange;
     return answer ? [...this.input, answer] : [];
