@@ -13,7 +13,7 @@ from starlette.types import Scope
 from app.errors import PROBLEM_JSON, AppError, InvalidJSON, invalid_request, problem
 
 CODES = {
-    400: "invalid_json",
+    400: "invalid_request",
     401: "invalid_api_key",
     403: "model_not_allowed",
     404: "not_found",

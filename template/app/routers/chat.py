@@ -1,6 +1,6 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions, and a word to those who ask for /v1/responses."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 from starlette.responses import Response
 
 from app.answers import AnswerResponse
@@ -15,3 +15,9 @@ router = APIRouter(tags=["chat"])
 async def chat_completions(request: ChatBody, llm: LLM) -> Response:
     """Answer a conversation: OpenAI's `chat.completion`, or with `stream` its chunks as server-sent events."""
     return AnswerResponse(llm.open(request))
+
+
+@router.api_route("/v1/responses", methods=["GET", "POST"], include_in_schema=False)
+async def responses() -> None:
+    """Say what to use instead: OpenAI's SDKs take this API for granted."""
+    raise HTTPException(404, "The responses API is not served here. Use chat completions: POST /v1/chat/completions.")
