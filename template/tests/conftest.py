@@ -91,8 +91,13 @@ def _backend(key: str, timeouts: dict[str, float]) -> Iterator[Backend]:
     with Stub() as stub:
         models = {
             "direct": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"},
-            "litellm": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1", "protocol": "litellm"},
+            "litellm": {"upstream": "openai/gpt-4.1", "api_base": f"{stub.url}/v1", "protocol": "litellm"},
             "anthropic": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": stub.url},
+            "litellm-embeddings": {
+                "upstream": "openai/text-embedding-3-small",
+                "api_base": f"{stub.url}/v1",
+                "protocol": "litellm",
+            },
         }
         env = {
             "APP_MODELS": json.dumps(models),
@@ -105,4 +110,5 @@ def _backend(key: str, timeouts: dict[str, float]) -> Iterator[Backend]:
             Process(env=env) as process,
             openai.OpenAI(base_url=f"{process.url}/v1", api_key=key, max_retries=0) as client,
         ):
-            yield Backend(process, stub, client)
+            upstreams = {name: entry["upstream"].partition("/")[2] for name, entry in models.items()}
+            yield Backend(process, stub, client, upstreams)

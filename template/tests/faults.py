@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 from tests.stub import TEXT, Behaviour
 
-PACE = 0.02
+PACE = 0.01
 """Seconds between events that a client should have received before the fault comes."""
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><center>nginx</center></body></html>"
