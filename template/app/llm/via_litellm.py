@@ -107,7 +107,8 @@ class ViaLiteLLM:
                 # An upstream that is cut off gets an invented ending from LiteLLM: it is told by this attribute alone.
                 if stream.received_finish_reason is None and any(c["finish_reason"] for c in body["choices"]):
                     raise cut_off(target.name)
-                if watch.see(body):
+                told = _forget_chunks(stream)
+                if ("usage" not in body or told) and watch.see(body):
                     yield b"data: " + to_json(body) + b"\n\n"
                 clock.next_event()
             if stream.received_finish_reason is None or watch.lost_a_choice:
@@ -124,7 +125,8 @@ class ViaLiteLLM:
                 litellm = await asyncio.shield(self._loading)
                 httpx = sys.modules["httpx"]  # LiteLLM's
                 if function == "acompletion":
-                    arguments = self._arguments(target, fields)
+                    # offered tools are the provider's affair: else LiteLLM wants its MCP gateway, which isn't installed
+                    arguments = self._arguments(target, fields) | {"_skip_mcp_handler": True}
                 else:
                     arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
                     _refuse_unknown(target, arguments.keys() - EMBEDDING)
@@ -197,6 +199,17 @@ async def _close(stream: Any) -> None:
     for lines in {getattr(inner, "streaming_response", None), getattr(inner, "response_iterator", None)}:
         if lines is not None and hasattr(lines, "aclose"):
             await lines.aclose()
+
+
+def _forget_chunks(stream: Any) -> bool:
+    """Drop the chunks that LiteLLM would keep to a stream's end, at 6 kB each, but for the first and the last.
+
+    Those with usage stay. Return whether there are any: if not, the usage that LiteLLM adds is its own guess.
+    """
+    kept = [chunk for chunk in stream.chunks if getattr(chunk, "usage", None)]
+    told = bool(kept)
+    stream.chunks[1:-1] = [chunk for chunk in stream.chunks[1:-1] if getattr(chunk, "usage", None)]
+    return told
 
 
 def _load() -> Any:
