@@ -96,7 +96,10 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
         errors: Pydantic's or FastAPI's list of errors; the first is told.
     """
     first = next(iter(errors))
-    param = ".".join(str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path"))
+    path = [str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path")]
+    if first["type"] == "finite_number":
+        path = path[:1]  # further in, names may be the sender's own
+    param = ".".join(path)
     reason = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{param}: {reason}" if param else reason, param=param or None)
 

@@ -12,9 +12,10 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Wire(BaseModel):
-    """Strict as JSON is: a bool is no number, a NaN is nothing."""
+    """Strict as JSON is: a bool is no number, a NaN is nothing, and 1e999 can't be passed on."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    __pydantic_extra__: dict[str, JsonValue]
 
 
 class Part(Wire):
