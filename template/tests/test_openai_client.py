@@ -37,6 +37,7 @@ def test_a_completion_is_an_openai_answer_with_its_content_beside(backend: Backe
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (PROMPT_TOKENS, len(TEXT.split()) + 1)
     assert answer.model_extra
     assert answer.model_extra["content"] == TEXT
+    assert backend.stub.requests[-1].path == ("/v1/messages" if way == "anthropic" else "/v1/chat/completions")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,8 +1,6 @@
 """The stub upstream does what it is told, since all other tests rest on it."""
 
-import asyncio
 import contextlib
-import importlib
 import json
 import re
 import socket
@@ -20,7 +18,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.faults import FAULTS, LEGAL_VARIANTS, Fault
-from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
+from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
@@ -135,35 +133,6 @@ def test_openais_own_client_is_served(stub: Stub) -> None:
     assert stub.requests[0].headers["authorization"] == "Bearer sk-stub"
     assert stub.requests[0].body == HELLO
     assert [request.path for request in stub.requests] == [CHAT, "/v1/models", "/v1/embeddings"]
-
-
-@pytest.mark.parametrize("calls", [(), (("weather", '{"city": "Zürich"}'),)], ids=["text", "tools"])
-def test_litellm_reads_the_anthropic_api(stub: Stub, calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    monkeypatch.setenv("LITELLM_MODE", "PRODUCTION")
-
-    litellm: Any = importlib.import_module("litellm")
-
-    async def both() -> tuple[Any, Any]:
-        call = HELLO | {"model": "anthropic/claude-sonnet-4-5", "api_base": stub.url, "api_key": "sk-stub"}
-        whole = await litellm.acompletion(**call)
-        stream = await litellm.acompletion(**call, stream=True)
-        joined = litellm.stream_chunk_builder([chunk async for chunk in stream])
-        await litellm.close_litellm_async_clients()
-        return whole, joined
-
-    stub.default = Behaviour(tool_calls=calls)
-    whole, joined = asyncio.run(both())
-
-    assert stub.requests[0].headers["x-api-key"] == "sk-stub"
-    for answer in (whole, joined):
-        message = answer.choices[0].message
-        assert answer.choices[0].finish_reason == ("tool_calls" if calls else "stop")
-        assert (message.content or "") == ("" if calls else TEXT)
-        for (name, arguments), call in zip(calls, message.tool_calls or [], strict=True):
-            assert (call.function.name, json.loads(call.function.arguments)) == (name, json.loads(arguments))
-        assert answer.usage.prompt_tokens == PROMPT_TOKENS
-    assert whole.model == "claude-sonnet-4-5" + MODEL_SUFFIX
 
 
 @pytest.mark.parametrize(("name", "end"), [("lf", b"\n"), ("crlf", b"\r\n"), ("cr", b"\r")])
