@@ -93,14 +93,15 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
     """Return the error for what Pydantic found wrong: where and why, never what was sent.
 
     Args:
-        errors: Pydantic's or FastAPI's list of errors; the first is told.
+        errors: Pydantic's or FastAPI's list of errors. The one furthest in is told: where a value may be of several
+            types, that is the type that was meant.
     """
-    first = next(iter(errors))
-    path = [str(part)[:64] for part in first["loc"] if part not in ("body", "query", "path")]
-    if first["type"] == "finite_number":
+    told = max(errors, key=lambda error: len(error["loc"]))
+    path = [str(part)[:64] for part in told["loc"] if part not in ("body", "query", "path")]
+    if told["type"] == "finite_number":
         path = path[:1]  # further in, names may be the sender's own
     param = ".".join(path)
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = told["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{param}: {reason}" if param else reason, param=param or None)
 
 
