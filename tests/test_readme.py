@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from workspace import ROOT, run, snapshot
 
@@ -124,6 +125,18 @@ def test_ci_runs_the_tests_by_the_second_command() -> None:
     assert install == "python -m pip install uv"
     assert script.splitlines()[-1] == f"exec {test}"
     assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_the_readme_lists_the_questions_in_their_order_with_their_defaults() -> None:
+    configuration = yaml.safe_load((ROOT / "copier.yml").read_text("utf-8"))
+    questions = {name: value for name, value in configuration.items() if not name.startswith("_")}
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.MULTILINE))
+    assert list(rows) == list(questions)
+    for name, default in rows.items():
+        asked = questions[name]["default"]
+        assert (
+            default.strip("`") == asked or (default, asked) == ("none", "") or name in ("project_slug", "description")
+        )
 
 
 def test_the_readme_stays_short() -> None:

@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 import copier
+import jinja2
 import pytest
+import yaml
 
 from shapes import SHAPES
 from workspace import ROOT, Render, tree
@@ -35,6 +37,12 @@ def test_python_is_the_same_in_every_project(source: Path, render: Render) -> No
     for answers in SHAPES.values():
         rendered = tree(render(**answers))
         assert {name: content for name, content in rendered.items() if name.endswith(".py")} == python
+
+
+def test_nothing_asks_for_trust() -> None:
+    """Tasks, migrations and extensions run code on the user's machine."""
+    configuration = yaml.safe_load((ROOT / "copier.yml").read_text("utf-8"))
+    assert not {"_tasks", "_migrations", "_jinja_extensions"} & set(configuration)
 
 
 def test_python_in_the_template_holds_no_jinja(source: Path) -> None:
@@ -68,6 +76,15 @@ def test_what_working_in_the_template_leaves_behind_is_not_copied(source: Path, 
         (used / "template" / name).write_text("left\n")
     copier.run_copy(str(used), tmp_path / "project", defaults=True, quiet=True)
     assert set(tree(tmp_path / "project")) == set(tree(render()))
+
+
+def test_a_question_that_vanished_stops_the_copy(source: Path, tmp_path: Path) -> None:
+    """Otherwise the files that hang on it would vanish too, without a word."""
+    changed = shutil.copytree(source, tmp_path / "changed")
+    questions = (changed / "copier.yml").read_text("utf-8")
+    (changed / "copier.yml").write_text(questions.replace("\nci:\n", "\nformerly_ci:\n"), "utf-8")
+    with pytest.raises(jinja2.UndefinedError, match="'ci' is undefined"):
+        copier.run_copy(str(changed), tmp_path / "project", defaults=True, quiet=True)
 
 
 def test_this_repository_installs_what_a_project_depends_on(render: Render) -> None:
