@@ -1,0 +1,283 @@
+"""What a person does on the page, and what the provider behind it sees."""
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from browser.tab import KEY, MakeTab, behave, told
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+STOPS = 5
+STOP_SECONDS = 0.2
+
+
+def test_the_first_load_is_ready_to_type(tab: MakeTab) -> None:
+    page = tab().page
+    expect(page.locator("#message")).to_be_focused()
+    expect(page.locator("#model")).to_have_value("stub")
+    expect(page.locator("#send")).to_have_text("Send")
+    expect(page.locator("#panel")).to_contain_text("curl --no-buffer")
+
+
+def test_a_fresh_project_answers_by_its_demo_model(tab: MakeTab, fresh: str) -> None:
+    opened = tab(fresh)
+    page = opened.page
+    page.goto(fresh)
+    assert page.url == f"{fresh}/playground"
+    page.get_by_role("button", name="Say hello").click()
+    page.wait_for_selector("#state.done")
+    expect(page.locator(".answer")).to_contain_text("You said: Say hello in five languages")
+    assert opened.fact("Model") == "demo"
+
+
+def test_a_model_without_a_key_names_the_variable_to_set(tab: MakeTab) -> None:
+    expect(tab().page.locator("#model option[value='gpt-4o']")).to_contain_text("OPENAI_API_KEY")
+
+
+def test_the_page_weighs_less_than_30_kilobytes(tab: MakeTab, show_figures: Callable[[str], None]) -> None:
+    loaded = tab()
+    loaded.page.wait_for_load_state("networkidle")
+    total = sum(loaded.received.values())
+    show_figures(f"the playground weighs {total} bytes: {loaded.received}")
+    assert {"/playground", "/playground/style.css", "/playground/main.js"} < set(loaded.received)
+    assert total < 30_000
+
+
+def test_an_answer_streams_in_with_its_figures(tab: MakeTab, stub: Any) -> None:
+    behave(stub, text="Grüße, 世界! 👋 ", repeat=30, pace=0.01)
+    opened = tab()
+    page = opened.page
+    opened.ask("Hello", until=".streaming")
+    expect(page.locator(".running .answer")).to_contain_text("Grüße")
+    page.wait_for_selector("#state.done")
+    opened.settled()
+    assert page.locator(".answer").inner_text().count("Grüße, 世界! 👋") == 30
+    assert page.locator("#state").inner_text().startswith("200 done · ")
+    assert float(opened.fact("First chunk").removesuffix(" ms")) > 0
+    assert 10 < float(opened.fact("Chunks a second")) < 100
+    assert [opened.fact(name) for name in ("Tokens in", "Tokens out")] == ["7", "91"]
+    assert [opened.fact(name) for name in ("Model", "Finish reason")] == ["stub", "stop"]
+    assert re.fullmatch(r"[\w-]{8,}", opened.fact("Request id"))
+    assert page.locator("#timeline path").get_attribute("d")
+
+
+def test_a_request_carries_what_was_set_and_nothing_else(tab: MakeTab, stub: Any) -> None:
+    opened = tab()
+    opened.ask("Hello")
+    assert stub.requests[-1].body.keys() == {"model", "messages", "stream", "stream_options"}
+    opened.page.fill("#system", "Be brief.")
+    opened.page.fill("#temperature", "0")
+    opened.page.fill("#max_tokens", "16")
+    opened.ask("And again")
+    body = stub.requests[-1].body
+    assert (body["temperature"], body["max_tokens"]) == (0, 16)
+    assert [role for role, _ in told(stub)] == ["system", "user", "assistant", "user"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("temperature", "2.1"), ("max_tokens", "0"), ("tools", "{nonsense")])
+def test_what_is_out_of_bounds_is_not_sent(tab: MakeTab, stub: Any, field: str, value: str) -> None:
+    page = tab().page
+    page.locator("details", has=page.locator(f"#{field}")).evaluate("details => details.open = true")
+    page.fill(f"#{field}", value)
+    page.fill("#message", "Hello")
+    page.press("#message", "Enter")
+    expect(page.locator(f"#{field}")).to_be_focused()
+    expect(page.locator("#message")).to_have_value("Hello")
+    assert stub.requests == []
+
+
+def test_the_provider_sees_a_stop_within_a_fifth_of_a_second(
+    tab: MakeTab, stub: Any, show_figures: Callable[[str], None]
+) -> None:
+    behave(stub, repeat=1000, pace=0.02)
+    opened = tab()
+    seconds = []
+    for number in range(STOPS):
+        opened.ask(f"Question {number}", until=".streaming")
+        expect(opened.page.locator(".running .answer")).to_contain_text("Hello from the stub")
+        pressed = time.monotonic()
+        opened.page.keyboard.press("Escape")
+        assert stub.requests[-1].closed.wait(5)
+        seconds.append(stub.requests[-1].closed_at - pressed)
+        opened.page.wait_for_selector("#state.stopped")
+    show_figures(f"the provider saw a stop after {', '.join(f'{each:.3f}' for each in sorted(seconds))} s")
+    assert statistics.median(seconds) < STOP_SECONDS
+    expect(opened.page.locator(".answer").last).to_contain_text("Hello from the stub")
+
+
+def test_the_button_stops_too_and_a_stopped_answer_stays_in_the_history(tab: MakeTab, stub: Any) -> None:
+    behave(stub, text="one two three", stall_after=3)
+    opened = tab()
+    opened.ask("Count", until=".streaming")
+    expect(opened.page.locator(".answer")).to_have_text("one two")
+    opened.page.get_by_role("button", name="Stop").click()
+    opened.page.wait_for_selector("#state.stopped")
+    behave(stub)
+    opened.ask("Go on")
+    assert told(stub) == [("user", "Count"), ("assistant", "one two"), ("user", "Go on")]
+
+
+def test_retry_asks_the_last_question_anew(tab: MakeTab, stub: Any) -> None:
+    opened = tab()
+    opened.ask("Hello")
+    behave(stub, text="Another answer")
+    opened.page.get_by_role("button", name="Retry").click()
+    expect(opened.page.locator(".answer")).to_have_text("Another answer")
+    expect(opened.page.locator("#message")).to_be_focused()
+    assert told(stub) == [("user", "Hello")]
+
+
+def test_an_earlier_exchange_can_be_looked_at_again(tab: MakeTab) -> None:
+    opened = tab()
+    opened.ask("First")
+    opened.ask("Second")
+    opened.page.locator(".meta").first.click()
+    opened.show("Request")
+    expect(opened.page.locator("#panel")).to_contain_text("First")
+    expect(opened.page.locator("#panel")).not_to_contain_text("Second")
+
+
+def test_clear_stops_and_forgets(tab: MakeTab, stub: Any) -> None:
+    behave(stub, repeat=1000, pace=0.02)
+    opened = tab()
+    opened.ask("Hello", until=".streaming")
+    opened.page.get_by_role("button", name="Clear").click()
+    assert stub.requests[-1].closed.wait(5)
+    expect(opened.page.locator(".turn")).to_have_count(0)
+    behave(stub)
+    opened.ask("Anew")
+    assert told(stub) == [("user", "Anew")]
+
+
+def test_an_error_is_told_in_words_with_what_to_do(tab: MakeTab, stub: Any) -> None:
+    behave(stub, status=429, headers={"Retry-After": "12"})
+    opened = tab()
+    opened.ask("Hello", until=".failed")
+    problem = opened.page.locator(".problem")
+    expect(problem).to_contain_text("429 Too Many Requests")
+    expect(problem).to_contain_text("provider_rate_limited")
+    expect(problem).to_contain_text("retry after 12 s")
+    expect(opened.page.locator("#panel")).to_contain_text('"status":429')
+    assert re.fullmatch(r"[\w-]{8,}", opened.fact("Request id"))
+    behave(stub)
+    opened.page.get_by_role("button", name="Retry").click()
+    expect(problem).to_have_count(0)
+    expect(opened.page.locator(".answer")).to_contain_text("Hello from the stub")
+    assert "429" in opened.faults.pop()
+
+
+def test_a_model_without_a_key_says_so_when_asked(tab: MakeTab) -> None:
+    opened = tab()
+    opened.page.select_option("#model", "gpt-4o")
+    opened.ask("Hello", until=".failed")
+    expect(opened.page.locator(".problem")).to_contain_text("OPENAI_API_KEY")
+    assert "503" in opened.faults.pop()
+
+
+def test_a_stream_that_breaks_keeps_what_came_and_says_why(tab: MakeTab, stub: Any) -> None:
+    behave(stub, text="one two three", cut_after=3)
+    opened = tab()
+    opened.ask("Count", until=".failed")
+    expect(opened.page.locator(".answer")).to_have_text("one two")
+    expect(opened.page.locator(".problem")).to_contain_text("provider_error")
+
+
+def test_a_server_that_is_gone_is_told_from_an_error(tab: MakeTab) -> None:
+    opened = tab()
+    opened.page.context.set_offline(True)
+    opened.ask("Hello", until=".failed")
+    expect(opened.page.locator(".problem")).to_contain_text("The server can't be reached")
+    assert "ERR_INTERNET_DISCONNECTED" in opened.faults.pop()
+
+
+def test_the_key_stays_in_its_tab_and_out_of_the_code(tab: MakeTab, closed: str) -> None:
+    opened = tab(closed)
+    page = opened.page
+    opened.ask("Hello", until=".failed")
+    expect(page.locator(".problem")).to_contain_text("401 Unauthorized")
+    assert "401" in opened.faults.pop()
+    page.fill("#key", KEY)
+    opened.ask("Hello")
+    for form in ("Events", "Request", "curl", "Python", "JavaScript"):
+        opened.show(form)
+        assert KEY not in page.content()
+    page.reload()
+    expect(page.locator("#key")).to_have_value(KEY)
+    kept = page.evaluate("[JSON.stringify(localStorage), document.cookie, JSON.stringify(sessionStorage)]")
+    assert kept == ["{}", "", json.dumps({"caller-key": KEY}, separators=(",", ":"))]
+    other = page.context.new_page()
+    other.goto(f"{closed}/playground")
+    expect(other.locator("#key")).to_have_value("")
+
+
+def test_a_tool_call_is_shown_as_plain_data_and_can_be_answered(tab: MakeTab, stub: Any) -> None:
+    behave(stub, tool_calls=(("get_weather", '{"city": "<b>Lisbon</b>"}'),))
+    opened = tab()
+    page = opened.page
+    page.get_by_role("button", name="Call a tool").click()
+    page.wait_for_selector("#state.done")
+    expect(page.locator(".call")).to_contain_text('get_weather call_0{"city": "<b>Lisbon</b>"}')
+    assert stub.requests[-1].body["tools"][0]["function"]["name"] == "get_weather"
+    behave(stub)
+    page.get_by_label("Result of get_weather").fill("18 degrees")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer").last).to_contain_text("Hello from the stub")
+    *_, asked, result = stub.requests[-1].body["messages"]
+    assert asked["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city": "<b>Lisbon</b>"}'}
+    assert result == {"role": "tool", "tool_call_id": "call_0", "content": "18 degrees"}
+
+
+def test_several_tool_calls_are_answered_one_by_one(tab: MakeTab, stub: Any) -> None:
+    behave(stub, tool_calls=(("first", "{}"), ("second", "{}")))
+    opened = tab()
+    opened.ask("Call both")
+    behave(stub)
+    opened.page.get_by_label("Result of first").fill("1")
+    opened.page.keyboard.press("Enter")
+    opened.page.get_by_label("Result of second").fill("2")
+    opened.page.keyboard.press("Enter")
+    expect(opened.page.locator(".answer").last).to_contain_text("Hello from the stub")
+    assert told(stub)[-2:] == [("tool", "1"), ("tool", "2")]
+
+
+HOSTILE = (
+    "<script>document.title = 'owned'</script> <img src=x onerror=\"document.title = 'owned'\"> "
+    "[a link](javascript:document.title='owned') <a href=\"javascript:document.title='owned'\">another</a>"
+)
+
+
+def test_what_a_model_says_is_text_and_does_nothing(tab: MakeTab, stub: Any) -> None:
+    behave(stub, text=HOSTILE)
+    opened = tab()
+    page = opened.page
+    opened.ask(HOSTILE)
+    opened.settled()
+    assert page.locator(".answer").text_content() == HOSTILE
+    behave(stub, tool_calls=((HOSTILE, HOSTILE),))
+    opened.ask("Call it")
+    behave(stub, status=400, message=HOSTILE)
+    page.fill("#message", HOSTILE)
+    page.keyboard.press("Enter")
+    for form in ("Events", "Request", "curl", "Python", "JavaScript"):
+        opened.show(form)
+    assert page.title() == "Playground"
+    assert page.locator("main :is(a, img, script, iframe)").count() == 0
+    assert page.locator("script").count() == 1
+    opened.faults.clear()
+
+
+def test_nothing_but_its_own_files_may_run(tab: MakeTab) -> None:
+    """The policy holds even where text becomes HTML by some mistake."""
+    opened = tab()
+    opened.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title = 1\">')")
+    opened.page.wait_for_timeout(200)
+    assert opened.page.title() == "Playground"
+    assert any("Content Security Policy" in fault for fault in opened.faults)
+    opened.faults.clear()
