@@ -107,8 +107,8 @@ class ViaLiteLLM:
                 # An upstream that is cut off gets an invented ending from LiteLLM: it is told by this attribute alone.
                 if stream.received_finish_reason is None and any(c["finish_reason"] for c in body["choices"]):
                     raise cut_off(target.name)
-                told = _forget_chunks(stream)
-                if ("usage" not in body or told) and watch.see(body):
+                usage_is_told = _forget_chunks(stream)
+                if ("usage" not in body or usage_is_told) and watch.see(body):
                     yield b"data: " + to_json(body) + b"\n\n"
                 clock.next_event()
             if stream.received_finish_reason is None or watch.lost_a_choice:
@@ -202,19 +202,20 @@ async def _close(stream: Any) -> None:
 
 
 def _forget_chunks(stream: Any) -> bool:
-    """Drop the chunks that LiteLLM would keep to a stream's end, at 6 kB each, but for the first and the last.
+    """Drop what LiteLLM would keep to a stream's end: its text, and 6 kB for each chunk but those that tell usage.
 
-    Those with usage stay. Return whether there are any: if not, the usage that LiteLLM adds is its own guess.
+    Returns:
+        Whether the provider has told its usage. If not, what LiteLLM adds at the end is a guess.
     """
-    kept = [chunk for chunk in stream.chunks if getattr(chunk, "usage", None)]
-    told = bool(kept)
-    stream.chunks[1:-1] = [chunk for chunk in stream.chunks[1:-1] if getattr(chunk, "usage", None)]
-    return told
+    stream.response_uptil_now = ""
+    stream.chunks[1:] = [chunk for chunk in stream.chunks[1:] if getattr(chunk, "usage", None)]
+    return any(getattr(chunk, "usage", None) for chunk in stream.chunks)
 
 
 def _load() -> Any:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
     os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` by itself
+    os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
     import litellm
 
     litellm.suppress_debug_info = True
