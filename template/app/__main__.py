@@ -14,6 +14,7 @@ from types import FrameType
 
 from app.config import Settings, SettingsError
 from app.environment import load_settings
+from app.llm.targets import Target, resolve
 
 SERVER_BACKSTOP = 2
 """Seconds that uvicorn waits for what is left after our own draining."""
@@ -71,23 +72,14 @@ def serve(options: dict[str, object]) -> int:
     settings = load_settings(**options)
     if settings.dev and settings.host not in ("127.0.0.1", "::1", "localhost"):
         raise SettingsError(f"--dev listens on loopback only, not on {settings.host}")
-    from app.llm.targets import resolve  # resolved here too, so that a wrong table is told before a server starts
-
+    # resolved here too, so that a wrong table is told before a server starts
     targets = [resolve(name, entry, os.environ) for name, entry in settings.models.items()]
     for name, value in options.items():  # the server's processes load the settings themselves
         os.environ[f"APP_{name.upper()}"] = str(value)
     if not _port_is_free(settings):
         return 1
-    print(f"{settings.name}: http://{settings.host}:{settings.port}", flush=True)
-    closed = not (settings.dev or settings.callers or settings.auth.jwt)
-    for target in targets:
-        if target.missing:
-            print(f"  {target.name}: needs {target.missing}")
-        elif closed and target.way != "demo":
-            print(f"  {target.name}: needs a caller (python -m app callers add NAME)")
-        else:
-            print(f"  {target.name}: ready")
-    sys.stdout.flush()
+    if settings.log_format == "console":  # where lines are JSON, a line for people is none
+        _announce(settings, targets)
     if settings.workers > 1 and not settings.dev:
         directory = tempfile.TemporaryDirectory(prefix="metrics-")
         atexit.register(directory.cleanup)
@@ -114,6 +106,19 @@ def serve(options: dict[str, object]) -> int:
         timeout_graceful_shutdown=SERVER_BACKSTOP,
     )
     return 0
+
+
+def _announce(settings: Settings, targets: list[Target]) -> None:
+    print(f"{settings.name}: http://{settings.host}:{settings.port}")
+    closed = not (settings.dev or settings.callers or settings.auth.jwt)
+    for target in targets:
+        if target.missing:
+            print(f"  {target.name}: needs {target.missing}")
+        elif closed and target.way != "demo":
+            print(f"  {target.name}: needs a caller (python -m app callers add NAME)")
+        else:
+            print(f"  {target.name}: ready")
+    sys.stdout.flush()
 
 
 def _ended_well(number: int, frame: FrameType | None) -> None:

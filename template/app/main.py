@@ -19,7 +19,7 @@ from app.environment import load_settings, unknown_variables
 from app.llm.client import LLMClient
 from app.logs import configure_logs
 from app.metrics import Metrics
-from app.middleware import CORS, LastResort, Refusals, RequestContext
+from app.middleware import ALWAYS_ANSWERED, CORS, LastResort, Refusals, RequestContext
 from app.problems import install_problem_handlers
 from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
@@ -99,7 +99,14 @@ def _telemetry(settings: Settings) -> TelemetryConfig:
         return {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
     check_sdk()
     os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
-    return {"tracing": True, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": True}
+    return {
+        "tracing": True,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": True,
+        "exclude": lambda scope: scope["path"] in ALWAYS_ANSWERED,  # probes and scrapes
+    }
 
 
 def _jwt_auth(settings: Settings) -> "JwtAuth | None":

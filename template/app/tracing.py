@@ -58,6 +58,7 @@ class Tracing:
         finally:
             if record.answered_by:
                 span.set_attribute("gen_ai.provider.name", record.answered_by.provider)
+                span.set_attribute("gen_ai.request.model", record.answered_by.model)
             if record.response_model:
                 span.set_attribute("gen_ai.response.model", record.response_model)
             if record.finish_reasons:

@@ -1,0 +1,237 @@
+"""With `telemetry` on, a collector gets one trace of each call; with it off, OpenTelemetry's SDK stays out."""
+
+import contextlib
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+import app.tracing
+from app.config import SettingsError
+from app.main import create_app
+from tests.collector import Collector, Seen
+from tests.conftest import MakeSettings
+from tests.serving import Process
+from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
+
+PROMPT = "a prompt that nobody else is to see"
+ANSWER_TOKENS = len(TEXT.split()) + 1
+
+
+class Traced:
+    """A server with `telemetry` on, its provider, and its collector."""
+
+    def __init__(self, process: Process, stub: Stub, collector: Collector, key: str) -> None:
+        self.process = process
+        self.stub = stub
+        self.collector = collector
+        self._key = key
+
+    def ask(self, model: str, *behaviours: Behaviour, path: str = "/v1/chat/completions", **fields: Any) -> list[Seen]:
+        """Call a model as part of a trace of one's own; return the trace's spans, the server's first.
+
+        Args:
+            model: its public name.
+            *behaviours: how the provider answers.
+            path: where to.
+            **fields: the body's; a prompt, unless there is an `input`.
+        """
+        trace = secrets.token_hex(16)
+        self.stub.queue(*behaviours)
+        httpx2.post(
+            self.process.url + path,
+            json={"model": model} | (fields if "input" in fields else {"messages": _said(PROMPT)} | fields),
+            headers={"Authorization": f"Bearer {self._key}", "traceparent": f"00-{trace}-{'ab' * 8}-01"},
+            timeout=60,
+        )
+        return self.collector.trace(trace)
+
+    def log_line(self, trace: str) -> Any:
+        """Return the one line in the log that is part of a trace."""
+        [line] = [json.loads(line) for line in self.process.lines if trace in line]
+        return line
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def traced(key: str) -> Iterator[Traced]:
+    with Stub() as stub, Collector() as collector:
+        at_stub = {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"}
+        models = {
+            "direct": at_stub,
+            "litellm": at_stub | {"protocol": "litellm"},
+            "failing": {"upstream": "hosted_vllm/qwen", "api_base": stub.url, "fallbacks": ["direct"]},
+            "demo": {"upstream": "demo/echo"},
+        }
+        env = {
+            "APP_TELEMETRY": "true",
+            "APP_NAME": "Traced backend",
+            "APP_LOG_FORMAT": "json",
+            "APP_RETRIES": "0",
+            "APP_DEFAULT_MODEL": "direct",
+            "APP_MODELS": json.dumps(models),
+            "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "20",
+        }
+        with Process(env=env) as process:
+            process.wait_until_ready()
+            yield Traced(process, stub, collector, key)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("way", ["direct", "litellm", "demo"])
+def test_a_call_is_one_trace_of_a_server_span_and_a_client_span(traced: Traced, way: str, stream: bool) -> None:
+    server, client = traced.ask(way, stream=stream)
+    assert (server.kind, server.name) == ("server", "POST /v1/chat/completions")
+    assert (client.kind, client.name) == ("client", f"chat {way}")
+    assert server.parent == "ab" * 8
+    assert client.parent == server.id
+    assert {server.service, client.service} == {"Traced backend"}
+    assert not server.failed
+    assert not client.failed
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_call_has_the_attributes_of_a_model_call(traced: Traced, stream: bool) -> None:
+    server, client = traced.ask("direct", stream=stream)
+    assert client.attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-4o",
+        "gen_ai.response.model": "gpt-4o" + MODEL_SUFFIX,
+        "gen_ai.response.finish_reasons": ["stop"],
+        "gen_ai.usage.input_tokens": PROMPT_TOKENS,
+        "gen_ai.usage.output_tokens": ANSWER_TOKENS,
+        "app.models.tried": ["direct"],
+    }
+    assert server.attributes["http.response.status_code"] == 200
+
+
+def test_embeddings_have_a_span_too(traced: Traced) -> None:
+    _, client = traced.ask("direct", path="/v1/embeddings", input="Hello")
+    assert client.name == "embeddings direct"
+    assert client.attributes["gen_ai.operation.name"] == "embeddings"
+    assert client.attributes["gen_ai.usage.input_tokens"] == PROMPT_TOKENS
+
+
+@pytest.mark.parametrize("way", ["direct", "litellm"])
+def test_an_error_is_one_in_both_spans(traced: Traced, way: str) -> None:
+    server, client = traced.ask(way, Behaviour(status=429))
+    assert server.attributes["http.response.status_code"] == 429
+    assert client.failed
+    assert client.attributes["error.type"] == "provider_rate_limited"
+    assert "gen_ai.response.model" not in client.attributes
+    assert (client.events, server.events) == (0, 0), "an exception's text may quote a prompt"
+
+
+def test_an_error_in_mid_stream_is_one_in_the_client_span(traced: Traced) -> None:
+    server, client = traced.ask("direct", Behaviour(cut_after=3, pace=0.01), stream=True)
+    assert server.attributes["http.response.status_code"] == 200
+    assert client.failed
+    assert client.attributes["error.type"] == "provider_error"
+    assert client.attributes["gen_ai.response.model"] == "gpt-4o" + MODEL_SUFFIX
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_after_a_fallback_the_span_tells_of_the_model_that_answered(traced: Traced, stream: bool) -> None:
+    _, client = traced.ask("failing", Behaviour(status=500), stream=stream)
+    assert client.name == "chat failing"
+    assert client.attributes["app.models.tried"] == ["failing", "direct"]
+    assert client.attributes["gen_ai.provider.name"] == "openai"
+    assert client.attributes["gen_ai.request.model"] == "gpt-4o"
+    assert client.attributes["gen_ai.response.model"] == "gpt-4o" + MODEL_SUFFIX
+    assert not client.failed
+
+
+def test_a_client_that_leaves_still_ends_its_trace(traced: Traced, key: str) -> None:
+    trace = secrets.token_hex(16)
+    traced.stub.queue(Behaviour(stall_after=3))
+    headers = {"Authorization": f"Bearer {key}", "traceparent": f"00-{trace}-{'ab' * 8}-01"}
+    body = {"model": "direct", "messages": _said(PROMPT), "stream": True}
+    with httpx2.stream("POST", f"{traced.process.url}/v1/chat/completions", json=body, headers=headers) as response:
+        next(response.iter_bytes())
+    _, client = traced.collector.trace(trace)
+    assert client.attributes["gen_ai.response.model"] == "gpt-4o" + MODEL_SUFFIX
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("way", ["direct", "litellm"])
+def test_the_provider_is_told_of_the_client_span(traced: Traced, way: str, stream: bool) -> None:
+    """W3C Trace Context: https://www.w3.org/TR/trace-context/#traceparent-header."""
+    _, client = traced.ask(way, stream=stream)
+    assert traced.stub.requests[-1].headers["traceparent"] == f"00-{client.trace}-{client.id}-01"
+
+
+def test_the_log_line_of_a_request_names_its_trace(traced: Traced) -> None:
+    server, _ = traced.ask("direct")
+    line = traced.log_line(server.trace)
+    assert (line["event"], line["trace_id"]) == ("request", server.trace)
+
+
+def test_no_prompt_and_no_answer_is_exported(traced: Traced) -> None:
+    for stream in (False, True):
+        traced.ask("direct", stream=stream)
+        traced.ask("direct", Behaviour(status=400, message=PROMPT), stream=stream)
+    assert PROMPT.encode() not in traced.collector.bodies
+    assert TEXT.encode() not in traced.collector.bodies
+
+
+def test_probes_are_no_traces(traced: Traced) -> None:
+    for path in ("/health", "/ready", "/metrics"):
+        assert httpx2.get(traced.process.url + path).status_code == 200
+    traced.ask("demo")
+    assert {span.attributes.get("http.route") for span in traced.collector.spans if span.kind == "server"} <= {
+        "/v1/chat/completions",
+        "/v1/embeddings",
+    }
+
+
+def test_spans_are_delivered_before_the_process_ends(key: str) -> None:
+    with Stub() as stub, Collector() as collector:
+        env = {
+            "APP_TELEMETRY": "true",
+            "APP_MODELS": json.dumps({"demo": {"upstream": "demo/echo"}}),
+            "APP_DEFAULT_MODEL": "demo",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "60000",
+        }
+        with Process(env=env) as process:
+            traced = Traced(process, stub, collector, key)
+            with contextlib.ExitStack() as stack:
+                stack.callback(process.wait, 30)
+                stack.callback(process.terminate)
+                httpx2.post(f"{process.url}/v1/chat/completions", json={"messages": _said(PROMPT)})
+            assert len(traced.collector.spans) == 2
+
+
+def test_without_telemetry_nothing_of_the_sdk_is_imported(stub: Stub, key: str, headers: dict[str, str]) -> None:
+    models = {"gpt-4o": {"upstream": "gpt-4o", "api_base": f"{stub.url}/v1"}}
+    env = {
+        "APP_MODELS": json.dumps(models),
+        "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONPROFILEIMPORTTIME": "1",  # prints each module as it is imported
+    }
+    with Process(env=env) as process:
+        asked = {"messages": _said(PROMPT)}
+        assert httpx2.post(f"{process.url}/v1/chat/completions", json=asked, headers=headers).status_code == 200
+        assert "traceparent" not in stub.requests[-1].headers
+        process.terminate()
+        process.wait()
+    imported = {line.rpartition("|")[2].strip() for line in process.lines if line.startswith("import time:")}
+    assert "opentelemetry.trace" in imported
+    assert not {name for name in imported if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))}
+
+
+def test_telemetry_without_the_sdk_says_how_to_get_it(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.tracing, "find_spec", lambda _: None)
+    with pytest.raises(SettingsError, match="uv sync --extra telemetry"):
+        create_app(settings(telemetry=True))
