@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import structlog
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import AppError, error_event
 from app.llm.client import Answer
@@ -18,7 +18,11 @@ FIRST_EVENT = 10.0
 PING_EVERY = 15.0
 """Seconds of silence after which a comment keeps proxies awake."""
 PING = b": ping\n\n"
-STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 log = structlog.get_logger("app.errors")
 
@@ -33,20 +37,23 @@ class AnswerResponse(Response):
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.status_code = 200
-        self.media_type = answer.media_type
         self.background = None
-        self.init_headers(STREAM_HEADERS if answer.media_type == "text/event-stream" else None)
+        self.raw_headers = list(STREAM_HEADERS) if answer.streams else [(b"content-type", b"application/json")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self.answer.body) as packets:
-            if self.media_type == "text/event-stream":
+            if self.answer.streams:
                 await EventStream(self, exchange_of(scope), send).run(packets)
                 return
             body = await anext(packets)
-            self.headers["content-length"] = str(len(body))
-            self.headers.update(self.answer.headers)
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self.raw_headers.append((b"content-length", b"%d" % len(body)))
+            await send(self.start())
             await send({"type": "http.response.body", "body": body})
+
+    def start(self) -> Message:
+        """Return the message that a response starts with; the answer's headers are complete only now."""
+        headers = [(name.lower().encode(), value.encode()) for name, value in self.answer.headers.items()]
+        return {"type": "http.response.start", "status": 200, "headers": self.raw_headers + headers}
 
 
 class EventStream:
@@ -89,7 +96,8 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, data: bytes) -> None:
-        await self._until_pinged()
+        if self._ping:
+            await self._until_pinged()
         self._sending = True
         await self._send_whole(data)
         self._sending = False
@@ -103,9 +111,7 @@ class EventStream:
         """Send whole events or a comment, so that a ping can stand between any two."""
         if not self._started:
             self._started = True
-            headers = self._response.headers
-            headers.update(self._response.answer.headers)
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers.raw})
+            await self._send(self._response.start())
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     def _on_timer(self) -> None:

@@ -1,7 +1,6 @@
 """What endpoints ask for: `LLM`, `Config`, `CurrentCaller`, and a strictly read body."""
 
 import ipaddress
-from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
@@ -14,7 +13,7 @@ from app.config import Settings
 from app.errors import InvalidJSON, Unauthorized, invalid_request
 from app.llm.client import LLMClient
 from app.middleware import exchange_of
-from app.models import ChatRequest, EmbeddingRequest, Wire
+from app.models import Wire
 
 FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
@@ -56,8 +55,13 @@ async def get_caller(request: Request) -> Caller:
 CurrentCaller = Annotated[Caller, Depends(get_caller)]
 
 
-async def get_llm(request: Request, caller: CurrentCaller) -> LLMClient:
-    """Return the models, as this caller may use them. The endpoint is cancelled when its client leaves."""
+async def get_llm(request: Request) -> LLMClient:
+    """Return the models, as this caller may use them. The endpoint is cancelled when its client leaves.
+
+    Raises:
+        Unauthorized, AuthUnavailable: as in `get_caller`.
+    """
+    caller = await get_caller(request)  # not by Depends: each one costs as much as reading a small body
     exchange = exchange_of(request.scope)
     exchange.cancel_on_disconnect()
     llm: LLMClient = request.app.state.llm
@@ -68,30 +72,25 @@ LLM = Annotated[LLMClient, Depends(get_llm)]
 Config = Annotated[Settings, Depends(get_settings)]
 
 
-def body_of(kind: type[W]) -> Callable[[Request, Caller], Awaitable[W]]:
-    """Return a dependency that reads a JSON body as `kind`, once the caller is known.
+async def read_body(request: Request, kind: type[W]) -> W:
+    """Return a request's JSON body as `kind`.
 
-    Its errors: 415 for another media type, 400 for what isn't JSON (NaN isn't), 422 for what doesn't fit.
+    Raises:
+        HTTPException: 415, the body is of another media type.
+        InvalidJSON: it isn't JSON; NaN isn't.
+        InvalidRequest: it doesn't fit.
     """
-
-    async def read(request: Request, _caller: CurrentCaller) -> W:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json" and not media_type.endswith("+json"):
-            raise HTTPException(415, "Send the body as Content-Type: application/json.")
-        try:
-            fields = from_json(await request.body(), allow_inf_nan=False)
-        except ValueError:
-            raise InvalidJSON("The body is not valid JSON.") from None
-        try:
-            return kind.model_validate(fields)
-        except ValidationError as error:
-            raise invalid_request(error.errors(include_url=False, include_input=False)) from None
-
-    return read
-
-
-ChatBody = Annotated[ChatRequest, Depends(body_of(ChatRequest))]
-EmbeddingBody = Annotated[EmbeddingRequest, Depends(body_of(EmbeddingRequest))]
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise HTTPException(415, "Send the body as Content-Type: application/json.")
+    try:
+        fields = from_json(await request.body(), allow_inf_nan=False)
+    except ValueError:
+        raise InvalidJSON("The body is not valid JSON.") from None
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
 def is_local(request: Request) -> bool:

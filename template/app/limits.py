@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -31,6 +32,9 @@ STORAGE_PAUSE = 2.0
 """Seconds after a failure before a shared storage is tried again, by one request."""
 UNSET_MAX_TOKENS = 1024
 """Tokens that are reserved for an answer whose length nothing bounds."""
+
+per_minute = cache(RateLimitItemPerMinute)
+moving_window = cache(MovingWindowRateLimiter)
 
 T = TypeVar("T")
 Scope = tuple[str, str, Limits]
@@ -154,14 +158,14 @@ class Admission:
         self._reserved.clear()
         for kind, name, limits in self._scopes:
             if limits.requests_per_minute:
-                window, item = MovingWindowRateLimiter(storage), RateLimitItemPerMinute(limits.requests_per_minute)
+                window, item = moving_window(storage), per_minute(limits.requests_per_minute)
                 admitted = await window.hit(item, kind, name)
                 reset_at, remaining = await window.get_window_stats(item, kind, name)
                 self._tell("requests", limits.requests_per_minute, remaining, reset_at)
                 if not admitted:
                     await self._refuse(storage, kind, f"{limits.requests_per_minute} requests", reset_at)
             if limits.tokens_per_minute:
-                key = RateLimitItemPerMinute(limits.tokens_per_minute).key_for("tokens", kind, name)
+                key = per_minute(limits.tokens_per_minute).key_for("tokens", kind, name)
                 cost = self._estimate()
                 count = await storage.incr(key, 60, amount=cost)
                 reset_at = await storage.get_expiry(key)
@@ -199,7 +203,7 @@ class Admission:
 
     def _count(self, decision: str) -> None:
         for kind, _, _ in self._scopes:
-            self._limiter.metrics.decisions.labels(kind, decision).inc()
+            self._limiter.metrics.of(self._limiter.metrics.decisions, kind, decision).inc()
 
     def _estimate(self) -> int:
         """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""

@@ -118,7 +118,7 @@ class RequestContext:
         self.app = app
         self.drain = drain
         self.metrics = metrics
-        self.log = structlog.get_logger("app.access")
+        self._log: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,7 +143,7 @@ class RequestContext:
         record = exchange.record
         route = getattr(scope.get("route"), "path", "none")
         status = 499 if exchange.client_left else exchange.status
-        self.metrics.requests.labels(route, status, record.model or "none").observe(seconds)
+        self.metrics.of(self.metrics.requests, route, status, record.model or "none").observe(seconds)
         if exchange.client_left:
             self.metrics.disconnects.labels(route).inc()
         line: dict[str, Any] = {
@@ -164,7 +164,9 @@ class RequestContext:
             line["tried"] = record.path
         if exchange.error:
             line["error"] = exchange.error
-        self.log.info("request", **line)
+        if self._log is None:  # bound once: by now the logs are configured
+            self._log = structlog.get_logger("app.access").bind()
+        self._log.info("request", **line)
 
 
 class Refusals:

@@ -124,7 +124,7 @@ class Attempts:
                 if not error.retry or attempt == self._retries or pause is None or pause >= clock.remaining():
                     raise
             else:
-                self._metrics.upstream.labels(target.name, "ok").inc()
+                self._metrics.of(self._metrics.upstream, target.name, "ok").inc()
                 return answer
             await asyncio.sleep(pause)
         raise AssertionError

@@ -1,6 +1,5 @@
 """LLMClient: one interface to every model of the table."""
 
-import copy
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
@@ -51,12 +50,12 @@ class Answer:
     Attributes:
         body: a JSON body in one item, or a stream's events. Nothing happens before its first item is asked for.
         headers: complete when the first item is there.
-        media_type: of the body.
+        streams: whether the body is a stream of server-sent events.
     """
 
     body: AsyncGenerator[bytes, None]
     headers: dict[str, str]
-    media_type: str
+    streams: bool
 
 
 class LLMClient:
@@ -106,7 +105,8 @@ class LLMClient:
 
     def for_caller(self, caller: Caller | None, record: CallRecord) -> "LLMClient":
         """Return this client as one caller may use it; `record` is told what the calls were."""
-        client = copy.copy(self)
+        client = object.__new__(LLMClient)
+        client.__dict__.update(self.__dict__)
         client.caller, client.record = caller, record
         return client
 
@@ -168,8 +168,8 @@ class LLMClient:
     def open(self, request: ChatRequest) -> Answer:
         """Return the answer to a request as bytes, for those who only pass it on."""
         if request.stream:
-            return Answer(self._stream(request), self.record.headers, "text/event-stream")
-        return Answer(self._body(request), self.record.headers, "application/json")
+            return Answer(self._stream(request), self.record.headers, streams=True)
+        return Answer(self._body(request), self.record.headers, streams=False)
 
     async def embeddings(self, request: EmbeddingRequest) -> dict[str, Any]:
         """Return OpenAI's embeddings object."""
@@ -218,7 +218,7 @@ class LLMClient:
             with current():
                 first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
             began, model = perf_counter(), self.record.model
-            self.metrics.first_chunk.labels(model).observe(began - started)
+            self.metrics.of(self.metrics.first_chunk, model).observe(began - started)
             try:
                 async with aclosing(packets):
                     yield first
@@ -231,7 +231,9 @@ class LLMClient:
                 raise
             finally:
                 if watch.chunks > 1:
-                    self.metrics.per_chunk.labels(model).observe((perf_counter() - began) / (watch.chunks - 1))
+                    self.metrics.of(self.metrics.per_chunk, model).observe(
+                        (perf_counter() - began) / (watch.chunks - 1)
+                    )
                 self.record.response_model = watch.model
                 self.record.finish_reasons = list(watch.finish_reasons.values())
                 usage = watch.usage or {"prompt_tokens": estimate(fields), "completion_tokens": watch.chunks}
@@ -242,7 +244,7 @@ class LLMClient:
         self, target: Target, fields: dict[str, Any]
     ) -> AsyncIterator[tuple[Admission, Callable[[], AbstractContextManager[Any]]]]:
         """Keep a call within its limits, counted and traced; `current()` makes its span the current one."""
-        in_flight = self.metrics.calls_in_flight.labels(target.name)
+        in_flight = self.metrics.of(self.metrics.calls_in_flight, target.name)
         async with self.limiter.admit(self.caller, target, fields) as admission:
             self.record.headers |= admission.headers
             in_flight.inc()
@@ -264,8 +266,8 @@ class LLMClient:
         self.record.prompt_tokens += prompt
         self.record.completion_tokens += completion
         caller = self.caller.label if self.caller else "app"
-        self.metrics.tokens.labels(self.record.model, caller, "in").inc(prompt)
-        self.metrics.tokens.labels(self.record.model, caller, "out").inc(completion)
+        self.metrics.of(self.metrics.tokens, self.record.model, caller, "in").inc(prompt)
+        self.metrics.of(self.metrics.tokens, self.record.model, caller, "out").inc(completion)
         return int(prompt + completion)
 
     def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:

@@ -6,6 +6,7 @@ A whole answer is parsed once. A stream's events are looked at, and passed on as
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import cache
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,8 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 AFTER_DONE = 1.0
 """Seconds that a provider gets to end its response after `[DONE]`, so that its connection can be used again."""
+
+_url = cache(URL)
 
 
 class Direct:
@@ -120,7 +123,7 @@ class Direct:
         try:
             async with clock.limit():
                 response = await self._session.post(
-                    URL(f"{target.api_base}{path}"),
+                    _url(f"{target.api_base}{path}"),
                     data=to_json(fields),
                     headers=headers,
                     proxy=target.proxy,

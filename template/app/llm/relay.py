@@ -45,6 +45,21 @@ class StreamWatch:
                 self.finish_reasons[index] = choice["finish_reason"]
         return True
 
+    def see_plain(self, chunks: list[dict[str, Any]]) -> bool:
+        """Take note of chunks that bring no usage, error or end; return whether none does, else note nothing."""
+        seen = set()
+        for chunk in chunks:
+            if not chunk["choices"] or chunk.get("usage") or chunk.get("error"):
+                return False
+            for choice in chunk["choices"]:
+                if choice.get("finish_reason"):
+                    return False
+                seen.add(choice.get("index", 0))
+        self._seen |= seen
+        self.chunks += len(chunks)
+        self.model = chunks[-1].get("model")
+        return True
+
     @property
     def finished(self) -> bool:
         """Whether every choice has given its finish reason."""
@@ -80,10 +95,11 @@ class Relay:
 
     def feed(self, packet: bytes) -> bytes:
         """Return what goes on to the client for one packet; an empty packet is the connection's end."""
-        out: list[bytes] = []
-        self.spoke = False
+        plain = self._plain(packet)
+        out = [packet[:plain]]
+        self.spoke = plain > 0
         try:
-            for event in self._events.feed(packet):
+            for event in self._events.feed(packet[plain:]):
                 if self._takes(event):
                     out.append(event)
                 if self.ended:
@@ -99,6 +115,31 @@ class Relay:
         elif self.ended:
             out.append(DONE)
         return b"".join(out)
+
+    def _plain(self, packet: bytes) -> int:
+        """Return how much of a packet is chunks and nothing else, all for the client: parsed at once, passed as it is.
+
+        That is the whole packet, or all but its last few events, or nothing.
+        """
+        if self._events.rest or b"\r" in packet:
+            return 0
+        end = packet.rfind(b"\n\n")
+        if end > 0 and self._is_plain(packet[:end]):
+            return end + 2
+        for _ in range(3):
+            end = packet.rfind(b"\n\n", 0, max(end, 0))
+        return end + 2 if end > 0 and self._is_plain(packet[:end]) else 0
+
+    def _is_plain(self, text: bytes) -> bool:
+        events = text.split(b"\n\n")
+        for event in events:
+            if not event.startswith(b"data: {") or not event.endswith(b"}") or b"\n" in event:
+                return False
+        try:
+            chunks = from_json(b"[%b]" % b",".join([event[6:] for event in events]), allow_inf_nan=False)
+            return len(chunks) == len(events) and self._watch.see_plain(chunks)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            return False
 
     def _takes(self, event: bytes) -> bool:
         data = event_data(event)
