@@ -16,7 +16,7 @@ from app.config import Settings, SettingsError
 from app.environment import load_settings
 from app.llm.targets import Target, resolve
 
-SERVER_BACKSTOP = 2
+SERVER_BACKSTOP = 1
 """Seconds that uvicorn waits for what is left after our own draining."""
 
 

@@ -13,9 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import structlog
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import Storage
-from limits.aio.strategies import MovingWindowRateLimiter
+from limits.aio.storage import RedisStorage
 from limits.storage import storage_from_string
 from pydantic_core import to_json
 
@@ -33,11 +31,11 @@ STORAGE_PAUSE = 2.0
 UNSET_MAX_TOKENS = 1024
 """Tokens that are reserved for an answer whose length nothing bounds."""
 
-per_minute = cache(RateLimitItemPerMinute)
-moving_window = cache(MovingWindowRateLimiter)
+key_of = cache(lambda what, kind, name: f"{what}/{kind}/{name}")
 
 T = TypeVar("T")
 Scope = tuple[str, str, Limits]
+Storage = ProcessStorage | RedisStorage
 
 
 def estimate(fields: dict[str, Any]) -> int:
@@ -62,7 +60,7 @@ class Limiter:
         self._shared: Storage | None = None
         if settings.limit_storage != "async+memory://":
             waits = {"socket_timeout": STORAGE_DEADLINE, "socket_connect_timeout": STORAGE_DEADLINE}
-            self._shared = cast(Storage, storage_from_string(settings.limit_storage, **waits))
+            self._shared = cast(RedisStorage, storage_from_string(settings.limit_storage, **waits))
         self._retry_at = 0.0
         self._log = structlog.get_logger("app.limits")
 
@@ -157,15 +155,15 @@ class Admission:
     async def _reserve(self, storage: Storage) -> None:
         self._reserved.clear()
         for kind, name, limits in self._scopes:
-            if limits.requests_per_minute:
-                window, item = moving_window(storage), per_minute(limits.requests_per_minute)
-                admitted = await window.hit(item, kind, name)
-                reset_at, remaining = await window.get_window_stats(item, kind, name)
-                self._tell("requests", limits.requests_per_minute, remaining, reset_at)
+            if limit := limits.requests_per_minute:
+                key = key_of("requests", kind, name)
+                admitted = await storage.acquire_entry(key, limit, 60)
+                window_start, count = await storage.get_moving_window(key, limit, 60)
+                self._tell("requests", limit, limit - count, window_start + 60)
                 if not admitted:
-                    await self._refuse(storage, kind, f"{limits.requests_per_minute} requests", reset_at)
+                    await self._refuse(storage, kind, f"{limit} requests", window_start + 60)
             if limits.tokens_per_minute:
-                key = per_minute(limits.tokens_per_minute).key_for("tokens", kind, name)
+                key = key_of("tokens", kind, name)
                 cost = self._estimate()
                 count = await storage.incr(key, 60, amount=cost)
                 reset_at = await storage.get_expiry(key)

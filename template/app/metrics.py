@@ -37,9 +37,9 @@ class Metrics:
         self.per_chunk = histogram(
             "llm_time_per_chunk_seconds", "A stream's mean time between chunks.", ["model"], buckets=CHUNK_PAUSES
         )
-        self.tokens = counter("llm_tokens", "Tokens, as providers count them.", ["model", "caller", "direction"])
+        self.tokens = counter("llm_tokens", "Tokens, counted or estimated.", ["model", "caller", "direction"])
         self.calls_in_flight = gauge("llm_calls_in_flight", "Calls now.", ["model"])
-        self.upstream = counter("llm_upstream_calls", "Attempts, by end: ok or an error's code.", ["model", "outcome"])
+        self.upstream = counter("llm_upstream_calls", "Attempts: ok, cancelled or an error.", ["model", "outcome"])
         self.retries = counter("llm_retries", "Attempts after a first one.", ["model"])
         self.fallbacks = counter("llm_fallbacks", "Calls passed on from a model that failed.", ["model"])
         self.truncated = counter("llm_streams_truncated", "Streams cut off by their provider.", ["model"])

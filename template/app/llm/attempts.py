@@ -117,15 +117,15 @@ class Attempts:
                 self._metrics.retries.labels(target.name).inc()
             try:
                 target.check_configured()
-                answer = await start(target)
+                return await start(target)  # its end is counted by the one who reads it
             except ProviderError as error:
                 self._metrics.upstream.labels(target.name, error.kind).inc()
                 pause = _pause(error, attempt)
                 if not error.retry or attempt == self._retries or pause is None or pause >= clock.remaining():
                     raise
-            else:
-                self._metrics.of(self._metrics.upstream, target.name, "ok").inc()
-                return answer
+            except asyncio.CancelledError:
+                self._metrics.upstream.labels(target.name, "cancelled").inc()
+                raise
             await asyncio.sleep(pause)
         raise AssertionError
 

@@ -198,6 +198,7 @@ class LLMClient:
                 answer = await self._attempts.run(
                     target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
                 )
+            self.metrics.of(self.metrics.upstream, self.record.model, "ok").inc()
             self.record.response_model = answer.get("model")
             self.record.finish_reasons = [str(c.get("finish_reason")) for c in answer.get("choices") or ()]
             admission.used = self._count(answer.get("usage"))
@@ -217,19 +218,21 @@ class LLMClient:
             started = perf_counter()
             with current():
                 first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
-            began, model = perf_counter(), self.record.model
+            began, model, outcome = perf_counter(), self.record.model, "cancelled"
             self.metrics.of(self.metrics.first_chunk, model).observe(began - started)
             try:
                 async with aclosing(packets):
                     yield first
                     async for packet in packets:
                         yield packet
+                outcome = "ok"
             except ProviderError as error:
-                self.metrics.upstream.labels(model, error.kind).inc()
+                outcome = error.kind
                 if error.truncated:
                     self.metrics.truncated.labels(model).inc()
                 raise
             finally:
+                self.metrics.of(self.metrics.upstream, model, outcome).inc()
                 if watch.chunks > 1:
                     self.metrics.of(self.metrics.per_chunk, model).observe(
                         (perf_counter() - began) / (watch.chunks - 1)
