@@ -40,7 +40,10 @@ class Exchange:
         self.status = 0
         self.error: str | None = None
         self.aborted_by: AppError | None = None
-        self._has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        self._has_body = any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in scope["headers"]
+        )
         self._receive = receive
         self._send = send
         self._task = asyncio.current_task()
