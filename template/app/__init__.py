@@ -1,0 +1,4 @@
+"""The backend."""
+
+TEMPLATE_VERSION = "0.0.0"
+"""The release of copier-ai-backend that this project is at."""

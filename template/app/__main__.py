@@ -36,10 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", title="commands")
     callers = commands.add_parser("callers", help="manage who may call").add_subparsers(dest="action", required=True)
     callers.add_parser("add", help="make a key for a new caller").add_argument("name", metavar="NAME")
+    version = commands.add_parser("version", help="tell the template's release that this project is at")
+    version.add_argument(
+        "--check", metavar="CHANGELOG", help="a path or an https address: exit 1 if a security fix is missing"
+    )
     given = parser.parse_args(arguments)
     try:
         if given.command == "callers":
             return add_caller(given.name)
+        if given.command == "version":
+            return tell_version(given.check)
         options = {name: getattr(given, name) for name in ("dev", "host", "port", "workers")}
         return serve({name: value for name, value in options.items() if value is not None})
     except SettingsError as error:
@@ -56,6 +62,24 @@ def add_caller(name: str) -> int:
     print("Add this to app/settings.toml:\n")
     print(f'[callers.{json.dumps(name, ensure_ascii=False)}]\nkey_sha256 = "{hash_key(key)}"')
     return 0
+
+
+def tell_version(changelog: str | None) -> int:
+    """Print the template's release; with its changelog, return 1 if a later one has a security fix."""
+    from app import TEMPLATE_VERSION
+    from app.version import missing_security_fixes, read_changelog
+
+    print(TEMPLATE_VERSION)
+    if changelog is None:
+        return 0
+    try:
+        missing = missing_security_fixes(read_changelog(changelog))
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"The changelog can't be read: {type(error).__name__}", file=sys.stderr)
+        return 2
+    if missing:
+        print(f"Security fixes are missing, of {', '.join(missing)}: run copier update.", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def serve(options: dict[str, object]) -> int:
