@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from app.errors import Draining
 
-AFTER_ABORT = 0.5
+AFTER_ABORT = 0.3
 """Seconds for what was aborted to send its last words."""
 AFTER_EXIT = 1.2
 """Seconds for the server to end by itself. It waits for ever for a client that has stopped reading."""
@@ -80,21 +80,21 @@ class Drain:
                 previous(number, frame)  # asked twice: at once
             elif not self.draining:
                 self.draining = True
-                loop.call_soon_threadsafe(self._begin, lambda number=number: previous(number, frame))
+                loop.call_soon_threadsafe(self._begin, number, previous)
 
         return on_signal
 
-    def _begin(self, exit_server: Callable[..., None]) -> None:
-        self._task = asyncio.create_task(self._drain(exit_server))
+    def _begin(self, number: int, previous: Any) -> None:
+        self._task = asyncio.create_task(self._drain(number, previous))
 
-    async def _drain(self, exit_server: Callable[..., None]) -> None:
+    async def _drain(self, number: int, previous: Any) -> None:
         await self._until_idle(self.grace)
         for request in list(self._in_flight):
             request.abort(self.error())
         await self._until_idle(AFTER_ABORT)
-        exit_server()
+        previous(number, None)
         await asyncio.sleep(AFTER_EXIT)
-        exit_server(signal.SIGINT)  # asked twice: at once
+        previous(signal.SIGINT, None)  # asked twice: at once
 
     async def _until_idle(self, seconds: float) -> None:
         if self._in_flight:
