@@ -72,6 +72,8 @@ def choose(only: str | None, *, quick: bool, peers: bool) -> Sequence[Contender]
 
 def check(chosen: Sequence[Contender], plan: Plan, built: dict[str, Environment]) -> int:
     """Compare with the committed results; what is worse is measured once more before it counts."""
+    if not (RESULTS / "results.json").exists():
+        raise SystemExit("There are no committed results to compare with: run this without --quick first.")
     committed = read(RESULTS / "results.json")
     for attempt in ("first", "second"):
         record = measure(chosen, plan, plan.rounds, built)
