@@ -151,6 +151,7 @@ def test_no_prompt_no_answer_and_no_key_is_logged_at_any_level(
         ("POST", "/v1/embeddings", {"input": CANARY}),
     ]
     lines = Logged(settings(models=models, log_format=log_format, log_level="debug"), headers, capsys).lines(*requests)
+    assert len(stub.requests) == 13
     assert sum(CHAT in line for line in lines) >= len(requests) - 2
     assert any("RuntimeError" in line for line in lines)
     assert any("a library logs what it caught" in line for line in lines)

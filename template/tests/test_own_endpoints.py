@@ -1,0 +1,272 @@
+"""A team's own endpoints stand on the same client, and get what the built-in ones get."""
+
+import http.client
+import importlib.util
+import inspect
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel
+from starlette.responses import StreamingResponse
+from starlette.testclient import TestClient
+
+from app import own
+from app.config import ModelEntry, Settings
+from app.dependencies import LLM, get_llm
+from app.errors import InvalidRequest, ProviderRateLimited
+from app.llm.client import LLMClient
+from app.main import create_app
+from app.models import ChatChunk, ChatResponse, EmbeddingResponse
+from tests.conftest import MakeSettings
+from tests.fakes import FakeLLM
+from tests.serving import PROJECT, serve
+from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
+
+MESSAGES: Any = [{"role": "user", "content": "Hello"}]
+SOON = 5
+"""Seconds, generous."""
+
+
+# README's example.
+
+
+@pytest.fixture
+def example() -> str:
+    """The text of README's endpoint; where the template itself is tested, of the file that README is rendered from."""
+    readme = PROJECT / "README.md"
+    if not readme.exists():
+        readme = PROJECT / "README.md.jinja"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    shown = [block for block in blocks if "app.dependencies" in block]
+    if not shown:
+        pytest.skip("README is the team's to change, and shows no endpoint any more")
+    return str(shown[0])
+
+
+@pytest.fixture
+def readme(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """That text as a module, whose router stands in `app.own`."""
+    path = tmp_path / "from_readme.py"
+    path.write_text(example, "utf-8")
+    spec = importlib.util.spec_from_file_location("from_readme", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(own, "routers", [module.router])
+    return module
+
+
+def test_readmes_endpoint_is_short(example: str) -> None:
+    assert len(example.splitlines()) < 15
+
+
+@pytest.mark.usefixtures("readme")
+def test_readmes_endpoint_works(settings: MakeSettings, headers: dict[str, str]) -> None:
+    with TestClient(create_app(settings()), headers=headers) as client:
+        answer = client.post("/summaries", json={"text": "a long story"})
+    assert answer.json() == {"summary": "You said: Summarize: a long story"}
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.usefixtures("readme")
+def test_readmes_endpoint_wants_a_key(settings: MakeSettings) -> None:
+    with TestClient(create_app(settings())) as client:
+        answer = client.post("/summaries", json={"text": "a long story"})
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+# The client's typed answers, on every way to a model.
+
+WAYS = {"direct": "gpt-4o", "litellm": "gpt-4o", "anthropic": "claude-sonnet-4-5", "demo": "echo"}
+SAID = {"demo": "You said: Hello"}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def llm() -> AsyncIterator[LLMClient]:
+    """A client with a model on each way, outside of any request."""
+    with Stub() as stub:
+        models = {
+            "direct": ModelEntry(upstream="openai/gpt-4o", api_base=f"{stub.url}/v1"),
+            "litellm": ModelEntry(upstream="openai/gpt-4o", api_base=f"{stub.url}/v1", protocol="litellm"),
+            "anthropic": ModelEntry(upstream="anthropic/claude-sonnet-4-5", api_base=stub.url),
+            "demo": ModelEntry(upstream="demo/echo"),
+        }
+        llm = LLMClient(Settings(models=models, default_model="direct", retries=0))
+        await llm.start()
+        yield llm
+        await llm.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("way", WAYS)
+async def test_complete_returns_a_chat_response(llm: LLMClient, way: str) -> None:
+    answer = await llm.complete(model=way, messages=MESSAGES)
+    assert type(answer) is ChatResponse
+    assert answer.content == answer.choices[0].message.content == SAID.get(way, TEXT)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.id
+    assert answer.model == WAYS[way] + ("" if way == "demo" else MODEL_SUFFIX)
+    assert answer.usage.prompt_tokens == (1 if way == "demo" else PROMPT_TOKENS)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("way", WAYS)
+async def test_stream_yields_chat_chunks(llm: LLMClient, way: str) -> None:
+    asked: dict[str, Any] = {"model": way, "messages": MESSAGES, "stream_options": {"include_usage": True}}
+    chunks = [chunk async for chunk in llm.stream(**asked)]
+    assert {type(chunk) for chunk in chunks} == {ChatChunk}
+    assert "".join(chunk.content for chunk in chunks) == SAID.get(way, TEXT)
+    reasons = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert reasons == ["stop"]
+    assert all(chunk.model.startswith(WAYS[way]) for chunk in chunks)
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage
+    assert chunks[-1].usage.prompt_tokens == (1 if way == "demo" else PROMPT_TOKENS)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("way", ["direct", "litellm", "demo"])
+async def test_embed_returns_an_embedding_response(llm: LLMClient, way: str) -> None:
+    answer = await llm.embed(["Hello", "again"], model=way)
+    assert type(answer) is EmbeddingResponse
+    assert [row.index for row in answer.data] == [0, 1]
+    assert all(isinstance(number, float) for row in answer.data for number in row.embedding)
+    assert answer.usage.prompt_tokens > 0
+
+
+@pytest.mark.anyio
+async def test_a_call_that_does_not_fit_is_refused_as_a_request_is(llm: LLMClient) -> None:
+    with pytest.raises(InvalidRequest, match="temperature"):
+        await llm.complete(messages=MESSAGES, temperature=3)
+
+
+# What an endpoint gets besides.
+
+routes = APIRouter()
+
+
+class Text(BaseModel):
+    text: str
+
+
+@routes.api_route("/own/whole", methods=["GET", "POST"])
+async def whole(llm: LLM) -> str | None:
+    return (await llm.complete(messages=MESSAGES)).content
+
+
+@routes.post("/own/read")
+async def read(body: Text, llm: LLM) -> str | None:
+    return (await llm.complete(messages=[{"role": "user", "content": body.text}])).content
+
+
+@routes.post("/own/streamed")
+async def streamed(llm: LLM) -> StreamingResponse:
+    async def words() -> AsyncIterator[str]:
+        async for chunk in llm.stream(messages=MESSAGES):
+            yield chunk.content
+
+    return StreamingResponse(words())
+
+
+@pytest.fixture
+def own_app(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """An app with these endpoints."""
+    monkeypatch.setattr(own, "routers", [routes])
+    return create_app(settings())
+
+
+def test_an_endpoint_streams(own_app: FastAPI, headers: dict[str, str]) -> None:
+    with TestClient(own_app, headers=headers) as client:
+        assert client.post("/own/streamed").text == TEXT
+
+
+def test_an_error_of_the_client_is_the_endpoints_answer(own_app: FastAPI, headers: dict[str, str], stub: Stub) -> None:
+    stub.queue(Behaviour(status=429, headers={"retry-after": "7"}))
+    with TestClient(own_app, headers=headers) as client:
+        answer = client.get("/own/whole")
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "7"
+    assert answer.json()["error"]["code"] == "provider_rate_limited"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/own/whole", None),
+        ("POST", "/own/whole", b""),
+        ("POST", "/own/read", b'{"text": "Hello"}'),
+        ("POST", "/own/streamed", b""),
+    ],
+)
+def test_a_call_is_cancelled_when_the_endpoints_client_leaves(
+    own_app: FastAPI, headers: dict[str, str], stub: Stub, method: str, path: str, body: bytes | None
+) -> None:
+    stub.default = Behaviour(repeat=10_000, pace=0.01) if path == "/own/streamed" else Behaviour(delay_headers=60)
+    with serve(own_app) as url, closing(http.client.HTTPConnection(urlsplit(url).netloc)) as connection:
+        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+        if path == "/own/streamed":
+            with connection.getresponse() as response:
+                assert response.read(5) == b"Hello"
+        assert stub.wait_until(lambda: len(stub.requests) == 1)
+        assert not stub.requests[0].closed.is_set()
+        connection.close()
+        assert stub.requests[0].closed.wait(SOON)
+    assert not stub.requests[0].answered
+
+
+# The fake.
+
+
+@pytest.fixture
+def fake() -> FakeLLM:
+    return FakeLLM("First.", "Then the second.")
+
+
+@pytest.fixture
+def faked(own_app: FastAPI, fake: FakeLLM) -> Iterator[TestClient]:
+    """A client without a key, of an app whose models are the fake."""
+    own_app.dependency_overrides[get_llm] = lambda: fake
+    with TestClient(own_app) as client:
+        yield client
+
+
+def test_the_fake_answers_in_place_of_the_models(faked: TestClient, fake: FakeLLM, stub: Stub) -> None:
+    assert faked.post("/own/read", json={"text": "Hello"}).json() == "First."
+    assert faked.post("/own/streamed").text == "Then the second."
+    assert faked.get("/own/whole").json() == "Then the second."
+    assert [call["messages"][0]["content"] for call in fake.calls] == ["Hello"] * 3
+    assert stub.requests == []
+
+
+def test_an_error_of_the_fake_is_the_endpoints_answer(own_app: FastAPI) -> None:
+    own_app.dependency_overrides[get_llm] = lambda: FakeLLM(ProviderRateLimited("Too many.", retry_after=7))
+    with TestClient(own_app) as client:
+        answer = client.get("/own/whole")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+
+
+@pytest.mark.anyio
+async def test_the_fake_parses_and_embeds() -> None:
+    fake = FakeLLM('{"text": "Hello"}')
+    assert await fake.parse(Text, messages=MESSAGES) == Text(text="Hello")
+    assert [row.embedding for row in (await fake.embed(["a", "bc"])).data] == [[1.0, 1.0], [2.0, 1.0]]
+
+
+@pytest.mark.parametrize("method", ["complete", "stream", "parse", "embed"])
+def test_the_fake_is_called_as_the_client_is(method: str) -> None:
+    assert inspect.signature(getattr(FakeLLM, method)) == inspect.signature(getattr(LLMClient, method))
