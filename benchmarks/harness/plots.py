@@ -40,7 +40,7 @@ def number(value: float) -> str:
     """Three significant digits, without an exponent."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if value < 10 else f"{value:.1f}"
+    return f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,21 @@ class Bar:
     greatest: float
 
 
-def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars on a logarithmic axis, each with a line from its least to its greatest value."""
+def bars(title: str, unit: str, rows: Sequence[Bar], *, logarithmic: bool = False) -> str:
+    """Horizontal bars, each with a line from its least to its greatest value."""
     left, right, top, step = 225, 90, 32, 26
-    low = 10 ** math.floor(math.log10(min(row.least for row in rows) * 0.8))
     high = max(row.greatest for row in rows)
+    low = 10 ** math.floor(math.log10(min(row.least for row in rows) * 0.8)) if logarithmic else 0.0
     bottom = top + step * len(rows)
 
     def at(value: float) -> float:
-        return left + (WIDTH - left - right) * math.log(value / low) / math.log(high / low)
+        share = math.log(value / low) / math.log(high / low) if logarithmic else value / high
+        return left + (WIDTH - left - right) * share
 
     parts = []
-    tick = low
-    while tick <= high:
+    for tick in logarithmic_ticks(low, high) if logarithmic else even_ticks(high):
         parts.append(f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{top}" y2="{bottom}"/>')
         parts.append(text(at(tick), bottom + 16, number(tick), "small", "middle"))
-        tick *= 10
     for n, row in enumerate(rows):
         y = top + step * n
         least, middle, greatest = at(row.least), at(row.median), at(row.greatest)
@@ -76,12 +75,13 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
         parts.append(f'<rect class="c{row.colour}" x="{left}" y="{y + 4}" width="{width:.1f}" height="17" rx="2"/>')
         parts.append(f'<line class="range" x1="{least:.1f}" x2="{greatest:.1f}" y1="{y + 12.5}" y2="{y + 12.5}"/>')
         parts.append(text(greatest + 6, y + 16, f"{number(row.median)} {unit}"))
-    return svg(f"{title} ({unit}, logarithmic)", bottom + 26, parts)
+    return svg(heading(title, unit, logarithmic), bottom + 26, parts)
 
 
 @dataclass(frozen=True)
 class Line:
     title: str
+    """Stands in the key, unless it is empty."""
     colour: int
     points: Mapping[float, float]
     dashed: bool = False
@@ -118,10 +118,15 @@ def lines(title: str, unit: str, across: str, series: Sequence[Line], *, logarit
             f'<circle class="c{line.colour}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="3"/>'
             for x, y in line.points.items()
         ]
-        parts.append(f'<line class="c{line.colour} line{dash}" x1="{key}" x2="{key + 22}" y1="38" y2="38"/>')
-        parts.append(text(key + 28, 42, line.title))
-        key += 48 + 7 * len(line.title)
-    return svg(f"{title} ({unit})", bottom + 46, parts)
+        if line.title:
+            parts.append(f'<line class="c{line.colour} line{dash}" x1="{key}" x2="{key + 22}" y1="38" y2="38"/>')
+            parts.append(text(key + 28, 42, line.title))
+            key += 48 + 7 * len(line.title)
+    return svg(heading(title, unit, logarithmic), bottom + 46, parts)
+
+
+def heading(title: str, unit: str, logarithmic: bool) -> str:
+    return f"{title} ({unit}, logarithmic)" if logarithmic else f"{title} ({unit})"
 
 
 def even_ticks(high: float) -> list[float]:

@@ -62,18 +62,18 @@ def markdown(record: Record) -> str:
 
 def plots(record: Record) -> dict[str, str]:
     drawn = {}
-    for name, title, unit, measurement in (
-        ("request", "CPU of a request", "ms", "request_cpu_ms"),
-        ("stream", "CPU of a 100-chunk stream", "ms", "stream_cpu_ms"),
-        ("memory", "Memory at the peak", "MB", "rss_peak_mb"),
-        ("start", "Start to first answer", "s", "start_s"),
+    for name, title, unit, measurement, logarithmic in (
+        ("request", "CPU of a request", "ms", "request_cpu_ms", True),
+        ("stream", "CPU of a 100-chunk stream", "ms", "stream_cpu_ms", True),
+        ("memory", "Memory at the peak", "MB", "rss_peak_mb", False),
+        ("start", "Start to first answer", "s", "start_s", False),
     ):
         rows = []
         for contender in record.measured():
             if value := record.of(contender.name, measurement):
                 colour = 0 if contender.environment == "project" else 1
                 rows.append(Bar(contender.title, colour, value.median, value.least, value.greatest))
-        drawn[name] = bars(title, unit, rows)
+        drawn[name] = bars(title, unit, rows, logarithmic=logarithmic)
     if len(record.streams) > 1:
         drawn["chunk"] = lines("CPU of a chunk", "µs", "open streams, 5 chunks a second each", by_streams(record))
         drawn["jitter"] = lines(
@@ -96,6 +96,6 @@ def by_streams(record: Record, what: str = "cpu_us", *, dashed: bool = False) ->
     series = []
     for n, contender in enumerate(record.paced()):
         points = {s: record.of(contender.name, f"paced_{s}_{what}") for s in record.streams}
-        title = f"{contender.title}, p99" if dashed else contender.title
+        title = "" if dashed else contender.title
         series.append(Line(title, 1 - n, {s: v.median for s, v in points.items() if v}, dashed))
     return series
