@@ -71,34 +71,32 @@ class ChatRequest(Wire):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class Usage(BaseModel):
+class Answered(BaseModel):
+    """What a provider sent: whatever it has is kept."""
+
     model_config = ConfigDict(extra="allow")
 
+
+class Usage(Answered):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
 
 
-class AssistantMessage(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class AssistantMessage(Answered):
     role: str = "assistant"
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class Choice(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Choice(Answered):
     index: int = 0
     message: AssistantMessage
     finish_reason: str | None = None
 
 
-class ChatResponse(BaseModel):
+class ChatResponse(Answered):
     """OpenAI's `chat.completion`, and `content`: the first choice's text."""
-
-    model_config = ConfigDict(extra="allow")
 
     id: str
     object: str = "chat.completion"
@@ -109,26 +107,20 @@ class ChatResponse(BaseModel):
     content: str | None = None
 
 
-class Delta(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Delta(Answered):
     role: str | None = None
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class ChunkChoice(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class ChunkChoice(Answered):
     index: int = 0
     delta: Delta = Delta()
     finish_reason: str | None = None
 
 
-class ChatChunk(BaseModel):
+class ChatChunk(Answered):
     """OpenAI's `chat.completion.chunk`, and `content`: the first choice's new text."""
-
-    model_config = ConfigDict(extra="allow")
 
     id: str
     object: str = "chat.completion.chunk"
@@ -158,17 +150,13 @@ class EmbeddingRequest(Wire):
     user: str | None = Field(default=None, max_length=512)
 
 
-class Embedding(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Embedding(Answered):
     object: str = "embedding"
     index: int
     embedding: list[float] | str
 
 
-class EmbeddingResponse(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class EmbeddingResponse(Answered):
     object: str = "list"
     data: list[Embedding]
     model: str
