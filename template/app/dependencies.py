@@ -1,6 +1,5 @@
 """What endpoints ask for: `LLM`, `Config`, `CurrentCaller`, and a strictly read body."""
 
-import ipaddress
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ from app.callers import HOW_TO_ADD, LOCAL, Caller
 from app.config import Settings
 from app.errors import InvalidJSON, Unauthorized, invalid_request
 from app.llm.client import LLMClient
+from app.llm.targets import is_loopback
 from app.middleware import exchange_of
 from app.models import Wire
 
@@ -103,18 +103,9 @@ def is_local(request: Request) -> bool:
     headers = request.headers
     if any(name in headers for name in FORWARDING_HEADERS) or any(name.startswith("x-forwarded-") for name in headers):
         return False
-    if request.client is None or not _is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
+    if request.client is None or not is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
         return False
     hosts = [urlsplit(f"//{headers.get('host', '')}").hostname]
     if "origin" in headers:
         hosts.append(urlsplit(headers["origin"]).hostname)
-    return all(host is not None and _is_loopback(host) for host in hosts)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return all(host is not None and is_loopback(host) for host in hosts)

@@ -43,10 +43,7 @@ def configure_logs(settings: Settings) -> None:
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
     for name in QUIET:
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(max(level, logging.WARNING))
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 def where(error: BaseException) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from app import own
 from app.config import Settings
 from app.main import create_app
 from tests.conftest import MakeSettings
+from tests.serving import Process, free_port
 from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
 
 CHAT = "/v1/chat/completions"
@@ -172,3 +174,59 @@ def test_a_model_without_its_key_is_warned_about_once_at_start(
     lines = [json.loads(line) for line in logged.lines(*[("POST", CHAT, say("Hello"))] * 2)]
     [warning] = [line for line in lines if line["level"] == "warning"]
     assert (warning["model"], warning["missing"]) == ("gpt-4o", "OPENAI_API_KEY")
+
+
+def test_libraries_write_in_our_format_and_once(
+    settings: MakeSettings, stub: Stub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1", "protocol": "litellm"}
+    with TestClient(create_app(settings(models={"gpt-4o": entry}, log_format="json"))) as client:
+        while client.get("/ready").status_code != 200:
+            time.sleep(0.05)
+        for name in (names := ["uvicorn.error", "aiohttp.client", "LiteLLM", "LiteLLM Router", "theirs"]):
+            logging.getLogger(name).warning("from a %s", "library")
+    captured = capfd.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    heard = [line for line in lines if line["event"] == "from a library"]
+    assert [(line["logger"], line["level"]) for line in heard] == [(name, "warning") for name in names]
+    assert "library" not in captured.err
+
+
+def test_every_line_of_a_server_is_json() -> None:
+    with Process(env={"APP_LOG_FORMAT": "json"}) as process:
+        process.terminate()
+        process.wait(30)
+    lines = [json.loads(line) for line in process.lines]
+    assert {line["event"] for line in lines} >= {"request", "Application startup complete."}
+    assert {line.get("logger") for line in lines} == {None, "uvicorn.error"}
+
+
+@pytest.mark.parametrize("protocol", ["openai", "litellm"])
+def test_a_container_that_calls_itself_is_told_of_its_host(
+    settings: MakeSettings,
+    headers: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+) -> None:
+    """What a developer's machine calls localhost is nobody in a container."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    entry = {"upstream": "openai/m", "api_base": f"http://localhost:{free_port()}/v1", "protocol": protocol}
+    logged = Logged(settings(models={"gpt-4o": entry}, log_format="json"), headers, capsys)
+    lines = [json.loads(line) for line in logged.lines(("POST", CHAT, say("Hello")))]
+    [line] = [line for line in lines if line["event"] == "provider can't be reached"]
+    assert (line["level"], line["model"]) == ("warning", "gpt-4o")
+    assert "Connect" in line["reason"]
+    assert "host.docker.internal" in line["hint"]
+
+
+def test_a_provider_elsewhere_that_can_not_be_reached_is_told_with_the_reason(
+    settings: MakeSettings, headers: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    entry = {"upstream": "openai/m", "api_base": "http://llm.invalid/v1"}
+    logged = Logged(settings(models={"gpt-4o": entry}, log_format="json"), headers, capsys)
+    lines = [json.loads(line) for line in logged.lines(("POST", CHAT, say("Hello")))]
+    [line] = [line for line in lines if line["event"] == "provider can't be reached"]
+    assert line["reason"] == "ClientConnectorDNSError"
+    assert "hint" not in line

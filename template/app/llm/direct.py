@@ -134,8 +134,8 @@ class Direct:
             raise ProviderTimeout(f"{message} (timeouts.connect).", retry=True) from None
         except TimeoutError:
             raise clock.expired() from None
-        except (aiohttp.ClientError, OSError):
-            raise unreachable(target.name) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise unreachable(target, type(error).__name__) from None
         try:
             if response.status != 200:
                 raise await self._refusal(target, response, clock)

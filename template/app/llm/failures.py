@@ -1,10 +1,15 @@
 """Turns what a provider did wrong into one of our errors. Our statuses are in the table of errors."""
 
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
 
 from app.errors import (
     ProviderError,
@@ -12,6 +17,9 @@ from app.errors import (
     ProviderRateLimited,
     ProviderRefused,
 )
+from app.llm.targets import Target, is_loopback
+
+log = structlog.get_logger("app.llm")
 
 KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*]{6,}", re.IGNORECASE)
 
@@ -77,9 +85,28 @@ def cut_off(model: str) -> ProviderError:
     return ProviderError(f"The answer of model {model!r} was cut off by its provider.", retry=True, truncated=True)
 
 
-def unreachable(model: str) -> ProviderError:
-    """Return our error for a connection that could not be made, or was lost before an answer."""
-    return ProviderError(f"The provider of model {model!r} can't be reached.", retry=True)
+def unreachable(target: Target, reason: str) -> ProviderError:
+    """Return our error for a connection that could not be made, or was lost before an answer; tell the log why.
+
+    Args:
+        target: the model.
+        reason: name of the exception that tells.
+    """
+    hint = {}
+    if (
+        reason != "ServerDisconnectedError"
+        and is_loopback(urlsplit(target.api_base or "").hostname or "")
+        and _in_container()
+    ):
+        hint["hint"] = "a container's localhost is the container itself; its host is host.docker.internal"
+    log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
+    return ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
+
+
+def _in_container() -> bool:
+    """Return whether this process runs in a container of Docker, Podman or Kubernetes."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(mark.exists() for mark in marks)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

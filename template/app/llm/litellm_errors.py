@@ -26,8 +26,8 @@ def litellm_failure(target: Target, error: Exception) -> ProviderError:
     causes = {type(cause).__name__ for cause in _causes(error)}
     if causes & NO_CONNECTION_IN_TIME:
         return ProviderTimeout(f"The provider of model {target.name!r} took no connection in time.", retry=True)
-    if causes & NO_CONNECTION:
-        return unreachable(target.name)
+    if reasons := causes & NO_CONNECTION:
+        return unreachable(target, min(reasons))
     if causes & CUT_OFF:
         return cut_off(target.name)
     if causes & NO_ANSWER_IN_TIME:

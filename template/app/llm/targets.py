@@ -1,5 +1,6 @@
 """Rows of the model table, resolved once at start: which way, which address, which key."""
 
+import ipaddress
 import urllib.request
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
@@ -159,3 +160,13 @@ def proxy_for(address: str) -> str | None:
     if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
         return None
     return urllib.request.getproxies().get(parts.scheme)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is this machine's own."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

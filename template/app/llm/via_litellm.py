@@ -6,6 +6,7 @@ LiteLLM is imported here alone, in a thread, and only when a model of the table 
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import sys
 from collections.abc import AsyncGenerator
@@ -220,6 +221,8 @@ def _load() -> Any:
 
     litellm.suppress_debug_info = True
     litellm.telemetry = False
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).handlers.clear()  # its own, beside the one of `app.logs`
     _follow_no_redirects()
     return litellm
 
