@@ -159,7 +159,7 @@ def _port_is_free(settings: Settings) -> bool:
         if error.errno == errno.EADDRINUSE:
             reason = "the port is in use; choose another with --port"
         else:
-            reason = os.strerror(error.errno or errno.EINVAL)
+            reason = error.strerror
         print(f"Can't listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
         return False
     return True

@@ -28,12 +28,16 @@ def load_settings(**overrides: Any) -> Settings:
     """
     env_file = os.environ.get("APP_ENV_FILE", str(ENV_FILE))
     if env_file:
-        for name, value in dotenv_values(env_file).items():
+        try:
+            values = dotenv_values(env_file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable(env_file, error) from None
+        for name, value in values.items():
             if value is not None:
                 os.environ.setdefault(name, value)
     settings_file = Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
-    if settings_file != SETTINGS_FILE and not settings_file.exists():
-        raise SettingsError(f"APP_SETTINGS_FILE names {settings_file}, which does not exist")
+    if settings_file != SETTINGS_FILE and (settings_file.is_dir() or not settings_file.exists()):
+        raise SettingsError(f"APP_SETTINGS_FILE names {settings_file}, which is no file")
     _check_variable_names(os.environ)
     try:
         return Settings(**overrides)
@@ -44,14 +48,19 @@ def load_settings(**overrides: Any) -> Settings:
     except pydantic_settings.SettingsError as error:
         field = next((f for f in Settings.model_fields if f'"{f}"' in str(error)), "?")
         raise SettingsError(f"APP_{field.upper()} is not valid JSON") from None
-    except OSError as error:
-        raise SettingsError(f"{settings_file} can't be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(settings_file, error) from None
 
 
 def unknown_variables(environ: Iterable[str] = os.environ) -> list[str]:
     """Return the `APP_` variables that name no setting, for one warning at start."""
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
     return sorted(name for name in environ if name.upper().startswith("APP_") and name.upper() not in known)
+
+
+def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> SettingsError:
+    reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+    return SettingsError(f"{file} can't be read: {reason}")
 
 
 def _check_variable_names(environ: Iterable[str]) -> None:
