@@ -94,10 +94,10 @@ FAULTS = {
         retry_after=77,
     ),
     "429 with Retry-After as a date": Fault(
-        behaviour=Behaviour(status=429, headers={"retry-after": formatdate(time.time() + 600, usegmt=True)}),
+        behaviour=Behaviour(status=429, headers={"retry-after": formatdate(time.time() + 86_400, usegmt=True)}),
         status=429,
         code="provider_rate_limited",
-        retry_after=600,
+        retry_after=86_400,
     ),
     # It fails.
     "500": Fault(behaviour=Behaviour(status=500)),

@@ -118,4 +118,4 @@ def _retry_after(response: httpx.Response, fault: Fault) -> bool:
     sent = response.headers.get("retry-after")
     if fault.retry_after is None:
         return sent is None
-    return sent is not None and fault.retry_after - 60 < int(sent) <= fault.retry_after
+    return sent is not None and fault.retry_after / 2 < int(sent) <= fault.retry_after
