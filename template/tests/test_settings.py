@@ -124,7 +124,7 @@ def test_settings_file_names_another_file(tmp_path: Path) -> None:
 
 def test_a_settings_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
     os.environ["APP_SETTINGS_FILE"] = str(tmp_path / "gone.toml")
-    assert refusal() == f"APP_SETTINGS_FILE names {tmp_path / 'gone.toml'}, which does not exist"
+    assert refusal() == f"APP_SETTINGS_FILE names {tmp_path / 'gone.toml'}, which is no file"
 
 
 @pytest.mark.parametrize(
