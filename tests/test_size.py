@@ -1,0 +1,52 @@
+"""A module is read in one sitting, and the whole of app/ in an evening."""
+
+import ast
+import tokenize
+from pathlib import Path
+
+from workspace import ROOT
+
+APP = ROOT / "template/app"
+LINES_OF_A_MODULE = 300
+LINES_OF_CODE = 2500
+
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+    tokenize.ENCODING,
+}
+
+
+def lines_of_code(module: Path) -> int:
+    """Count the lines that are not blank, comment or docstring, those of attributes included."""
+    with module.open("rb") as source:
+        tokens = [token for token in tokenize.tokenize(source.readline) if token.type not in NO_CODE]
+    code = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(module.read_bytes())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            code -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(code)
+
+
+def test_lines_of_code_are_counted(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(
+        '"""Two\nlines."""\n\n# Why.\nX = (\n    1,  # why\n)\n"""What X is."""\n\n\n'
+        'def f() -> str:\n    """Do."""\n    return "a"\n'
+    )
+    assert lines_of_code(module) == 5
+
+
+def test_no_module_is_longer_than_one_sitting() -> None:
+    lengths = {module: len(module.read_text("utf-8").splitlines()) for module in APP.rglob("*.py")}
+    assert lengths
+    assert {str(module): length for module, length in lengths.items() if length > LINES_OF_A_MODULE} == {}
+
+
+def test_the_app_is_no_longer_than_an_evening() -> None:
+    lines = sum(lines_of_code(module) for module in APP.rglob("*.py"))
+    assert lines <= LINES_OF_CODE
