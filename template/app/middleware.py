@@ -56,6 +56,9 @@ class Exchange:
     async def receive(self) -> Message:
         """Receive, as ASGI says; once we listen for the client's leaving, that is all there is to hear."""
         if self._listener:
+            if not self._body_read:
+                self._body_read = True
+                return {"type": "http.request"}  # there is no body
             await asyncio.shield(self._listener)
             return {"type": "http.disconnect"}
         message = await self._receive()
