@@ -3,92 +3,18 @@
 import contextlib
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tests.faults import FAULTS, LEGAL_VARIANTS, Fault
+from tests.raw import CHAT, HELLO, MESSAGES, PATIENCE, ask
 from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
-
-CHAT = "/v1/chat/completions"
-MESSAGES = "/v1/messages"
-HELLO: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
-PATIENCE = 0.2
-"""Seconds to watch an answer that isn't going to end."""
-
-
-@dataclass
-class Raw:
-    """An answer as it came over the socket: its head, the packets of its body, and how it ended."""
-
-    status: int
-    head: str
-    packets: list[bytes]
-    ending: str
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self.packets)
-
-    @property
-    def events(self) -> list[str]:
-        return [event.partition("data: ")[2] for event in self.body.decode().split("\n\n")[:-1]]
-
-
-def ask(
-    stub: Stub, behaviour: Behaviour, path: str = CHAT, *, stream: bool = False, patience: float = 10, **fields: Any
-) -> Raw:
-    """Send one request over a bare socket; read until the answer or the connection ends, or patience does."""
-    stub.queue(behaviour)
-    body = json.dumps(HELLO | {"stream": stream} | fields).encode()
-    address = urlsplit(stub.url)
-    deadline = time.monotonic() + patience
-    received, ending = b"", "open"
-    with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body))
-        with contextlib.suppress(TimeoutError):
-            while ending == "open" and not _ended(received):
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                try:
-                    data = connection.recv(1_000_000)
-                except ConnectionResetError:
-                    ending = "reset"
-                else:
-                    received += data
-                    ending = "open" if data else "closed"
-    head, _, rest = received.partition(b"\r\n\r\n")
-    status = int(head.split()[1]) if head else 0
-    packets = list(_chunks(rest)) if b"chunked" in head else [rest]
-    if _ended(received) or (ending == "closed" and b"connection: close" in head):
-        ending = "complete"
-    return Raw(status, head.decode(), packets, ending)
-
-
-def _ended(received: bytes) -> bool:
-    """Tell whether a response says that it is complete."""
-    head, _, body = received.partition(b"\r\n\r\n")
-    if b"chunked" in head:
-        return body.endswith(b"\r\n0\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head)
-    return length is not None and len(body) == int(length[1])
-
-
-def _chunks(body: bytes) -> Iterator[bytes]:
-    while body:
-        size, _, rest = body.partition(b"\r\n")
-        if chunk := rest[: int(size, 16)]:
-            yield chunk
-        body = rest[int(size, 16) + 2 :]
 
 
 @pytest.mark.parametrize("fields", [{}, {"n": 2}, {"logprobs": True}], ids=str)
@@ -257,49 +183,6 @@ def test_a_client_that_does_not_read_holds_the_stub_back(stub: Stub) -> None:
         assert stub.requests[0].sent < 50_000_000
         stream.close()
     assert stub.requests[0].closed.wait(5)
-
-
-@pytest.mark.parametrize("name", LEGAL_VARIANTS)
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_legal_variant_is_whole(stub: Stub, name: str, stream: bool) -> None:
-    behaviour = LEGAL_VARIANTS[name]
-    raw = ask(stub, behaviour, stream=stream)
-    body = zlib.decompress(raw.body, wbits=31) if behaviour.gzip else raw.body
-    assert (raw.status, raw.ending) == (200, "complete")
-    said = "".join(re.findall(r'"content": "([^"]*)"', body.decode()))
-    assert said == behaviour.text
-    assert b'"finish_reason": "stop"' in body
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind", "path"),
-    [
-        pytest.param(fault, kind, path, id=f"{name}, {kind}, {path}")
-        for name, fault in FAULTS.items()
-        for kind in sorted(fault.answers)
-        for path in ([CHAT, MESSAGES] if fault.anthropic else [CHAT])
-    ],
-)
-def test_a_fault_is_no_whole_answer(stub: Stub, fault: Fault, kind: str, path: str) -> None:
-    patience = PATIENCE if fault.slow or fault.behaviour.stall_after else 10
-    raw = ask(stub, fault.behaviour, path, stream=kind == "stream", patience=patience)
-    assert raw.ending != "complete" or raw.status != 200 or not _readable(raw)
-    if fault.behaviour.status:
-        assert raw.status in {0, fault.behaviour.status}
-    if fault.begun:
-        assert b"Hello" in raw.body
-
-
-def _readable(raw: Raw) -> bool:
-    """Tell whether a complete body is a whole answer."""
-    try:
-        if "event-stream" in raw.head:
-            return all(json.loads(event) for event in raw.events if event != "[DONE]") and (
-                b'"finish_reason": "stop"' in raw.body or b'"stop_reason": "end_turn"' in raw.body
-            )
-        return {"id", "model", "usage"} <= set(json.loads(raw.body))
-    except json.JSONDecodeError:
-        return False
 
 
 def test_it_serves_other_processes() -> None:
