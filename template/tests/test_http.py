@@ -379,7 +379,7 @@ def test_a_provider_that_refuses_sampling_fields_answers_who_names_none(
     backend, _ = backends
     backend.stub.queue(Behaviour(refuses=frozenset({"temperature", "max_tokens", "max_completion_tokens"})))
     asked = HELLO | {"model": way, "stream": stream}
-    response = httpx2.post(f"{backend.process.url}{CHAT}", json=asked, headers=headers, timeout=20)
+    response = httpx2.post(f"{backend.client.base_url}chat/completions", json=asked, headers=headers, timeout=20)
     assert response.status_code == 200, response.text
 
 
