@@ -156,10 +156,8 @@ def _port_is_free(settings: Settings) -> bool:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((settings.host, settings.port))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            reason = "the port is in use; choose another with --port"
-        else:
-            reason = error.strerror
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "the port is in use; choose another with --port" if in_use else error.strerror
         print(f"Can't listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
         return False
     return True
