@@ -22,7 +22,7 @@ def render(source: Path, tmp_path: Path) -> Render:
     """Copy a project with default answers, except those given, and without --trust."""
     rendered = 0
 
-    def render(**answers: str) -> Path:
+    def render(**answers: str | bool) -> Path:
         nonlocal rendered
         rendered += 1
         destination = tmp_path / f"project-{rendered}"

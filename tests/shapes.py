@@ -1,9 +1,11 @@
 """Projects that between them have every answer that makes a difference."""
 
-SHAPES = {
+SHAPES: dict[str, dict[str, str | bool]] = {
     "default": {},
     "GitLab": {"ci": "gitlab"},
     "no CI": {"ci": "none"},
+    "no container": {"container": False},
+    "Kubernetes": {"kubernetes": True},
     "another vendor": {
         "default_model": "anthropic/claude-sonnet-4-5",
         "cors_origins": "https://a.example,https://b.example",

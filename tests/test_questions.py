@@ -105,7 +105,7 @@ def test_each_question_has_help_a_default_and_a_check() -> None:
     for name, question in QUESTIONS.items():
         assert question["help"].strip(), name
         assert "default" in question, name
-        assert "validator" in question or "choices" in question, name
+        assert "validator" in question or "choices" in question or question["type"] == "bool", name
     assert len(QUESTIONS) <= 10
 
 

@@ -133,7 +133,7 @@ def test_the_readme_lists_the_questions_in_their_order_with_their_defaults() -> 
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.MULTILINE))
     assert list(rows) == list(questions)
     for name, default in rows.items():
-        asked = questions[name]["default"]
+        asked = {True: "yes", False: "no"}.get(questions[name]["default"], questions[name]["default"])
         assert (
             default.strip("`") == asked or (default, asked) == ("none", "") or name in ("project_slug", "description")
         )

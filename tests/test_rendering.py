@@ -15,15 +15,38 @@ from shapes import SHAPES
 from workspace import ROOT, Render, run, tree
 
 COPIER = Path(sys.executable).with_name("copier")
-OPTION_FILES = {
+OPTION_FILES: dict[tuple[str, str | bool], list[str]] = {
     ("ci", "github"): [".github/workflows/ci.yml"],
     ("ci", "gitlab"): [".gitlab-ci.yml"],
     ("ci", "none"): [],
+    ("container", True): [
+        ".dockerignore",
+        "Dockerfile",
+        "compose.yaml",
+        "monitoring/alerts.yml",
+        "monitoring/grafana/dashboards/backend.json",
+        "monitoring/grafana/provisioning/dashboards/backend.yml",
+        "monitoring/grafana/provisioning/datasources/prometheus.yml",
+        "monitoring/prometheus.yml",
+    ],
+    ("container", False): [],
+    ("kubernetes", True): [
+        "k8s/base/autoscaler.yaml",
+        "k8s/base/deployment.yaml",
+        "k8s/base/disruption.yaml",
+        "k8s/base/kustomization.yaml",
+        "k8s/base/network.yaml",
+        "k8s/base/service.yaml",
+        "k8s/base/settings.toml",
+        "k8s/base/valkey.yaml",
+        "k8s/overlays/production/kustomization.yaml",
+    ],
+    ("kubernetes", False): [],
 }
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
-def test_no_jinja_and_no_stub_file_is_left(source: Path, render: Render, answers: dict[str, str]) -> None:
+def test_no_jinja_and_no_stub_file_is_left(source: Path, render: Render, answers: dict[str, str | bool]) -> None:
     from_jinja = {name.removesuffix(".jinja") for name in tree(source / "template") if name.endswith(".jinja")}
     for name, content in tree(render(**answers)).items():
         assert not re.search(r"[{}]|\.jinja$", name), name
@@ -61,7 +84,7 @@ def test_every_file_of_the_template_is_rendered_or_belongs_to_an_option(source: 
 
 
 @pytest.mark.parametrize("choice", OPTION_FILES, ids=lambda choice: f"{choice[0]}={choice[1]}")
-def test_an_option_brings_its_files_and_no_others(render: Render, choice: tuple[str, str]) -> None:
+def test_an_option_brings_its_files_and_no_others(render: Render, choice: tuple[str, str | bool]) -> None:
     question, answer = choice
     rendered = set(tree(render(**{question: answer})))
     for (other, value), names in OPTION_FILES.items():

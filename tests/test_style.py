@@ -23,7 +23,7 @@ def python_of(project: Path, *others: str) -> tuple[tuple[str, bytes], ...]:
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
-def test_ruff_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str]) -> None:
+def test_ruff_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str | bool]) -> None:
     project = render(**answers)
     tools = install(project)
     if (work := (tools, python_of(project, "ruff.toml"))) not in checked:
@@ -33,7 +33,7 @@ def test_ruff_finds_nothing(render: Render, install: Install, checked: Checked, 
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
-def test_mypy_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str]) -> None:
+def test_mypy_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str | bool]) -> None:
     project = render(**answers)
     tools = install(project)
     if (work := (tools, python_of(project, "mypy.ini"))) not in checked:
