@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 from app.errors import Draining
 
-AFTER_ABORT = 0.3
-"""Seconds for what was aborted to send its last words."""
-AFTER_EXIT = 1.2
-"""Seconds for the server to end by itself. It waits for ever for a client that has stopped reading."""
+AFTER_EXIT = 1.6
+"""Seconds for what was aborted to send its last words, and for the server to end by itself.
+
+It would wait for ever for a client that has stopped reading.
+"""
 
 
 class Abortable(Protocol):
@@ -88,16 +89,12 @@ class Drain:
         self._task = asyncio.create_task(self._drain(number, previous))
 
     async def _drain(self, number: int, previous: Any) -> None:
-        await self._until_idle(self.grace)
+        if self._in_flight:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.grace):
+                    await self._idle.wait()
         for request in list(self._in_flight):
             request.abort(self.error())
-        await self._until_idle(AFTER_ABORT)
         previous(number, None)
         await asyncio.sleep(AFTER_EXIT)
         previous(signal.SIGINT, None)  # asked twice: at once
-
-    async def _until_idle(self, seconds: float) -> None:
-        if self._in_flight:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._idle.wait()
