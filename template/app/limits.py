@@ -7,8 +7,7 @@ in flight are counted in this process.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from functools import cache
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -24,14 +23,15 @@ from app.llm.targets import Target
 from app.metrics import Metrics
 from app.process_storage import ProcessStorage
 
-STORAGE_DEADLINE = 0.25
-"""Seconds that all of a request's work on a shared storage may take."""
+STORAGE_TICK, STORAGE_TICKS = 0.025, 10
+"""All of a request's work on a shared storage may take 250 ms, in ticks. A tick that comes late isn't counted: then it
+is this process that is busy, and to count alone because of that would let too much in."""
+STORAGE_TURNS = 64
+"""Requests that work on a shared storage at once, each on a connection of its own."""
 STORAGE_PAUSE = 2.0
 """Seconds after a failure before a shared storage is tried again, by one request."""
 UNSET_MAX_TOKENS = 1024
 """Tokens that are reserved for an answer whose length nothing bounds."""
-
-key_of = cache(lambda what, kind, name: f"{what}/{kind}/{name}")
 
 T = TypeVar("T")
 Scope = tuple[str, str, Limits]
@@ -59,8 +59,9 @@ class Limiter:
         self._own = ProcessStorage()
         self._shared: Storage | None = None
         if settings.limit_storage != "async+memory://":
-            waits = {"socket_timeout": STORAGE_DEADLINE, "socket_connect_timeout": STORAGE_DEADLINE}
+            waits = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}  # behind our own deadline
             self._shared = cast(RedisStorage, storage_from_string(settings.limit_storage, **waits))
+        self._turns = asyncio.Semaphore(STORAGE_TURNS)
         self._retry_at = 0.0
         self._log = structlog.get_logger("app.limits")
 
@@ -77,26 +78,32 @@ class Limiter:
             scopes.append(("caller", caller.name, caller.limits))
         if target.entry.any:
             scopes.append(("model", target.name, target.entry))
-        return Admission(self, scopes, fields)
+        return Admission(self, scopes, target.entry.defaults | fields)
 
-    async def on_storage(self, work: Callable[[Storage], Awaitable[T]]) -> T:
-        """Do a request's work on the shared storage, or, while that fails, on this process's own."""
-        now = time.monotonic()
-        if self._shared and now >= self._retry_at:
-            if self.degraded:
-                self._retry_at = now + STORAGE_PAUSE
-            try:
-                async with asyncio.timeout(STORAGE_DEADLINE):
-                    result = await work(self._shared)
-            except RateLimited:
-                self._recovered()
-                raise
-            except Exception as error:
-                self._failed(error)
-            else:
-                self._recovered()
-                return result
-        return await work(self._own)
+    async def on_storage(self, ticks: Iterator[int], work: Callable[[Storage], Coroutine[Any, Any, None]]) -> None:
+        """Do a request's work on the shared storage, or, while that fails, on this process's own.
+
+        Args:
+            ticks: what is left of the request's time.
+            work: does it; may raise RateLimited.
+        """
+        if self._shared is not None:
+            async with self._turns:
+                if (now := time.monotonic()) >= self._retry_at:
+                    probes = self.degraded
+                    if probes:
+                        self._retry_at = now + STORAGE_PAUSE
+                    try:
+                        await _within(ticks, work(self._shared))
+                    except RateLimited:
+                        self._answered(probes=probes)
+                        raise
+                    except Exception as error:
+                        self._failed(error)
+                    else:
+                        self._answered(probes=probes)
+                        return
+        await work(self._own)
 
     def _failed(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + STORAGE_PAUSE
@@ -105,26 +112,44 @@ class Limiter:
             self.metrics.storage_up.set(0)
             self._log.error("limit storage fails: each process counts alone", error=type(error).__name__)
 
-    def _recovered(self) -> None:
-        if self.degraded:
+    def _answered(self, *, probes: bool) -> None:
+        if probes:
             self.degraded = False
+            self._retry_at = 0.0
             self.metrics.storage_up.set(1)
             self._log.info("limit storage is back")
+
+
+async def _within(ticks: Iterator[int], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    try:
+        while not task.done():
+            began = time.monotonic()
+            await asyncio.wait([task], timeout=STORAGE_TICK)
+            if not task.done() and time.monotonic() < began + 2 * STORAGE_TICK and next(ticks, None) is None:
+                raise TimeoutError
+        task.result()
+    finally:
+        task.cancel()
 
 
 class Admission:
     """One call's share of its limits: reserved on entering, settled on leaving.
 
-    Set `used` to the tokens that the call really took, before leaving; a call that gave nothing took none.
+    Set `used` to the tokens that the call really took, before leaving. A call that failed took none; one whose client
+    left before anything came took nobody knows how many, and what was reserved stays.
     """
 
-    __slots__ = ("_fields", "_limiter", "_reserved", "_scopes", "headers", "used")
+    __slots__ = ("_charged", "_fields", "_limiter", "_places", "_reserved", "_scopes", "_ticks", "headers", "used")
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any]) -> None:
         self._limiter = limiter
         self._scopes = scopes
         self._fields = fields
+        self._places: list[tuple[str, str]] = []
         self._reserved: list[tuple[str, int, float]] = []
+        self._charged: Storage | None = None
+        self._ticks = iter(range(1, STORAGE_TICKS))
         self.headers: dict[str, str] = {}
         self.used = 0
 
@@ -132,38 +157,54 @@ class Admission:
         if not self._scopes:
             return self
         try:
-            await self._limiter.on_storage(self._reserve)
-            for kind, name, limits in self._scopes:
-                if limits.max_in_flight and self._limiter.in_flight[kind, name] >= limits.max_in_flight:
-                    await self._settle()
-                    message = f"This {kind} has {limits.max_in_flight} calls in flight, its limit."
-                    raise RateLimited(message, retry_after=1, headers=self.headers)
-        except RateLimited:
-            self._count("refused")
+            self._take_places()
+            if any(limits.requests_per_minute or limits.tokens_per_minute for _, _, limits in self._scopes):
+                await self._limiter.on_storage(self._ticks, self._reserve)
+        except BaseException as error:
+            self._leave_places()
+            if isinstance(error, RateLimited):
+                self._count("refused")
             raise
-        for kind, name, _ in self._scopes:
-            self._limiter.in_flight[kind, name] += 1
         self._count("admitted")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        for scope, name, _ in self._scopes:
-            self._limiter.in_flight[scope, name] -= 1
-        if self._reserved:
-            await self._settle()
+        self._leave_places()
+        if self._reserved and (self.used or kind is not asyncio.CancelledError):
+            await self._limiter.on_storage(self._ticks, self._settle)
+
+    def _take_places(self) -> None:
+        in_flight = self._limiter.in_flight
+        for kind, name, limits in self._scopes:
+            if limits.max_in_flight:
+                if in_flight[kind, name] >= limits.max_in_flight:
+                    message = f"This {kind} has {limits.max_in_flight} calls in flight, its limit."
+                    raise RateLimited(message, retry_after=1)
+                in_flight[kind, name] += 1
+                self._places.append((kind, name))
+
+    def _leave_places(self) -> None:
+        in_flight = self._limiter.in_flight
+        for place in self._places:
+            in_flight[place] -= 1
+            if not in_flight[place]:
+                del in_flight[place]  # callers come and go
+        self._places.clear()
 
     async def _reserve(self, storage: Storage) -> None:
         self._reserved.clear()
+        self.headers.clear()
+        self._charged = storage
         for kind, name, limits in self._scopes:
             if limit := limits.requests_per_minute:
-                key = key_of("requests", kind, name)
+                key = f"requests/{kind}/{name}"
                 admitted = await storage.acquire_entry(key, limit, 60)
                 window_start, count = await storage.get_moving_window(key, limit, 60)
                 self._tell("requests", limit, limit - count, window_start + 60)
                 if not admitted:
                     await self._refuse(storage, kind, f"{limit} requests", window_start + 60)
             if limits.tokens_per_minute:
-                key = key_of("tokens", kind, name)
+                key = f"tokens/{kind}/{name}"
                 cost = self._estimate()
                 count = await storage.incr(key, 60, amount=cost)
                 reset_at = await storage.get_expiry(key)
@@ -187,17 +228,12 @@ class Admission:
         message = f"This {kind} has reached its limit of {limit} a minute."
         raise RateLimited(message, retry_after=wait, headers=self.headers)
 
-    async def _settle(self) -> None:
-        used, reserved = self.used, list(self._reserved)
-        self._reserved.clear()
-
-        async def settle(storage: Storage) -> None:
-            for key, cost, window_end in reserved:
-                # A refund belongs to the window that was charged; what was used beyond the estimate is always owed.
-                if used > cost or (used < cost and time.time() < window_end):
-                    await storage.incr(key, 60, amount=used - cost)
-
-        await self._limiter.on_storage(settle)
+    async def _settle(self, storage: Storage) -> None:
+        for key, cost, window_end in self._reserved:
+            owed = self.used - (cost if storage is self._charged else 0)
+            # A refund belongs to the window that was charged, whose end a Valkey tells to the second.
+            if owed > 0 or (owed < 0 and time.time() < window_end - 1):
+                await storage.incr(key, 60, amount=owed)
 
     def _count(self, decision: str) -> None:
         for kind, _, _ in self._scopes:

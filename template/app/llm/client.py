@@ -265,7 +265,8 @@ class LLMClient:
         """Count a call's usage, if its provider gave one; return its tokens."""
         if not isinstance(usage, dict):
             return 0
-        prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        told = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+        prompt, completion = (number if isinstance(number, int) and number > 0 else 0 for number in told)
         self.record.prompt_tokens += prompt
         self.record.completion_tokens += completion
         caller = self.caller.label if self.caller else "app"
