@@ -350,6 +350,17 @@ def test_openais_key_goes_to_openai_base_url_and_to_no_api_base(
         assert keys_of(other) == {"none" if protocol == "litellm" else ""}
 
 
+@pytest.mark.parametrize("protocol", ["openai", "litellm"])
+def test_an_entry_with_a_key_of_its_own_does_without_the_vendors(
+    stub: Stub, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{stub.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    monkeypatch.setenv("OWN_KEY", "own-key")
+    ask({"m": {"upstream": "openai/m", "protocol": protocol, "api_key_env": "OWN_KEY"}})
+    assert keys_of(stub) == {"own-key"}
+
+
 def test_the_key_of_an_entry_goes_to_its_api_base_only(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     table: dict[str, Any] = {}
     for upstream, protocol in [("openai/m", "openai"), ("openai/m", "litellm"), ("anthropic/m", "litellm")]:

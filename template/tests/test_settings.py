@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from app.callers import hash_key
@@ -287,6 +289,13 @@ def test_no_error_prints_what_was_given(variable: str, value: str) -> None:
 def test_no_error_in_the_file_prints_what_was_given(settings_file: Write) -> None:
     settings_file(f"[callers.web]\nkey_sha256 = {CANARY}")
     assert CANARY not in refusal()
+
+
+def test_no_error_of_pydantics_own_prints_what_was_given() -> None:
+    callers: Any = {"web": {"key_sha256": CANARY}}
+    with pytest.raises(ValidationError) as caught:
+        Settings(callers=callers)
+    assert CANARY not in str(caught.value)
 
 
 def test_a_password_in_a_setting_is_in_no_repr() -> None:
