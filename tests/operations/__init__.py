@@ -1,0 +1,1 @@
+"""The service as its operators run it: behind proxies, with several workers, restarted under load, watched."""
