@@ -21,6 +21,9 @@ FETCH_AGAIN_AFTER = 10.0
 FETCH_WITHIN = 5.0
 """Seconds that the issuer gets to answer."""
 
+UNREADABLE = (jwt.PyJWTError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What tokens and key sets raise that aren't as they should be."""
+
 
 class JwtAuth:
     """Finds the caller that a token names.
@@ -57,14 +60,15 @@ class JwtAuth:
             subject = claims[self._settings.subject]
         except jwt.ExpiredSignatureError:
             raise Unauthorized("This token has expired.") from None
-        except (jwt.PyJWTError, KeyError):
+        except UNREADABLE:
             raise Unauthorized("This token is not valid here.") from None
         return Caller(f"{subject}"[:256], self._models, self._settings, label="jwt")
 
     async def _key(self, key_id: str | None) -> jwt.PyJWK:
         now = time.monotonic()
-        stale = now > self._fetched_at + KEYS_FOR or key_id not in self._keys
-        if stale and now > self._tried_at + FETCH_AGAIN_AFTER:
+        known = key_id in self._keys
+        stale = not known or now > self._fetched_at + KEYS_FOR
+        if stale and now > self._tried_at + FETCH_AGAIN_AFTER and not (known and self._lock.locked()):
             async with self._lock:
                 if now > self._tried_at + FETCH_AGAIN_AFTER:
                     await self._fetch()
@@ -74,7 +78,6 @@ class JwtAuth:
 
     async def _fetch(self) -> None:
         """Take the issuer's keys; those that we have stay when it doesn't answer."""
-        self._tried_at = time.monotonic()
         url = self._settings.jwks_url
         try:
             async with (
@@ -82,8 +85,9 @@ class JwtAuth:
                 session.get(url, proxy=proxy_for(url), raise_for_status=True) as answer,
             ):
                 keys = jwt.PyJWKSet.from_dict(await answer.json(content_type=None))
-        except (aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
+        except (aiohttp.ClientError, TimeoutError, *UNREADABLE) as error:
             structlog.get_logger("app").error("the issuer's keys can't be had", error=type(error).__name__)
-            return
-        self._keys = {key.key_id: key for key in keys.keys}
-        self._fetched_at = time.monotonic()
+        else:
+            self._keys = {key.key_id: key for key in keys.keys}
+            self._fetched_at = time.monotonic()
+        self._tried_at = time.monotonic()

@@ -40,7 +40,7 @@ async def config(request: Request, settings: Config) -> dict[str, object]:
         "models": [{"name": target.name, "needs": target.missing} for target in targets],
         "default_model": settings.default_model,
         "limits": {"temperature": [0, 2], "max_tokens": [1, settings.max_tokens_limit]},
-        "key_required": bool(settings.callers) and not settings.dev,
+        "key_required": bool(settings.callers or settings.auth.jwt) and not settings.dev,
     }
 
 
