@@ -120,7 +120,7 @@ class Attempts:
                 return await start(target)  # its end is counted by the one who reads it
             except ProviderError as error:
                 self._metrics.upstream.labels(target.name, error.kind).inc()
-                pause = _pause(error, attempt)
+                pause = pause_after(error, attempt)
                 if not error.retry or attempt == self._retries or pause is None or pause >= clock.remaining():
                     raise
             except asyncio.CancelledError:
@@ -130,7 +130,7 @@ class Attempts:
         raise AssertionError
 
 
-def _pause(failure: ProviderError, attempt: int) -> float | None:
+def pause_after(failure: ProviderError, attempt: int) -> float | None:
     """Return the seconds before the next try: exponential with jitter, or as the provider says; None if too long."""
     if failure.retry_after is None:
         return min(FIRST_PAUSE * float(2**attempt), LONGEST_PAUSE) * (0.5 + random() / 2)

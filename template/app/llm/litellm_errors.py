@@ -25,7 +25,8 @@ def litellm_failure(target: Target, error: Exception) -> ProviderError:
     error = getattr(error, "original_exception", None) or error
     causes = {type(cause).__name__ for cause in _causes(error)}
     if causes & NO_CONNECTION_IN_TIME:
-        return ProviderTimeout(f"The provider of model {target.name!r} took no connection in time.", retry=True)
+        message = f"The provider of model {target.name!r} took no connection in time (timeouts.connect)."
+        return ProviderTimeout(message, retry=True)
     if reasons := causes & NO_CONNECTION:
         return unreachable(target, min(reasons))
     if causes & CUT_OFF:
