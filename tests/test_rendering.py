@@ -52,7 +52,7 @@ def test_no_jinja_and_no_stub_file_is_left(source: Path, render: Render, answers
         assert not re.search(r"[{}]|\.jinja$", name), name
         if name in from_jinja or name == ".copier-answers.yml":
             assert not re.search(rb"\{\{|\{%|\{#", content), name
-        assert content == b"" or re.fullmatch(rb"\S.*\S\n", content, re.DOTALL), name
+        assert content == b"" or name.endswith(".png") or re.fullmatch(rb"\S.*\S\n", content, re.DOTALL), name
 
 
 def test_python_is_the_same_in_every_project(source: Path, render: Render) -> None:
@@ -118,12 +118,6 @@ def test_this_repository_installs_what_a_project_depends_on(render: Render) -> N
     wanted = set(project["project"]["dependencies"] + project["dependency-groups"]["dev"])
     assert wanted <= set(groups["template"]) | {item for item in groups["dev"] if isinstance(item, str)}
     assert set(groups["template"]) <= wanted
-
-
-def test_a_reader_gets_through_each_module_in_one_sitting_and_through_all_in_an_evening(source: Path) -> None:
-    lengths = {str(path): len(path.read_text("utf-8").splitlines()) for path in (source / "template/app").rglob("*.py")}
-    assert {name: lines for name, lines in lengths.items() if lines > 300} == {}
-    assert sum(lengths.values()) <= 2500
 
 
 def test_what_speaks_to_models_knows_nothing_of_fastapi(source: Path) -> None:
