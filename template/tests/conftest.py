@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,9 +10,9 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.config import Settings, Timeouts
+from app.config import Settings
 from app.main import create_app
-from tests.serving import Backend
+from tests.serving import Backend, Process
 from tests.serving import serve as serve_app
 from tests.stub import Stub
 
@@ -70,19 +71,35 @@ def serve() -> Iterator[Serve]:
         yield lambda settings: servers.enter_context(serve_app(create_app(settings)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def backends(key: str) -> Iterator[tuple[Backend, Backend]]:
-    """Two real servers, with models on every way to a provider: a patient one, and one that is hasty."""
-    hasty = Timeouts(first_token=0.3, idle=0.3, total=0.6)
-    with _backend(key, Timeouts()) as patient, _backend(key, hasty) as other:
-        # LiteLLM's import and its first calls take long.
-        for model in ("litellm", "anthropic"):
-            patient.client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello"}])
-        yield patient, other
+    """The two below. LiteLLM takes seconds to load, so they load it at the same time."""
+    with contextlib.ExitStack() as stack:
+        limits = {"first_token": 0.3, "idle": 0.3, "total": 0.6}
+        patient, hasty = (stack.enter_context(_backend(key, timeouts)) for timeouts in ({}, limits))
+        for backend in (patient, hasty):
+            backend.process.wait_until_ready()
+            # Its first calls take long too.
+            for model in backend.upstreams:
+                with contextlib.suppress(openai.APIStatusError):
+                    backend.client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello"}])
+        yield patient, hasty
+
+
+@pytest.fixture(scope="session")
+def backend(backends: tuple[Backend, Backend]) -> Backend:
+    """A server for the whole session, with models on every way to a provider."""
+    return backends[0]
+
+
+@pytest.fixture(scope="session")
+def hasty(backends: tuple[Backend, Backend]) -> Backend:
+    """The same, with little patience."""
+    return backends[1]
 
 
 @contextlib.contextmanager
-def _backend(key: str, timeouts: Timeouts) -> Iterator[Backend]:
+def _backend(key: str, timeouts: dict[str, float]) -> Iterator[Backend]:
     with Stub() as stub:
         openai_api = {"api_base": f"{stub.url}/v1"}
         via_litellm = openai_api | {"protocol": "litellm"}
@@ -92,17 +109,16 @@ def _backend(key: str, timeouts: Timeouts) -> Iterator[Backend]:
             "litellm-embeddings": {"upstream": "openai/text-embedding-3-small"} | via_litellm,
             "anthropic": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": stub.url},
         }
-        settings = Settings.model_validate(
-            {
-                "models": models,
-                "default_model": "direct",
-                "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}},
-                "retries": 0,
-                "timeouts": timeouts,
-            }
-        )
+        env = {
+            "APP_MODELS": json.dumps(models),
+            "APP_DEFAULT_MODEL": "direct",
+            "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}),
+            "APP_RETRIES": "0",
+            "APP_TIMEOUTS": json.dumps(timeouts),
+        }
         with (
-            serve_app(create_app(settings)) as url,
-            openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+            Process(env=env) as process,
+            openai.OpenAI(base_url=f"{process.url}/v1", api_key=key, max_retries=0) as client,
         ):
-            yield Backend(stub, client, {name: row["upstream"].partition("/")[2] for name, row in models.items()})
+            upstreams = {name: row["upstream"].partition("/")[2] for name, row in models.items()}
+            yield Backend(process, stub, client, upstreams)

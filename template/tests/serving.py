@@ -175,11 +175,13 @@ class Backend:
     """A running app with its provider and a client.
 
     Attributes:
+        process: the app.
         stub: the provider of all of its models.
         client: OpenAI's own, with a key and without retries.
         upstreams: what the stub is asked for, by the model's public name.
     """
 
+    process: Process
     stub: Stub
     client: openai.OpenAI
     upstreams: dict[str, str]

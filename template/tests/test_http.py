@@ -374,9 +374,8 @@ def test_max_tokens_is_not_added_to_max_completion_tokens(web: httpx2.Client, pr
 @pytest.mark.parametrize("way", ["direct", "litellm"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_provider_that_refuses_sampling_fields_answers_who_names_none(
-    backends: tuple[Backend, Backend], headers: dict[str, str], way: str, stream: bool
+    backend: Backend, headers: dict[str, str], way: str, stream: bool
 ) -> None:
-    backend, _ = backends
     backend.stub.queue(Behaviour(refuses=frozenset({"temperature", "max_tokens", "max_completion_tokens"})))
     asked = HELLO | {"model": way, "stream": stream}
     response = httpx2.post(f"{backend.client.base_url}chat/completions", json=asked, headers=headers, timeout=20)

@@ -17,11 +17,6 @@ WEATHER = '{"city": "Zürich"}'
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 
 
-@pytest.fixture
-def backend(backends: tuple[Backend, Backend]) -> Backend:
-    return backends[0]
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_completion_is_an_openai_answer_with_its_content_beside(backend: Backend, way: str) -> None:
     answer = backend.client.chat.completions.create(model=way, messages=MESSAGES)
@@ -121,7 +116,6 @@ def test_models_are_listed_and_described(backend: Backend) -> None:
     assert backend.client.models.retrieve("direct") == next(row for row in rows if row.id == "direct")
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")  # of LiteLLM, which expects numbers
 @pytest.mark.parametrize("way", ["direct", "litellm-embeddings"])
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_embeddings_come_as_numbers_or_base64(backend: Backend, way: str, encoding: Any) -> None:

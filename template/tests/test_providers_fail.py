@@ -56,10 +56,7 @@ def behaving(stub: Stub, behaviour: Behaviour) -> Iterator[None]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LEGAL_VARIANTS)
-def test_a_legal_variant_gives_the_whole_answer(
-    backends: tuple[Backend, Backend], name: str, kind: str, way: str
-) -> None:
-    backend, _ = backends
+def test_a_legal_variant_gives_the_whole_answer(backend: Backend, name: str, kind: str, way: str) -> None:
     with behaving(backend.stub, LEGAL_VARIANTS[name]):
         assert say_hello(backend, way, kind) == LEGAL_VARIANTS[name].text
 
@@ -74,10 +71,9 @@ def test_a_legal_variant_gives_the_whole_answer(
     ],
 )
 def test_a_fault_gives_the_error_of_the_table_and_leaves_nothing_behind(
-    backends: tuple[Backend, Backend], fault: Fault, kind: str, subtests: pytest.Subtests
+    request: pytest.FixtureRequest, fault: Fault, kind: str, subtests: pytest.Subtests
 ) -> None:
-    patient, hasty = backends
-    backend = hasty if fault.slow else patient
+    backend: Backend = request.getfixturevalue("hasty" if fault.slow else "backend")
     ways = [way for way in WAYS if fault.anthropic or way != "anthropic"]
     before, asked_at = len(backend.stub.requests), time.monotonic()
     with behaving(backend.stub, fault.behaviour), ThreadPoolExecutor(len(ways)) as pool:
