@@ -1,14 +1,16 @@
 """The template as it stands in the working tree, copied without git, and projects rendered from it."""
 
+import os
 import shutil
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import copier
 import pytest
 
-from workspace import ROOT, Install, Render, run, snapshot
+from workspace import ROOT, Install, Once, Render, run, snapshot
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +49,25 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
             folder = tmp_path_factory.mktemp("environment")
             shutil.copy(project / "pyproject.toml", folder)
             shutil.copy(ROOT / "uv.lock", folder)
-            run("uv", "sync", "--quiet", "--python", sys.executable, cwd=folder)
+            run(os.environ.get("UV", "uv"), "sync", "--quiet", "--python", sys.executable, cwd=folder)
             installed[str(asked)] = folder / ".venv/bin"
         return installed[str(asked)]
 
     return install
+
+
+@pytest.fixture(scope="module")
+def once() -> Once:
+    """Check the same thing once and repeat what came of it: shapes share most of their files, and checks take time."""
+    outcomes: dict[object, str] = {}
+
+    def once(thing: object, check: Callable[[], object]) -> None:
+        if thing not in outcomes:
+            try:
+                check()
+                outcomes[thing] = ""
+            except AssertionError as failure:
+                outcomes[thing] = str(failure)
+        assert not outcomes[thing], outcomes[thing]
+
+    return once

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from shapes import SHAPES
-from workspace import Install, Render, run, tree
+from workspace import Install, Once, Render, run, tree
 
 READ_BY_NO_TEST = (
     *(".github", ".gitlab-ci.yml", ".copier-answers.yml"),
@@ -13,16 +13,8 @@ READ_BY_NO_TEST = (
 )
 
 
-@pytest.fixture(scope="module")
-def passed() -> list[dict[str, bytes]]:
-    """Projects whose tests have passed."""
-    return []
-
-
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
-def test_its_own_tests_pass(
-    render: Render, install: Install, passed: list[dict[str, bytes]], answers: dict[str, str | bool]
-) -> None:
+def test_its_own_tests_pass(render: Render, install: Install, once: Once, answers: dict[str, str | bool]) -> None:
     """Once for each distinct project; what no test reads is taken away, as it would only make more of them."""
     project = render(**answers)
     for name in READ_BY_NO_TEST:
@@ -30,6 +22,4 @@ def test_its_own_tests_pass(
             shutil.rmtree(project / name)
         else:
             (project / name).unlink(missing_ok=True)
-    if (files := tree(project)) not in passed:
-        run(install(project) / "pytest", "--quiet", cwd=project)
-        passed.append(files)
+    once(frozenset(tree(project).items()), lambda: run(install(project) / "pytest", "--quiet", cwd=project))

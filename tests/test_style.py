@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from shapes import SHAPES
-from workspace import ROOT, Install, Render, run, tree
-
-Checked = set[tuple[object, ...]]
-
-
-@pytest.fixture(scope="module")
-def checked() -> Checked:
-    """What has been checked and is clean. Python is the same in most shapes, and mypy takes its time."""
-    return set()
+from workspace import ROOT, Install, Once, Render, run, tree
 
 
 def python_of(project: Path, *others: str) -> tuple[tuple[str, bytes], ...]:
@@ -23,22 +15,22 @@ def python_of(project: Path, *others: str) -> tuple[tuple[str, bytes], ...]:
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
-def test_ruff_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str | bool]) -> None:
+def test_ruff_finds_nothing(render: Render, install: Install, once: Once, answers: dict[str, str | bool]) -> None:
     project = render(**answers)
     tools = install(project)
-    if (work := (tools, python_of(project, "ruff.toml"))) not in checked:
+
+    def check() -> None:
         run(tools / "ruff", "check", cwd=project)
         run(tools / "ruff", "format", "--check", cwd=project)
-        checked.add(work)
+
+    once((tools, python_of(project, "ruff.toml")), check)
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
-def test_mypy_finds_nothing(render: Render, install: Install, checked: Checked, answers: dict[str, str | bool]) -> None:
+def test_mypy_finds_nothing(render: Render, install: Install, once: Once, answers: dict[str, str | bool]) -> None:
     project = render(**answers)
     tools = install(project)
-    if (work := (tools, python_of(project, "mypy.ini"))) not in checked:
-        run(tools / "mypy", cwd=project)
-        checked.add(work)
+    once((tools, python_of(project, "mypy.ini")), lambda: run(tools / "mypy", cwd=project))
 
 
 def test_this_repository_is_clean_and_so_is_the_template_where_it_stands() -> None:

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 Render = Callable[..., Path]
 Install = Callable[[Path], Path]
+Once = Callable[[object, Callable[[], object]], None]
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
