@@ -16,7 +16,7 @@ from workspace import ROOT, Render, run, tree
 
 COPIER = Path(sys.executable).with_name("copier")
 OPTION_FILES: dict[tuple[str, str | bool], list[str]] = {
-    ("ci", "github"): [".github/workflows/ci.yml"],
+    ("ci", "github"): [".github/workflows/ci.yml", ".github/workflows/template.yml"],
     ("ci", "gitlab"): [".gitlab-ci.yml"],
     ("ci", "none"): [],
     ("container", True): [

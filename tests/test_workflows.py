@@ -51,6 +51,10 @@ def test_the_workflows_fit_githubs_schema(workflows: list[Path]) -> None:
     run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows, cwd=ROOT)
 
 
+def test_the_renovate_configuration_fits_its_schema(render: Render) -> None:
+    run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.renovate", render() / "renovate.json", cwd=ROOT)
+
+
 def test_the_pipeline_fits_gitlabs_schema(render: Render) -> None:
     pipeline = render(ci="gitlab") / ".gitlab-ci.yml"
     run(
