@@ -101,7 +101,7 @@ class Attempts:
         candidates = [target, *fallbacks]
         left_alone = 0
         for candidate in candidates:
-            if fallbacks and self.cooldowns.cooling(candidate.name):
+            if self.cooldowns.cooling(candidate.name):
                 left_alone += 1
             else:
                 yield candidate
