@@ -256,6 +256,7 @@ def hasty(key: str, provider: Stub, full: str) -> Iterator[Ask]:
         "far litellm": row(provider, api_base=full, protocol="litellm"),
     }
     timeouts = {"connect": 0.3, "first_token": 0.4, "idle": 0.5, "total": 1.0}
+    provider.default = Behaviour()
     with running(key, models, retries=0, timeouts=timeouts) as ask:
         while ask("litellm").status != 200:  # LiteLLM's import and its first call take longer
             pass
