@@ -1,9 +1,12 @@
 """This repository, the commands that tests run, and the files that they look at."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +22,14 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))} exited with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def debian(program: str, package: str) -> str:
+    """Return where a program of Debian's is. CI installs it, and fails without; elsewhere its tests are skipped."""
+    found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is missing: apt-get install {package}")
+    return found
 
 
 def tree(project: Path) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
 from browser.tab import KEY, MakeTab, Stub, Tab, behave
+from workspace import debian
 
 START_SECONDS = 60
 FLAGS = [
@@ -81,8 +81,7 @@ def closed(project: Path, stub: Any) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
-    path = shutil.which("chromium")
-    assert path, "apt-get install chromium"
+    path = debian("chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser

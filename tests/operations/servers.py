@@ -2,8 +2,6 @@
 
 import contextlib
 import importlib
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-from workspace import ROOT
+from workspace import ROOT, debian
 
 # The template's own tests bring these. Their package is called `tests`, which the folder of these tests is not.
 sys.path.append(str(ROOT / "template"))
@@ -34,9 +32,7 @@ PACKAGES = {"nginx": "nginx", "prometheus": "prometheus", "promtool": "prometheu
 
 def program(name: str) -> str:
     """Return the path of a program that Debian brings."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    assert found, f"{name} is missing: apt-get install {PACKAGES[name]}"
-    return found
+    return debian(name, PACKAGES[name])
 
 
 def valkey_server() -> Path:
