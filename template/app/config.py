@@ -68,7 +68,7 @@ class ModelEntry(Limits):
         upstream: LiteLLM's name, `provider/model`; a bare name is OpenAI's.
         fallbacks: public names, tried in order when this model fails before its first byte.
         defaults: request fields that are sent where a request leaves them out.
-        api_base: address of the provider's API, where it isn't the vendor's own.
+        api_base: address of the provider's API, where it isn't the vendor's own; without a key in it.
         api_key_env: the environment variable that holds the key for `api_base`.
         protocol: how to speak to it; None picks by provider.
         max_tokens_limit: upper bound for this model, in tokens; None takes the setting of that name.
@@ -78,7 +78,7 @@ class ModelEntry(Limits):
     upstream: str = Field(min_length=1)
     fallbacks: list[str] = []
     defaults: dict[str, JsonValue] = {}
-    api_base: str | None = Field(default=None, pattern=r"^https?://[^\s/]+\S*$")
+    api_base: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+(/\S*)?$")
     api_key_env: str | None = None
     protocol: Literal["openai", "litellm"] | None = None
     max_tokens_limit: int | None = Field(default=None, gt=0)
@@ -203,13 +203,15 @@ class Settings(BaseSettings):
     limit_storage: str = Field(
         default="async+memory://", pattern=r"^async\+(memory://$|(valkeys?|rediss?)(\+unix)?://.+)", repr=False
     )
+    image_hosts: StrList = []
+    """`host` or `host:port` whose images and files LiteLLM may fetch over http too, and within the own network."""
     max_in_flight: int = Field(default=2000, gt=0)
     max_body_bytes: int = Field(default=20_000_000, gt=0)
     max_tokens_limit: int = Field(default=16384, gt=0)
     retries: int = Field(default=2, ge=0, le=10)
     timeouts: Timeouts = Timeouts()
 
-    @field_validator("cors_origins", "trusted_proxies", mode="after")
+    @field_validator("cors_origins", "trusted_proxies", "image_hosts", mode="after")
     @classmethod
     def _no_blanks(cls, value: list[str]) -> list[str]:
         if any(not item or any(c.isspace() for c in item) for item in value):

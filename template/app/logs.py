@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from app.config import Settings
 
-QUIET = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai", "asyncio", "aiohttp")
+QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
 """Loggers that may quote a request. They speak from WARNING on, whatever the level."""
 
 
@@ -57,5 +57,6 @@ def _without_message_of_exception(
     found = event.pop("exc_info", None)
     error = found[1] if isinstance(found, tuple) else found
     if isinstance(error, BaseException):
+        event["event"] = event["event"].partition("\n")[0]  # asyncio goes on to quote the exception
         event.update(where(error))
     return event

@@ -4,11 +4,20 @@ Typed here is what this service uses or bounds. Every other field is kept as it 
 Source: OpenAI's API reference, chat completions and embeddings.
 """
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[str, Field(max_length=1024)]
+
+ADDRESS = re.compile(r"(file(?=:/)|[a-z][a-z0-9+.-]*(?=://)):/*([^/?#]*)", re.IGNORECASE)
+NOT_OF_AN_ADDRESS = re.compile(r"^[\x00-\x20]+|[\t\r\n]+")
+"""What URL parsers leave out (WHATWG URL, section 4.4)."""
+SPOKEN = ("text", "thinking", "refusal")
+"""Members of a message's part that nobody takes for an address."""
 
 
 class Wire(BaseModel):
@@ -22,6 +31,26 @@ class Part(Wire):
     """One part of a message's content: text, image, audio, file, and what comes after them."""
 
     type: str = Field(max_length=64)
+
+    @model_validator(mode="after")
+    def _is_fetched_from_the_web(self) -> Self:
+        if any(scheme not in ("http", "https") for scheme, _ in addresses(self.model_extra)):
+            raise ValueError("images and files come from https:, http: or data: addresses")
+        return self
+
+
+def addresses(part: Any) -> Iterator[tuple[str, str]]:
+    """Yield scheme and host, in lower case, of every address in a message's part that someone may fetch."""
+    if isinstance(part, str):
+        if found := ADDRESS.match(NOT_OF_AN_ADDRESS.sub("", part[:2048])):
+            yield found[1].lower(), found[2].lower()
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            if name not in SPOKEN:
+                yield from addresses(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from addresses(value)
 
 
 class Message(Wire):
@@ -58,7 +87,7 @@ class ChatRequest(Wire):
     )
     max_completion_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1, le=128)
-    stop: Annotated[str, Field(max_length=1024)] | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=512)

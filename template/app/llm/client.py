@@ -77,7 +77,7 @@ class LLMClient:
         self.targets = {name: resolve(name, entry, environ) for name, entry in settings.models.items()}
         makers: dict[str, Callable[[], Way]] = {
             "direct": lambda: Direct(settings.timeouts, traced=settings.telemetry),
-            "litellm": lambda: ViaLiteLLM(settings.timeouts, traced=settings.telemetry),
+            "litellm": lambda: ViaLiteLLM(settings.timeouts, settings.image_hosts, traced=settings.telemetry),
             "demo": Demo,
         }
         self._ways = {way: makers[way]() for way in {target.way for target in self.targets.values()}}
@@ -280,7 +280,7 @@ class LLMClient:
         if self.caller and not self.caller.may_use(name) and (target or self.caller.anonymous):
             raise self.caller.refuse(name)
         if target is None:
-            raise ModelNotFound(f"There is no model {name[:64]!r} here. GET /v1/models lists them.", param="model")
+            raise ModelNotFound("There is no such model here. GET /v1/models lists them.", param="model")
         if request:
             limit = target.entry.max_tokens_limit or self.settings.max_tokens_limit
             for param in ("max_tokens", "max_completion_tokens"):

@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from pydantic_core import to_json
@@ -22,6 +22,7 @@ from app.llm.litellm_errors import litellm_failure
 from app.llm.relay import StreamWatch
 from app.llm.sse import DONE
 from app.llm.targets import Target
+from app.models import addresses
 from app.tracing import inject
 
 FORWARDED = frozenset(
@@ -43,17 +44,19 @@ class ViaLiteLLM:
 
     Args:
         timeouts: limits; `connect` goes to LiteLLM, the others are kept by each call's clock.
+        image_hosts: hosts whose images and files may come over http, or from the own network.
         traced: pass the trace's context on.
     """
 
-    def __init__(self, timeouts: Timeouts, *, traced: bool = False) -> None:
+    def __init__(self, timeouts: Timeouts, image_hosts: Sequence[str] = (), *, traced: bool = False) -> None:
         self._timeouts = timeouts
+        self._image_hosts = [host.lower() for host in image_hosts]
         self._traced = traced
         self._parameters: dict[str, frozenset[str]] = {}
 
     async def start(self) -> None:
         """Begin to load LiteLLM, without waiting for it."""
-        self._loading = asyncio.create_task(asyncio.to_thread(_load))
+        self._loading = asyncio.create_task(asyncio.to_thread(_load, self._image_hosts))
 
     @property
     def ready(self) -> bool:
@@ -166,8 +169,12 @@ class ViaLiteLLM:
         """Return what goes to LiteLLM: fields that this provider knows.
 
         Raises:
-            InvalidRequest: the request sets one that it doesn't.
+            InvalidRequest: the request sets one that it doesn't, or has an image or a file fetched without encryption.
         """
+        parts = [message["content"] for message in sent["messages"] if isinstance(message.get("content"), list)]
+        if any(scheme != "https" and host not in self._image_hosts for scheme, host in addresses(parts)):
+            message = f"Images and files for model {target.name!r} come from https: and data: addresses"
+            raise InvalidRequest(f"{message} (setting image_hosts).", param="messages")
         known = self._known(target)
         own = {"model", "messages", "stream", "stream_options"}
         _refuse_unknown(target, {k for k, v in sent.items() if v is not None and (k, v) != ("n", 1)} - own - known)
@@ -213,7 +220,7 @@ def _forget_chunks(stream: Any) -> bool:
     return any(getattr(chunk, "usage", None) for chunk in stream.chunks)
 
 
-def _load() -> Any:
+def _load(image_hosts: list[str]) -> Any:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
     os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` by itself
     os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
@@ -221,8 +228,10 @@ def _load() -> Any:
 
     litellm.suppress_debug_info = True
     litellm.telemetry = False
+    litellm.user_url_validation = True  # it fetches nothing from private addresses
+    litellm.user_url_allowed_hosts = image_hosts
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).handlers.clear()  # its own, beside the one of `app.logs`
+        logging.getLogger(name).disabled = True  # they quote requests, and each failure becomes one of our errors
     _follow_no_redirects()
     return litellm
 
