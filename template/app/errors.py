@@ -97,7 +97,8 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
             types, that is the type that was meant.
     """
     told = max(errors, key=lambda error: len(error["loc"]))
-    path = [str(part)[:64] for part in told["loc"] if part not in ("body", "query", "path")]
+    # a part with a bracket is a type of Pydantic's, not a name
+    path = [str(part)[:64] for part in told["loc"] if part not in ("body", "query", "path") and "[" not in str(part)]
     if told["type"] == "finite_number":
         path = path[:1]  # further in, names may be the sender's own
     param = ".".join(path)

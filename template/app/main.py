@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=settings.description,
         lifespan=lifespan,
         telemetry=_telemetry(settings),
+        redirect_slashes=False,  # behind a proxy that ends TLS, a redirect would send the key on in the clear
         openapi_url="/openapi.json" if docs else None,
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics),

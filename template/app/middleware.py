@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,8 @@ from app.tracing import trace_id
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 ALWAYS_ANSWERED = ("/health", "/ready", "/metrics")
+MAX_HEAD_BYTES = 64 * 1024
+"""Of a request's path, query and headers. The server itself takes any size."""
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
 SECURITY_HEADERS = [
@@ -154,7 +157,7 @@ class RequestContext:
             self.metrics.disconnects.labels(route).inc()
         line: dict[str, Any] = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": scope["path"][:256],
             "status": status,
             "ms": round(seconds * 1000, 2),
             "request_id": exchange.request_id,
@@ -176,7 +179,7 @@ class RequestContext:
 
 
 class Refusals:
-    """Turns work away: while the server drains, while it has too much, and where a body is too large.
+    """Turns work away: while the server drains, while it has too much, and where a head or a body is too large.
 
     Args:
         app: the application inside.
@@ -195,6 +198,11 @@ class Refusals:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        head = len(scope["path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
+        if head > MAX_HEAD_BYTES:
+            error = HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.")
+            await problem_response(error, scope)(scope, receive, send)
+            return
         if scope["path"] in ALWAYS_ANSWERED:
             await self.app(scope, receive, send)
             return
@@ -206,8 +214,8 @@ class Refusals:
                 async with asyncio.timeout(WAIT_FOR_PLACE):
                     await self.places.acquire()
             except TimeoutError:
-                error = Overloaded("This server has too much to do. Try again in a moment.", retry_after=1)
-                await problem_response(error, scope)(scope, receive, send)
+                overloaded = Overloaded("This server has too much to do. Try again in a moment.", retry_after=1)
+                await problem_response(overloaded, scope)(scope, receive, send)
                 return
         else:
             await self.places.acquire()  # at once: no task switch
@@ -254,6 +262,8 @@ class LastResort:
                 raise
             if exchange.status == 0:
                 await problem_response(exchange.aborted_by, scope)(scope, receive, send)
+        except ClientDisconnect:
+            exchange.client_left = True  # before its body was whole
         except Exception as error:
             self.log.error("unexpected", request_id=exchange.request_id, **where(error))
             if exchange.status == 0:

@@ -193,7 +193,7 @@ def test_a_number_that_json_can_not_pass_on_is_refused(web: httpx2.Client, field
     ("message", "param", "reason"),
     [
         ({"role": "user"}, "messages.1", "a user message needs content"),
-        ({"role": "user", "content": [{"text": "x"}]}, "messages.1.content.list[Part].0.type", "Field required"),
+        ({"role": "user", "content": [{"text": "x"}]}, "messages.1.content.0.type", "Field required"),
     ],
     ids=["without content", "a part without its type"],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from app.errors import ProviderRefused
 from app.llm.clock import Clock
 from app.llm.relay import StreamWatch
 from app.llm.sse import DONE
@@ -29,8 +30,12 @@ class Demo:
         """Nothing to close."""
 
     async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
-        """Return a chat completion; arguments as everywhere in `app.llm`."""
-        message, finish_reason = _message(fields)
+        """Return a chat completion; arguments as everywhere in `app.llm`.
+
+        Raises:
+            ProviderRefused: a tool or a schema is none.
+        """
+        message, finish_reason = _answer(fields)
         choices = [
             {"index": i, "message": {"refusal": None, **message}, "logprobs": None, "finish_reason": finish_reason}
             for i in range(fields.get("n") or 1)
@@ -41,7 +46,7 @@ class Demo:
         self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
     ) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, the usage chunk and `[DONE]` last."""
-        message, finish_reason = _message(fields)
+        message, finish_reason = _answer(fields)
         head = _head(target, fields, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         for i, call in enumerate(message.get("tool_calls") or ()):
@@ -84,6 +89,13 @@ class Demo:
 def _head(target: Target, fields: dict[str, Any], kind: str) -> dict[str, Any]:
     digest = hashlib.sha256(to_json(fields)).hexdigest()[:24]
     return {"id": f"chatcmpl-{digest}", "object": kind, "created": int(time.time()), "model": target.model}
+
+
+def _answer(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    try:
+        return _message(fields)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise ProviderRefused("The demo model can't read this tool or schema.") from None
 
 
 def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
