@@ -247,7 +247,7 @@ def full() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def hasty(key: str, provider: Stub, full: str) -> Iterator[Ask]:
+def hasty(key: str, provider: Stub, shared: Ask, full: str) -> Iterator[Ask]:
     """A server that waits only for so long; nobody takes the connections of the models that are far."""
     models = {
         "direct": row(provider),
@@ -257,9 +257,8 @@ def hasty(key: str, provider: Stub, full: str) -> Iterator[Ask]:
     }
     timeouts = {"connect": 0.3, "first_token": 0.4, "idle": 0.5, "total": 1.0}
     provider.default = Behaviour()
+    assert shared("litellm").status == 200  # LiteLLM's import and its first call take longer than that
     with running(key, models, retries=0, timeouts=timeouts) as ask:
-        while ask("litellm").status != 200:  # LiteLLM's import and its first call take longer
-            pass
         yield ask
 
 
