@@ -60,6 +60,7 @@ def play(url: str, stub: Stub) -> None:
     ask("fragile", Behaviour(status=500), Behaviour(status=503), stream=True)
     ask("spare", Behaviour(status=400))
     ask("spare", Behaviour(status=429, headers={"retry-after": "100"}))
+    ask("spare", Behaviour(status=500), Behaviour(status=500))
     ask("main", Behaviour(cut_after=3, pace=0.01), stream=True)
 
     # The client leaves: in mid-stream, and before the answer.
@@ -93,6 +94,7 @@ def implied() -> Numbers:
         (requests, "spare", CHAT, "200"): 4,
         (requests, "spare", CHAT, "400"): 1,
         (requests, "spare", CHAT, "429"): 1,
+        (requests, "spare", CHAT, "502"): 1,
         (requests, "demo", CHAT, "200"): 1,
         (requests, "none", CHAT, "401"): 1,
         (requests, "none", CHAT, "404"): 1,
@@ -119,12 +121,12 @@ def implied() -> Numbers:
         (calls, "main", "provider_error"): 1,
         (calls, "main", "cancelled"): 2,
         (calls, "spare", "ok"): 4,
-        (calls, "spare", "provider_error"): 1,
+        (calls, "spare", "provider_error"): 3,
         (calls, "spare", "invalid_request"): 1,
         (calls, "spare", "provider_rate_limited"): 1,
         (calls, "fragile", "provider_error"): 2,
         (calls, "demo", "ok"): 1,
-        ("llm_retries_total", "spare"): 1,
+        ("llm_retries_total", "spare"): 2,
         ("llm_retries_total", "fragile"): 1,
         ("llm_fallbacks_total", "fragile"): 1,
         ("llm_streams_truncated_total", "main"): 1,
