@@ -44,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SettingsError: they are wrong.
     """
     settings = settings or load_settings()
-    drain = Drain(settings.shutdown_grace)
+    drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload waits for nobody
     metrics = Metrics()
     docs = settings.api_docs or settings.dev
     app = FastAPI(
