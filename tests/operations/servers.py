@@ -55,6 +55,7 @@ class Program:
         self, *command: str | Path, ready: Callable[[], bool], cwd: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self._command, self._ready, self._cwd, self._env = command, ready, cwd, env
+        self._awaited = False
 
     def __enter__(self) -> Self:
         self._log = tempfile.TemporaryFile("w+")
@@ -69,9 +70,16 @@ class Program:
             time.sleep(0.05)
         return self
 
+    def wait(self) -> int:
+        """Wait until it ends by itself; return its exit code."""
+        self._awaited = True
+        return self._process.wait(START_SECONDS)
+
     def __exit__(self, *_: object) -> None:
         ended = self._process.poll()
-        if ended is None:
+        if self._awaited:
+            ended = None
+        elif ended is None:
             self._process.terminate()
             self._process.wait(START_SECONDS)
         output = self.output
