@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import structlog
 
-from app.config import Settings
 from app.errors import ProviderError
 from app.llm import attempts, cooldowns
 from app.llm.cooldowns import Cooldowns
-from app.main import create_app
-from tests.serving import serve as serve_app
+from tests.running import Ask, row, running
 from tests.stub import TEXT, Behaviour, Stub
 from tests.wire import Call, chunks_of, text_of
 
@@ -25,7 +23,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic", "ignore:
 ways = pytest.mark.parametrize("way", ["direct", "litellm"])
 kinds = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
-Ask = Callable[..., Call]
 Start = Callable[..., Ask]
 
 
@@ -48,32 +45,13 @@ def third() -> Iterator[Stub]:
         yield stub
 
 
-def row(stub: Stub, **given: Any) -> dict[str, Any]:
-    """Return a row of the model table that leads to a stub."""
-    return {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"} | given
-
-
-@contextlib.contextmanager
-def running(key: str, models: dict[str, Any], **given: Any) -> Iterator[Ask]:
-    """Serve these models; yield what asks one of them."""
-    defaults: dict[str, Any] = {
-        "models": models,
-        "default_model": next(iter(models)),
-        "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}},
-        "retries": 2,
-    }
-    app = create_app(Settings.model_validate(defaults | given))
-    with contextlib.ExitStack() as calls, serve_app(app) as url:
-        yield lambda model, **fields: calls.enter_context(Call(url, key, model=model, **fields))
-
-
 @pytest.fixture
 def start(key: str) -> Iterator[Start]:
-    """Serve models that are given, without retries, until the test ends."""
+    """Serve models that are given until the test ends."""
     with contextlib.ExitStack() as servers:
 
         def start(models: dict[str, Any], **given: Any) -> Ask:
-            return servers.enter_context(running(key, models, **{"retries": 0} | given))
+            return servers.enter_context(running(key, models, **given))
 
         yield start
 
@@ -87,7 +65,7 @@ def provider() -> Iterator[Stub]:
 @pytest.fixture(scope="module")
 def shared(key: str, provider: Stub) -> Iterator[Ask]:
     """A server for many tests, with two retries; its models have no fallbacks, and so no memory."""
-    with running(key, {"direct": row(provider), "litellm": row(provider, protocol="litellm")}) as ask:
+    with running(key, {"direct": row(provider), "litellm": row(provider, protocol="litellm")}, retries=2) as ask:
         yield ask
 
 
@@ -258,7 +236,7 @@ def hasty(key: str, provider: Stub, shared: Ask, full: str) -> Iterator[Ask]:
     timeouts = {"connect": 0.3, "first_token": 0.4, "idle": 0.5, "total": 1.0}
     provider.default = Behaviour()
     assert shared("litellm").status == 200  # LiteLLM's import and its first call take longer than that
-    with running(key, models, retries=0, timeouts=timeouts) as ask:
+    with running(key, models, timeouts=timeouts) as ask:
         yield ask
 
 

@@ -79,7 +79,7 @@ class Attempts:
                 failure, failed = error, candidate.name
                 self.cooldowns.failed(failed)
                 self._metrics.cooling.labels(failed).set(self.cooldowns.active(failed))
-                if clock.remaining() <= 0:
+                if clock.over:
                     raise
             else:
                 self._is_well(candidate)

@@ -39,6 +39,11 @@ class Clock:
         """Return the seconds that are left of `total`."""
         return self._end - self._time()
 
+    @property
+    def over(self) -> bool:
+        """Whether `total` has passed. A loop may fire a timer some milliseconds early."""
+        return self.remaining() < 0.01
+
     def limit(self) -> asyncio.Timeout:
         """Return the timeout for what is awaited now; it raises TimeoutError."""
         return asyncio.timeout_at(min(self._next, self._end))
