@@ -38,29 +38,38 @@ Ask = Callable[..., httpx2.Response]
 class Served:
     """A server whose callers `a` and `b`, with keys of the same names, have limits; or whose model has."""
 
-    def __init__(self, serve: Serve, stub: Stub, *, model: Any = None, settings: Any = None, **caller: Any) -> None:
+    def __init__(
+        self, client: httpx2.Client, serve: Serve, stub: Stub, *, model: Any = None, settings: Any = None, **caller: Any
+    ) -> None:
         table: Any = {
             "gpt-4o": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"} | (model or {}),
             "demo": {"upstream": "demo/echo"},
         }
         callers: Any = {name: {"key_sha256": hash_key(name)} | caller for name in "ab"}
         self.url = serve(Settings(models=table, callers=callers, retries=0, **(settings or {})))
+        self._client = client
 
     def ask(self, key: str = "a", path: str = CHAT, **fields: Any) -> httpx2.Response:
         body = fields if "input" in fields else {"messages": HELLO} | fields
-        return httpx2.post(self.url + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+        return self._client.post(self.url + path, json=body, headers={"Authorization": f"Bearer {key}"})
 
     def stream(self, key: str = "a", **fields: Any) -> Call:
         return Call(self.url, key, stream=True, **fields)
 
     def metric(self, name: str) -> float:
-        page = httpx2.get(f"{self.url}/metrics").text
+        page = self._client.get(f"{self.url}/metrics").text
         return float(next(line for line in page.splitlines() if line.startswith(name)).rpartition(" ")[2])
 
 
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx2.Client]:
+    with httpx2.Client(timeout=20) as client:
+        yield client
+
+
 @pytest.fixture
-def served(serve: Serve, stub: Stub) -> Callable[..., Served]:
-    return lambda **given: Served(serve, stub, **given)
+def served(client: httpx2.Client, serve: Serve, stub: Stub) -> Callable[..., Served]:
+    return lambda **given: Served(client, serve, stub, **given)
 
 
 def remaining(response: httpx2.Response, what: str = "tokens") -> int:

@@ -23,6 +23,9 @@ log = structlog.get_logger("app.llm")
 
 KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*]{6,}", re.IGNORECASE)
 
+SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CRED", re.IGNORECASE)
+"""Of variables, as vendors call them: LiteLLM takes their keys from there by itself."""
+
 
 def provider_failure(
     model: str,
@@ -47,7 +50,7 @@ def provider_failure(
         return ProviderRefused(
             redact(text, secrets) if text else f"The provider of model {model!r} refused the request ({status}).",
             code=redact(code, secrets)[:128] if isinstance(code, str) else None,
-            param=member["param"][:256] if isinstance(member.get("param"), str) else None,
+            param=redact(member["param"], secrets)[:256] if isinstance(member.get("param"), str) else None,
         )
     if status in (401, 402, 403, 404) or (status == 429 and "insufficient_quota" in (code, member.get("type"))):
         reason = {401: "our key", 402: "our account", 404: "the model's name or address", 429: "our quota"}
@@ -122,7 +125,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def redact(text: str, secrets: Iterable[str | None]) -> str:
     """Return a provider's text without our keys and without what looks like one, 1,000 characters at the most."""
-    for secret in secrets:
-        if secret and len(secret) >= 4:
-            text = text.replace(secret, "[removed]")
+    ours = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
+    for secret in sorted({*filter(None, secrets), *ours}, key=len, reverse=True):
+        text = text.replace(secret, "[removed]")
     return KEY_LIKE.sub("[removed]", text)[:1000]
