@@ -212,6 +212,12 @@ class PacedStreams:
         for n, connection in enumerate(self.connections):
             loop.call_later(n * interval * rounds / self.streams, connection.send)
 
+    async def opened(self, interval: float) -> None:
+        """Wait until every stream has begun, and one interval more."""
+        while not all(connection.times for connection in self.connections):
+            await self.wait(interval)
+        await self.wait(interval)
+
     async def wait(self, seconds: float) -> None:
         """Let the streams run for so long; raises UnexpectedAnswer as soon as one fails."""
         await asyncio.wait({self.failed}, timeout=seconds)

@@ -1,6 +1,7 @@
 """Servers as processes: started on a core of their own, watched through the kernel, ended as a group."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -94,6 +95,11 @@ def status_kb(pid: int, field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     return 0
+
+
+def ended_children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def free_port() -> int:

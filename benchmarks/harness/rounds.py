@@ -13,13 +13,15 @@ from pathlib import Path
 from harness.contenders import LITELLM_QUIET, Contender
 from harness.environments import Environment
 from harness.load import Answers, ClosedLoop, PacedStreams, Request, UnexpectedAnswer, chat_request
-from harness.process import SERVER_CORE, Process, free_port, pinned
+from harness.process import SERVER_CORE, Process, ended_children_cpu_seconds, free_port, pinned
 
 CLIENTS = 32
 PACE = 5
 """Chunks a second of a paced stream: about what a person reads."""
 OPENED_WITHIN = 7
 """Intervals in which all paced streams are opened; prime, so that their chunks spread evenly."""
+SPARE_CHUNKS = 8
+"""How many more a paced stream has than are measured, so that it is still open where opening all takes longer."""
 FIRST_ANSWER_SECONDS = 120.0
 
 Samples = dict[str, dict[str, list[float]]]
@@ -34,13 +36,13 @@ class Plan:
     burst_seconds: float
     warm_up_seconds: float
     alone_seconds: float
-    paced_chunks: int
+    paced_seconds: float
     streams: tuple[int, ...]
     body_sizes: tuple[int, ...]
 
 
-FULL = Plan(5, 1.2, 0.5, 0.4, 20, (32, 256, 1000), (1_000, 10_000, 100_000, 1_000_000, 5_000_000))
-QUICK = Plan(3, 0.6, 0.4, 0.3, 20, (1000,), ())
+FULL = Plan(5, 1.2, 0.5, 0.4, 2.4, (32, 256, 1000), (1_000, 10_000, 100_000, 1_000_000, 5_000_000))
+QUICK = Plan(2, 0.6, 0.4, 0.3, 2.0, (1000,), ())
 
 
 class Rounds:
@@ -61,10 +63,10 @@ class Rounds:
         await self.latency("upstream", self.upstream_port, request)
         stream = chat_request("/v1/chat/completions", {}, "gpt-4o", chunks=100)
         await self.first_chunk("upstream", self.upstream_port, stream)
-        if number == 0:
+        if number == 0 and self.plan is FULL:
             await self.paced_streams("upstream", self.upstream_port, {}, "gpt-4o", self.upstream)
         if "plain_litellm" in self.environments:
-            self.samples["import_litellm"]["start_s"].append(self.import_litellm())
+            self.import_litellm()
         for contender in [*contenders[turn:], *contenders[:turn]]:
             print(f"  {contender.title}", flush=True)
             try:
@@ -103,8 +105,9 @@ class Rounds:
         stream = chat_request("/v1/chat/completions", headers, contender.model, chunks=100)
         with self.start(contender, port) as server:
             start_s = await first_answer(server, port, request)
+            start_cpu_s = server.cpu_seconds()
             await asyncio.sleep(0.3)
-            self.keep(contender.name, start_s=start_s, rss_idle_mb=server.rss_mb())
+            self.keep(contender.name, start_s=start_s, start_cpu_s=start_cpu_s, rss_idle_mb=server.rss_mb())
             await closed_loop(port, request, CLIENTS, self.plan.warm_up_seconds)
             await self.loop_cpu(contender.name, "request", server, port, request)
             await self.latency(contender.name, port, request)
@@ -166,17 +169,17 @@ class Rounds:
     ) -> None:
         """CPU per chunk, jitter and memory with many streams open, while all of them are open."""
         idle_mb = server.rss_mb()
-        chunks = self.plan.paced_chunks
+        chunks = OPENED_WITHIN + SPARE_CHUNKS + int(self.plan.paced_seconds * PACE)
         request = chat_request("/v1/chat/completions", headers, model, chunks=chunks, pace=PACE)
         for count in self.plan.streams:
             load = PacedStreams(port, request, count)
             await load.connect()
             gc.collect()
             load.start(1 / PACE, OPENED_WITHIN)
-            await load.wait((OPENED_WITHIN + 1) / PACE)
+            await load.opened(1 / PACE)
             since, cpu, received = time.perf_counter(), server.cpu_seconds(), load.received()
             own_cpu, upstream_cpu = time.process_time(), self.upstream.cpu_seconds()
-            await load.wait((chunks - OPENED_WITHIN - 3) / PACE)
+            await load.wait(self.plan.paced_seconds)
             until, cpu, received = time.perf_counter(), server.cpu_seconds() - cpu, load.received() - received
             load_cpu = time.process_time() - own_cpu + self.upstream.cpu_seconds() - upstream_cpu
             stream_kb = (server.rss_mb() - idle_mb) / count * 1024
@@ -194,13 +197,14 @@ class Rounds:
                 },
             )
 
-    def import_litellm(self) -> float:
-        """Seconds that `python -c "import litellm"` takes, on the server's core."""
+    def import_litellm(self) -> None:
+        """What `python -c "import litellm"` takes, on the server's core."""
         python = self.environments["plain_litellm"].program
-        started = time.perf_counter()
+        cpu, started = ended_children_cpu_seconds(), time.perf_counter()
         with pinned(SERVER_CORE):
             subprocess.run([python, "-c", "import litellm"], env=LITELLM_QUIET, check=True)
-        return time.perf_counter() - started
+        elapsed = time.perf_counter() - started
+        self.keep("import_litellm", start_s=elapsed, start_cpu_s=ended_children_cpu_seconds() - cpu)
 
 
 async def closed_loop(port: int, request: Request, clients: int, seconds: float) -> Answers:

@@ -62,6 +62,13 @@ TARGETS = (
 )
 
 
+CHECKED = (
+    *(target for target in TARGETS if target.measured[1] != "start_s"),
+    # Instead of the time that a start takes, which depends on who else uses the machine.
+    Target("CPU of the start, to `import litellm`", ("ours", "start_cpu_s"), ("import_litellm", "start_cpu_s"), 0.35),
+)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A ratio of this run beside the committed one."""
@@ -78,7 +85,7 @@ class Comparison:
 def compare(samples: Samples, committed: Samples) -> list[Comparison]:
     """Every ratio that both runs have."""
     found = []
-    for target in TARGETS:
+    for target in CHECKED:
         now, then = target.ratio(samples), target.ratio(committed)
         if now and then:
             found.append(Comparison(target.title, now.median, then.median))
