@@ -5,6 +5,7 @@ that entry; the template's own version goes into template/app/__init__.py, so th
 """
 
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -50,19 +51,19 @@ def release(version: str, root: Path) -> None:
         raise Refusal(f"{version} is not X.Y.Z")
     if git(root, "status", "--porcelain"):
         raise Refusal("Commit or stash first: a release holds nothing but its version and its entry.")
-    found = re.search(r'(?m)^version = "([^"]+)"', (root / "pyproject.toml").read_text())
+    found = re.search(r'(?m)^version = "([^"]+)"', (root / "pyproject.toml").read_text("utf-8"))
     current = found[1] if found else "0.0.0"
     if numbers(version) <= numbers(current):
         raise Refusal(f"{version} is not higher than {current}")
-    changelog = root / "CHANGELOG.md"
-    changelog.write_text(with_entry(changelog.read_text(), version))
+    changed = {root / "CHANGELOG.md": with_entry((root / "CHANGELOG.md").read_text("utf-8"), version)}
     for name, place in PLACES.items():
-        path = root / name
-        text, count = place.subn(rf'\g<1>"{version}"', path.read_text(), count=1)
+        changed[root / name], count = place.subn(rf'\g<1>"{version}"', (root / name).read_text("utf-8"), count=1)
         if count != 1:
             raise Refusal(f"{name} has no version")
-        path.write_text(text)
-    subprocess.run([sys.executable, "-m", "uv", "lock", "--quiet"], cwd=root, check=True)
+    for path, text in changed.items():
+        path.write_text(text, "utf-8")
+    uv = shutil.which("uv")
+    subprocess.run([*([uv] if uv else [sys.executable, "-m", "uv"]), "lock", "--quiet"], cwd=root, check=True)
     git(root, "commit", "--quiet", "--all", "--message", f"Release {version}")
 
 
