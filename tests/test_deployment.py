@@ -246,6 +246,26 @@ def test_pods_and_image_agree_on_a_user_who_is_not_root(project: Path, pod: dict
     assert "0" not in user
 
 
+def test_the_models_that_the_documentation_shows_can_be_set(tmp_path: Path) -> None:
+    shown = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "template/docs/scaling.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert shown
+    file = tmp_path / "settings.toml"
+    for text in shown:
+        file.write_text('default_model = "qwen"\n' + text)
+        load = "from app.environment import load_settings; print(*load_settings().models)"
+        environment = {"PATH": "/usr/bin:/bin", "APP_SETTINGS_FILE": str(file), "APP_ENV_FILE": ""}
+        assert run(sys.executable, "-c", load, cwd=ROOT / "template", env=environment) == "qwen small\n"
+
+
+def test_the_pods_ask_for_what_the_documentation_says(pod: dict[str, Any]) -> None:
+    requests = pod["containers"][0]["resources"]["requests"]
+    assert requests == {"cpu": "500m", "memory": "384Mi"}
+    scaling = " ".join((ROOT / "template/docs/scaling.md").read_text("utf-8").split())
+    assert "ask for half a core and 384 MB. At 70 % of that half, where the autoscaler adds another" in scaling
+
+
 def test_the_image_gets_only_what_is_listed(project: Path) -> None:
     ignored = (project / ".dockerignore").read_text("utf-8").splitlines()
     rules = [line for line in ignored if not line.startswith("#")]
