@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from app.config import Settings, SettingsError
 from app.environment import load_settings
@@ -107,28 +108,28 @@ def serve(options: dict[str, object]) -> int:
     if settings.workers > 1 and not settings.dev:
         directory = tempfile.TemporaryDirectory(prefix="metrics-")
         atexit.register(directory.cleanup)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = (
-            directory.name
-        )  # before prometheus-client is imported: it looks only then
+        # before prometheus-client is imported: it looks only then
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory.name
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ended_well)
-    uvicorn.run(
-        "app.main:app",
-        host=settings.host,
-        port=settings.port,
-        workers=None if settings.dev else settings.workers,
-        reload=settings.dev,
-        reload_dirs=[str(Path(__file__).parent)] if settings.dev else None,
-        loop="auto",
-        http="auto",
-        log_config=None,
-        log_level=settings.log_level,
-        access_log=False,
-        server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies or None,
-        timeout_graceful_shutdown=SERVER_BACKSTOP,
-    )
+    server: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "log_config": None,
+        "log_level": settings.log_level,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": settings.trusted_proxies or None,
+        "timeout_graceful_shutdown": SERVER_BACKSTOP,
+    }
+    if settings.dev:
+        from app.reloading import Reload
+
+        folder = str(Path(__file__).parent)
+        Reload(uvicorn.Config("app.main:app", reload=True, reload_dirs=[folder], **server)).run()
+    else:
+        uvicorn.run("app.main:app", workers=settings.workers, **server)
     return 0
 
 

@@ -98,6 +98,13 @@ def test_a_signal_ends_it_with_exit_code_0(request: pytest.FixtureRequest, numbe
     assert "Traceback" not in process.output
 
 
+def test_signals_that_come_together_end_dev_too(tmp_path: Path) -> None:
+    with Process("--dev", settings=toml(tmp_path, TABLE)) as process:
+        for _ in range(20):
+            process.terminate()
+        assert process.wait(30) == 0
+
+
 def test_it_prints_no_access_log_but_its_own(closed: Process) -> None:
     assert [line for line in closed.lines if "/health" in line] == [
         line for line in closed.lines if " request " in line
