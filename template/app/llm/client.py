@@ -181,6 +181,8 @@ class LLMClient:
 
     async def _complete(self, request: ChatRequest) -> dict[str, Any]:
         target = self._target(request.model, request)
+        if request.stream_options:
+            raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         fields = request.model_dump(exclude_unset=True, exclude={"stream", "stream_options"})
         answer = await self._answer(target, fields, lambda way: way.complete)
         try:

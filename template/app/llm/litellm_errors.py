@@ -12,6 +12,8 @@ from app.llm.targets import Target
 NO_CONNECTION = {"ConnectError", "ClientConnectorError", "ConnectionRefusedError", "ServerDisconnectedError"}
 CUT_OFF = {"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ReadError", "TransferEncodingError"}
 NO_ANSWER_IN_TIME = {"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"}
+OWN = {"APIConnectionError", "AttributeError", "Exception", "IndexError", "KeyError", "TypeError", "ValueError"}
+"""What LiteLLM stumbles into by itself, over a request or over an answer; it calls that a lost connection."""
 NO_CONNECTION_IN_TIME = {"ConnectTimeout", "ConnectionTimeoutError"}
 
 
@@ -36,6 +38,8 @@ def litellm_failure(target: Target, error: Exception) -> ProviderError:
     status = getattr(error, "status_code", None)
     if not isinstance(status, int) or not 400 <= status < 600:
         status = 500
+    if status == 500 and causes <= OWN:
+        return ProviderError(f"The request to model {target.name!r}, or its answer, could not be translated.")
     if type(error).__name__ == "BudgetExceededError":
         status = 429
     headers = getattr(error, "litellm_response_headers", None) or {}

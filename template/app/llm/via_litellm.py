@@ -138,7 +138,8 @@ class ViaLiteLLM:
                     arguments["extra_headers"] = dict[str, str]()
                     inject(arguments["extra_headers"])
                 if stream:
-                    arguments |= {"stream": True, "stream_options": {"include_usage": True}}
+                    options = fields.get("stream_options") or {}
+                    arguments |= {"stream": True, "stream_options": {**options, "include_usage": True}}
                 return await getattr(litellm, function)(
                     model=target.model,
                     api_key=target.key,
@@ -175,6 +176,7 @@ class ViaLiteLLM:
         if any(scheme != "https" and host not in self._image_hosts for scheme, host in addresses(parts)):
             message = f"Images and files for model {target.name!r} come from https: and data: addresses"
             raise InvalidRequest(f"{message} (setting image_hosts).", param="messages")
+        _refuse_unknown_parts(target, sent["messages"])
         known = self._known(target)
         own = {"model", "messages", "stream", "stream_options"}
         _refuse_unknown(target, {k for k, v in sent.items() if v is not None and (k, v) != ("n", 1)} - own - known)
@@ -198,6 +200,18 @@ def _refuse_unknown(target: Target, names: set[str]) -> None:
     if names:
         name = min(names)
         raise InvalidRequest(f"The provider of model {target.name!r} does not take {name[:64]!r}.", param=name[:64])
+
+
+def _refuse_unknown_parts(target: Target, messages: list[dict[str, Any]]) -> None:
+    from litellm.types.llms.openai import ValidUserMessageContentTypes
+
+    for i, message in enumerate(messages):
+        content = message.get("content") if message["role"] == "user" else None
+        for j, part in enumerate(content if isinstance(content, list) else []):
+            if part["type"] not in ValidUserMessageContentTypes:
+                param = f"messages.{i}.content.{j}.type"
+                text = f"{param}: the provider of model {target.name!r} does not take content of this type."
+                raise InvalidRequest(text, param=param)
 
 
 async def _close(stream: Any) -> None:
