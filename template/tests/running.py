@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from app.config import Settings
@@ -32,3 +33,13 @@ def running(key: str, models: dict[str, Any], **given: Any) -> Iterator[Ask]:
     app = create_app(Settings.model_validate(defaults | given))
     with contextlib.ExitStack() as calls, serve(app) as url:
         yield lambda model, **fields: calls.enter_context(Call(url, key, model=model, **fields))
+
+
+def request_line(lines: Sequence[Any]) -> Any:
+    """Return the log line of the one request, which is written after its answer has been sent."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if found := [line for line in lines if line["event"] == "request"]:
+            return found[0]
+        time.sleep(0.01)
+    raise AssertionError("no log line")

@@ -14,7 +14,7 @@ import structlog
 from app.errors import ProviderError
 from app.llm import attempts, cooldowns
 from app.llm.cooldowns import Cooldowns
-from tests.running import Ask, row, running
+from tests.running import Ask, request_line, row, running
 from tests.stub import TEXT, Behaviour, Stub
 from tests.wire import Call, chunks_of, text_of
 
@@ -319,7 +319,7 @@ def test_fallbacks_are_tried_in_order(start: Start, stub: Stub, second: Stub, th
     with structlog.testing.capture_logs() as lines:
         call = ask("a", stream=stream)
         assert text(call) == TEXT
-        line = logged(lines)
+        line = request_line(lines)
     assert [len(provider.requests) for provider in (stub, second, third)] == [2, 2, 1]
     assert call.headers["x-model"] == "c"
     assert (line["model"], line["tried"]) == ("c", ["a", "a", "b", "b", "c"])
@@ -331,19 +331,9 @@ def test_a_model_without_a_key_falls_back(start: Start, stub: Stub, stream: bool
     with structlog.testing.capture_logs() as lines:
         call = ask("a", stream=stream)
         assert text(call) == TEXT
-        line = logged(lines)
+        line = request_line(lines)
     assert call.headers["x-model"] == "b"
     assert line["tried"] == ["a", "b"]
-
-
-def logged(lines: Any) -> Any:
-    """Return the log line of the request, which is written when its answer has been sent."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if found := [line for line in lines if line["event"] == "request"]:
-            return found[0]
-        time.sleep(0.01)
-    raise AssertionError("no log line")
 
 
 @kinds

@@ -19,18 +19,18 @@ class Call:
         url: base URL of the server.
         key: the caller's key.
         path: where to; a chat completion says hello unless `messages` are given.
-        timeout: seconds to wait for anything at all.
+        patience: seconds to wait for anything at all.
         window: bytes that the operating system takes in before they are read; None leaves that to it.
         **fields: the JSON body.
     """
 
     def __init__(
-        self, url: str, key: str, path: str = CHAT, *, timeout: float = 20, window: int | None = None, **fields: Any
+        self, url: str, key: str, path: str = CHAT, *, patience: float = 20, window: int | None = None, **fields: Any
     ) -> None:
         if path == CHAT:
             fields = {"messages": HELLO} | fields
         address = urlsplit(url)
-        self._connection = http.client.HTTPConnection(address.netloc, timeout=timeout)
+        self._connection = http.client.HTTPConnection(address.netloc, timeout=patience)
         if window is not None:
             self._connection.sock = socket.socket()
             self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
