@@ -105,7 +105,10 @@ def is_local(request: Request) -> bool:
         return False
     if request.client is None or not is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
         return False
-    hosts = [urlsplit(f"//{headers.get('host', '')}").hostname]
-    if "origin" in headers:
-        hosts.append(urlsplit(headers["origin"]).hostname)
+    try:
+        hosts = [urlsplit(f"//{headers.get('host', '')}").hostname]
+        if "origin" in headers:
+            hosts.append(urlsplit(headers["origin"]).hostname)
+    except ValueError:  # a bracket too many or too few
+        return False
     return all(host is not None and is_loopback(host) for host in hosts)

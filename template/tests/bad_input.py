@@ -339,6 +339,15 @@ BAD |= {
     "a trace that is none": headed(200, None, traceparent=CANARY),
     "a range": headed(200, None, Range="bytes=0-18446744073709551615"),
     "a forwarded peer": headed(200, None, X_Forwarded_For="127.0.0.1"),
+    # who may read the numbers
+    **{
+        f"metrics for the host {host!r}": Bad(403, "not_allowed", "GET", "/metrics", headers={"Host": host})
+        for host in ("[", "[::1", "a]b", b"\xff", "evil.example")
+    },
+    **{
+        f"metrics for the origin {origin!r}": Bad(403, "not_allowed", "GET", "/metrics", headers={"Origin": origin})
+        for origin in ("http://[", "https://evil.example", b"\xff")
+    },
     # a body that says to be compressed
     "a compressed body": Bad(400, "invalid_json", body=b"\x1f\x8b\x08\x00", headers={"Content-Encoding": "gzip"}),
 }

@@ -53,5 +53,5 @@ def event_data(event: bytes) -> bytes | None:
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
     lines = [line for line in END_OF_LINE.split(event) if line.startswith(b"data")]
-    values = [line[5:].removeprefix(b" ") for line in lines if line[4:5] == b":"]
+    values = [line[5:].removeprefix(b" ") for line in lines if line[4:5] in (b":", b"")]
     return b"\n".join(values) if values else None
