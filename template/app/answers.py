@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import AppError, error_event
-from app.llm.client import Answer
+from app.llm.ways import Answer
 from app.logs import where
 from app.middleware import Exchange, exchange_of
 

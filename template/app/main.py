@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from app import own
 from app.callers import Caller, Keys
 from app.config import Settings, SettingsError
+from app.cors import CORS
 from app.draining import Drain
 from app.environment import load_settings, unknown_variables
 from app.llm.client import LLMClient

@@ -3,10 +3,9 @@
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -26,36 +25,10 @@ from app.llm.sse import Events, event_data
 from app.llm.structured import M, parse
 from app.llm.targets import Target, resolve
 from app.llm.via_litellm import ViaLiteLLM
+from app.llm.ways import Answer, Way
 from app.metrics import Metrics
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
 from app.tracing import Tracing
-
-
-class Way(Protocol):
-    """How models are reached. `app.llm.direct` says what the methods take and raise."""
-
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
-    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]: ...
-    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]: ...
-    def stream(
-        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
-    ) -> AsyncGenerator[bytes, None]: ...
-
-
-@dataclass(slots=True)
-class Answer:
-    """An answer to be sent as it is.
-
-    Attributes:
-        body: a JSON body in one item, or a stream's events. Nothing happens before its first item is asked for.
-        headers: complete when the first item is there.
-        streams: whether the body is a stream of server-sent events.
-    """
-
-    body: AsyncGenerator[bytes, None]
-    headers: dict[str, str]
-    streams: bool
 
 
 class LLMClient:
