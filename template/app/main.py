@@ -20,7 +20,7 @@ from app.environment import load_settings, unknown_variables
 from app.llm.client import LLMClient
 from app.logs import configure_logs
 from app.metrics import Metrics
-from app.middleware import ALWAYS_ANSWERED, CORS, LastResort, Refusals, RequestContext
+from app.middleware import ALWAYS_ANSWERED, LastResort, Refusals, RequestContext
 from app.problems import install_problem_handlers
 from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
