@@ -97,6 +97,14 @@ class Program:
         return self._log.read()
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something is so; fail the test if it isn't within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def accepts(port: int) -> bool:
     """Return whether somebody listens on a port of this machine."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):

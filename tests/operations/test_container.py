@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,18 @@ import copier
 import pytest
 import yaml
 
-from operations.servers import TEXT, Call, Program, Stub, accepts, answers, free_port, program, valkey_server
+from operations.servers import (
+    TEXT,
+    Call,
+    Program,
+    Stub,
+    accepts,
+    answers,
+    free_port,
+    program,
+    valkey_server,
+    wait_until,
+)
 from workspace import ROOT, run
 
 
@@ -238,8 +248,7 @@ def test_litellm_needs_neither_a_home_nor_a_disk(built: Built) -> None:
             "APP_CALLERS": json.dumps({"web": {"key_sha256": hashlib.sha256(b"key").hexdigest()}}),
         }
         with built.running(port, {"APP_PORT": str(port)} | env):
-            while not answers(f"http://127.0.0.1:{port}/ready"):
-                time.sleep(0.1)
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), seconds=60)
             with Call(f"http://127.0.0.1:{port}", "key", model="claude") as call:
                 assert call.json["content"] == TEXT
 

@@ -5,10 +5,9 @@ import json
 import math
 import re
 import shutil
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import copier
 import pytest
 import yaml
 
-from operations.servers import Process, Program, Stub, answers, free_port, program, session
+from operations.servers import Process, Program, Stub, answers, free_port, program, session, wait_until
 from workspace import ROOT, run
 
 SCRAPE = "1s"
@@ -35,13 +34,6 @@ ALERTS = [
     for group in yaml.safe_load((MONITORING / "alerts.yml").read_text("utf-8"))["groups"]
     for rule in group["rules"]
 ]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def has_counted(prometheus: "Prometheus", counter: str, number: int) -> bool:

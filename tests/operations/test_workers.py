@@ -4,10 +4,9 @@ import contextlib
 import json
 import os
 import signal
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from operations.servers import (
     session,
     text_of,
     valkey_server,
+    wait_until,
 )
 
 WORKERS = 4
@@ -77,13 +77,6 @@ def workers_of(process: Any) -> set[int]:
 
 def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def status(url: str, path: str) -> tuple[int, str | None]:
