@@ -497,13 +497,6 @@ def test_controls_of_litellm_are_refused_by_name_for_embeddings(ask: Ask, provid
     assert provider.requests == elsewhere.requests == []
 
 
-@pytest.mark.parametrize("place", ["extra_headers", "extra_query", "extra_body", "timeout", "request_timeout"])
-def test_what_belongs_to_the_client_is_refused_too(ask: Ask, provider: Stub, place: str) -> None:
-    call = ask("litellm", **{place: {"api_base": "http://elsewhere"}})
-    assert refused(call.status, call.json["error"]) == place
-    assert provider.requests == []
-
-
 def test_controls_of_litellm_mean_nothing_to_the_direct_way(ask: Ask, provider: Stub, elsewhere: Stub) -> None:
     for name, value in controls(elsewhere).items():
         provider.requests.clear()
@@ -513,23 +506,3 @@ def test_controls_of_litellm_mean_nothing_to_the_direct_way(ask: Ask, provider: 
         assert "sk-theirs" not in str(provider.requests[0].headers)
         call.leave()
     assert elsewhere.requests == []
-
-
-@pytest.mark.parametrize("model", ["litellm", "anthropic"])
-def test_controls_within_a_message_or_a_tool_have_no_effect(
-    ask: Ask, provider: Stub, elsewhere: Stub, model: str
-) -> None:
-    own = {"api_base": f"{elsewhere.url}/v1", "mock_response": "A free answer.", "model": "openai/gpt-4o"}
-    function: Any = TOOL["function"]
-    tool = TOOL | own | {"function": function | own}
-    call = ask(model, messages=[{"role": "user", "content": "Hello"} | own], tools=[tool], user="litellm_params")
-    assert call.json["content"] == TEXT
-    assert len(provider.requests) == 1
-    assert elsewhere.requests == []
-
-
-@pytest.mark.parametrize("name", ["openai/gpt-4.1", "anthropic/claude-sonnet-4-5", "gpt-4.1", "litellm_proxy/x"])
-def test_only_public_names_are_models(ask: Ask, provider: Stub, name: str) -> None:
-    call = ask(name)
-    assert (call.status, call.json["error"]["code"]) == (404, "model_not_found")
-    assert provider.requests == []
