@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import AppError, error_event
+from app.llm.sse import DONE
 from app.llm.ways import Answer
 from app.logs import where
 from app.middleware import Exchange, exchange_of
@@ -65,6 +66,7 @@ class EventStream:
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._started = False
+        self._whole = False
         self._sending = False
         self._spoke_at = self._loop.time()
         self._ping: asyncio.Task[None] | None = None
@@ -88,7 +90,7 @@ class EventStream:
         finally:
             self._timer.cancel()
         await self._until_pinged()
-        if failure:
+        if failure and not self._whole:
             if not self._started:
                 raise failure
             self._exchange.error = failure.code
@@ -100,6 +102,7 @@ class EventStream:
             await self._until_pinged()
         self._sending = True
         await self._send_whole(data)
+        self._whole = data.endswith(DONE)
         self._sending = False
         self._spoke_at = self._loop.time()
 

@@ -51,7 +51,7 @@ def misfit(**fields: Any) -> Bad:
 
 def hello(more: str) -> Bad:
     """Return a good request with more JSON in it, as it stands."""
-    return text(422, "invalid_request", f'{{"messages": {json.dumps(HELLO)}, {more}}}')
+    return text(422, "invalid_request", "{" + f'"messages": {json.dumps(HELLO)}, {more}' + "}")
 
 
 def unknown(model: str) -> Bad:
@@ -81,7 +81,7 @@ NOT_JSON: dict[str, str | bytes] = {
     "a word": CANARY,
     "a single quote": "{'messages': []}",
     "an open brace": "{",
-    "an open string": f'{{"messages": "{CANARY}',
+    "an open string": '{"messages": "' + CANARY,
     "a trailing comma": '{"messages": [],}',
     "a comment": '{"messages": [] /* why */}',
     "two values": "{} {}",
@@ -383,7 +383,7 @@ BAD |= {
     "broken encoding": get(404, "not_found", "/%zz%"),
     "no UTF-8": get(404, "not_found", "/%ff%fe"),
     "a slash that is overlong": get(404, "not_found", "/%c0%af"),
-    "a template": get(404, "not_found", "/{{7*7}}"),
+    "a template": get(404, "not_found", "/{" + "{7*7}}"),
     "a script": get(404, "not_found", "/<script>alert(1)</script>"),
     "a semicolon": get(404, "not_found", "/v1/models;x=1"),
     "a model that is not there": get(404, "model_not_found", f"{MODELS}/{CANARY}"),

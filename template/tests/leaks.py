@@ -94,7 +94,7 @@ def walk(url: str, stub: Stub, faults: Iterable[Fault]) -> Iterator[str]:
             yield _seen(client.post(EMBEDDINGS, json={"model": model, "input": [PROMPT], "user": PROMPT}))
         for fields in _UNFIT:
             yield _seen(client.post(CHAT, json={"messages": HELLO} | fields))
-        for content in (PROMPT, f'{{"messages": "{PROMPT}', PROMPT * 50_000):
+        for content in (PROMPT, '{"messages": "' + PROMPT, PROMPT * 50_000):
             yield _seen(client.post(CHAT, content=content, headers={"Content-Type": "application/json"}))
         for key in (f"{KEY}2", f"{KEY}3", f"a.{CANARY}.c", f"eyJhbGciOiJFUzI1NiJ9.{CANARY}.c", CANARY):
             headers = {"Authorization": f"Bearer {key}"}

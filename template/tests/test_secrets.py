@@ -79,12 +79,12 @@ def test_no_secret_and_no_prompt_comes_out_whatever_fails(
     [
         {"APP_LIMIT_STORAGE": f"valkey://:{CANARY}@host"},
         {"APP_MODELS": json.dumps({"m": {"upstream": "openai/m", "api_base": f"https://user:{CANARY}@host/v1"}})},
-        {"APP_MODELS": f'{{"m": "{CANARY}'},
+        {"APP_MODELS": '{"m": "' + CANARY},
         {"APP_CALLERS": json.dumps({"web": {"key_sha256": CANARY}})},
         {"APP_CALLERS": json.dumps({"web": {"key_sha256": [CANARY], "keys": [{"sha256": CANARY}]}})},
         {"APP_CALLERS": CANARY},
         {"APP_PORT": CANARY},
-        {"APP_AUTH": f'{{"jwt": {{"issuer": "{CANARY}"}}}}'},
+        {"APP_AUTH": json.dumps({"jwt": {"issuer": CANARY}})},
     ],
     ids=str,
 )
@@ -101,7 +101,7 @@ def test_a_start_that_fails_shows_no_value(env: dict[str, str]) -> None:
         "Incorrect API key provided: {0}.",
         "Bearer {0}",
         "key={0}&x=1",
-        '{{"x-api-key": "{0}"}}',
+        '"x-api-key": "{0}"',
         "sk-proj-abcdefghijklmnop",
         "Authorization: Bearer abcdef.ghijkl",
         "AIza-SyA1234567890abcdef",
