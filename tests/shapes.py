@@ -1,5 +1,13 @@
 """Projects that between them have every answer that makes a difference."""
 
+import tomllib
+
+from workspace import ROOT
+
+LOCKED = tomllib.loads((ROOT / "uv.lock").read_text("utf-8"))["package"]
+INDEX: str = next(package["source"]["registry"] for package in LOCKED if "registry" in package["source"])
+"""The index that this repository's own lock was made from."""
+
 SHAPES: dict[str, dict[str, str | bool]] = {
     "default": {},
     "GitLab": {"ci": "gitlab"},
@@ -13,7 +21,7 @@ SHAPES: dict[str, dict[str, str | bool]] = {
     "own server and index": {
         "api_base": "http://localhost:8001/v1",
         "default_model": "Qwen/Qwen3-8B",
-        "package_index": "https://pypi.org/simple",
+        "package_index": INDEX,
     },
     "other texts": {"project_name": 'Ask "me" 👋', "project_slug": "ask", "description": "", "cors_origins": ""},
 }
