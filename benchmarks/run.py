@@ -43,6 +43,9 @@ def main() -> int:
     if not {0, 1} <= os.sched_getaffinity(0):
         print("Two cores are needed: one for the load, one for the server.", file=sys.stderr)
         return 2
+    if given.quick and not (RESULTS / "results.json").exists():
+        print("There are no committed results to compare with: run this without --quick first.", file=sys.stderr)
+        return 2
     allow_open_files(8192)
     chosen = choose(given.only, quick=given.quick, peers=given.peers)
     plan = QUICK if given.quick else FULL
@@ -72,8 +75,6 @@ def choose(only: str | None, *, quick: bool, peers: bool) -> Sequence[Contender]
 
 def check(chosen: Sequence[Contender], plan: Plan, built: dict[str, Environment]) -> int:
     """Compare with the committed results; what is worse is measured once more before it counts."""
-    if not (RESULTS / "results.json").exists():
-        raise SystemExit("There are no committed results to compare with: run this without --quick first.")
     committed = read(RESULTS / "results.json")
     suspects: set[str] | None = None
     while True:
