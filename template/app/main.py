@@ -21,6 +21,7 @@ from app.llm.client import LLMClient
 from app.logs import configure_logs
 from app.metrics import Metrics
 from app.middleware import ALWAYS_ANSWERED, LastResort, Refusals, RequestContext
+from app.openapi import App
 from app.problems import install_problem_handlers
 from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
@@ -48,7 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload waits for nobody
     metrics = Metrics()
     docs = settings.api_docs or settings.dev
-    app = FastAPI(
+    app = App(
         title=settings.name,
         description=settings.description,
         lifespan=lifespan,

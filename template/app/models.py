@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[str, Field(max_length=1024)]
@@ -18,6 +18,10 @@ NOT_OF_AN_ADDRESS = re.compile(r"^[\x00-\x20]+|[\t\r\n]+")
 """What URL parsers leave out (WHATWG URL, section 4.4)."""
 SPOKEN = ("text", "thinking", "refusal")
 """Members of a message's part that nobody takes for an address."""
+
+WHOLE = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
+"""Takes 1.0 for 1, as JSON Schema does. It stands last, else the bounds are lost to the schema."""
+Int = Annotated[int, WHOLE]
 
 
 class Wire(BaseModel):
@@ -53,7 +57,19 @@ def addresses(part: Any) -> Iterator[tuple[str, str]]:
             yield from addresses(value)
 
 
+def either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return JSON Schema for a condition that our own validators keep, for the OpenAPI page."""
+    return {"anyOf": [{"properties": one}, {"required": list(other), "properties": other}]}
+
+
+NEEDS_CONTENT = either({"role": {"enum": ["assistant", "function"]}}, {"content": {"not": {"type": "null"}}})
+NEEDS_CALL = either({"role": {"not": {"const": "tool"}}}, {"tool_call_id": {"type": "string"}})
+NEEDS_STREAM = either({"stream_options": {"type": "null"}}, {"stream": {"const": True}})
+
+
 class Message(Wire):
+    model_config = ConfigDict(json_schema_extra={"allOf": [NEEDS_CONTENT, NEEDS_CALL]})
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(max_length=1024)] | None = None
     name: Name | None = None
@@ -76,17 +92,19 @@ class StreamOptions(Wire):
 class ChatRequest(Wire):
     """A request for a chat completion. Only what the caller set, and the model's `defaults`, goes to the provider."""
 
+    model_config = ConfigDict(json_schema_extra=NEEDS_STREAM)
+
     model: Name | None = Field(default=None, description="A public name of the model table; left out, the default.")
     messages: list[Message] = Field(min_length=1, max_length=4096)
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="The shipped gpt-4o entry sends 0.7 if it is left out."
     )
     top_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=16384, description="The shipped gpt-4o entry sends 1024 if it is left out."
+    max_tokens: Annotated[int, Field(ge=1, le=16384), WHOLE] | None = Field(
+        default=None, description="The shipped gpt-4o entry sends 1024 if it is left out."
     )
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    n: int | None = Field(default=None, ge=1, le=128)
+    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -171,11 +189,11 @@ class EmbeddingRequest(Wire):
     input: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=2048)]
-        | Annotated[list[int], Field(min_length=1, max_length=8192)]
-        | Annotated[list[list[int]], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Int], Field(min_length=1, max_length=8192)]
+        | Annotated[list[list[Int]], Field(min_length=1, max_length=2048)]
     )
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: Annotated[int, Field(ge=1, le=65536), WHOLE] | None = None
     user: str | None = Field(default=None, max_length=512)
 
 

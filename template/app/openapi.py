@@ -1,7 +1,9 @@
-"""What the OpenAPI page says of endpoints that read and write bytes themselves."""
+"""What the OpenAPI page says of keys, of errors, and of endpoints that read and write bytes themselves."""
 
+from http import HTTPStatus
 from typing import Any, Literal
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app.errors import PROBLEM_JSON
@@ -27,9 +29,22 @@ def _schema(model: type[BaseModel], mode: Literal["validation", "serialization"]
 
 PROBLEM = {PROBLEM_JSON: {"schema": _schema(Problem)}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "The request is at fault.", "content": PROBLEM},
-    "5XX": {"description": "This service or a provider is at fault.", "content": PROBLEM},
+    status: {"description": HTTPStatus(status).phrase, "content": PROBLEM}
+    for status in (400, 401, 403, 404, 413, 415, 422, 429, 431, 500, 502, 503, 504)
 }
+NO_KEY: dict[str, Any] = {"security": []}
+"""`openapi_extra` of routes that are open to all."""
+
+
+class App(FastAPI):
+    """FastAPI, whose OpenAPI page says that a key is needed but where a route is open to all."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the page."""
+        page = super().openapi()
+        page.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        page["security"] = [{"key": []}]
+        return page
 
 
 def described(request: type[BaseModel], response: type[BaseModel], *, stream: bool = False) -> dict[str, Any]:
@@ -42,7 +57,8 @@ def described(request: type[BaseModel], response: type[BaseModel], *, stream: bo
     """
     content: dict[str, Any] = {"application/json": {"schema": _schema(response)}}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+        content["text/event-stream"] = {"itemSchema": event}
     body = {"required": True, "content": {"application/json": {"schema": _schema(request, "validation")}}}
     return {
         "response_model": None,

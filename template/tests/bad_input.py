@@ -195,7 +195,6 @@ BAD |= {
     "max_tokens too high": misfit(max_tokens=16_385),
     "max_tokens enormous": misfit(max_tokens=10**400),
     "max_tokens a fraction": misfit(max_tokens=1.5),
-    "max_tokens a float": misfit(max_tokens=1.0),
     "max_tokens a text": misfit(max_tokens="100"),
     "max_tokens true": misfit(max_tokens=True),
     "max_completion_tokens zero": misfit(max_completion_tokens=0),

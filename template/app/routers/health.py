@@ -3,16 +3,18 @@
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from app.openapi import NO_KEY
+
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=NO_KEY)
 async def health() -> dict[str, str]:
     """Tell that the process is alive."""
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: {"description": "Not able to serve; `failing` says why."}})
+@router.get("/ready", responses={503: {"description": "Not able to serve; `failing` says why."}}, openapi_extra=NO_KEY)
 async def ready(request: Request) -> JSONResponse:
     """Tell whether this process can serve: 503 while LiteLLM loads, and while it drains."""
     state = request.app.state

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app.dependencies import get_caller, is_local
 from app.errors import ModelNotAllowed
@@ -11,7 +11,7 @@ from app.openapi import ERRORS
 router = APIRouter(tags=["health"], responses=ERRORS)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse, openapi_extra={"security": [{"key": []}, {}]})
 async def metrics(request: Request) -> Response:
     """Tell the numbers, in Prometheus' text format."""
     if not is_local(request):
