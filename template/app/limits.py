@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import structlog
 from limits.aio.storage import RedisStorage
@@ -33,7 +33,6 @@ STORAGE_PAUSE = 2.0
 UNSET_MAX_TOKENS = 1024
 """Tokens that are reserved for an answer whose length nothing bounds."""
 
-T = TypeVar("T")
 Scope = tuple[str, str, Limits]
 Storage = ProcessStorage | RedisStorage
 

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware. From outside in: request context, CORS, body limit, last-resort error."""
+"""Pure ASGI middleware. From outside in: request context, CORS, refusals, last-resort error."""
 
 import asyncio
 import re

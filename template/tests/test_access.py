@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
-from app.callers import hash_key
-from app.config import ModelEntry, Settings
+from app.callers import Keys, hash_key
+from app.config import CallerEntry, ModelEntry, Settings
 from app.errors import AppError
 from app.llm.client import LLMClient
 from app.llm.targets import DIRECT, SINGLE_KEY
@@ -118,6 +122,27 @@ def test_a_right_key_is_let_in(keyed: str) -> None:
 
 def test_while_keys_are_rotated_both_are_let_in(keyed: str) -> None:
     assert [chat(keyed, key=key).status_code for key in ("old", "new")] == [200, 200]
+
+
+def test_a_key_ends_on_its_day_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [{"sha256": hash_key("ends"), "expires": "2027-01-31"}, {"sha256": hash_key("stays")}]
+    table: Any = {"web": CallerEntry.model_validate_json(json.dumps({"key_sha256": hash_key("first"), "keys": keys}))}
+
+    def known(now: str) -> set[str]:
+        clock = SimpleNamespace(now=lambda zone: datetime.fromisoformat(now).astimezone(zone))
+        monkeypatch.setattr("app.callers.datetime", clock)
+        return {key for key in ("first", "ends", "stays", "another") if Keys(table).find(key)}
+
+    assert known("2027-01-30T23:59:59+00:00") == {"first", "ends", "stays"}
+    assert known("2027-01-31T00:00:00+00:00") == {"first", "stays"}
+    assert known("2027-01-31T00:30:00+01:00") == {"first", "ends", "stays"}
+
+
+def test_a_caller_may_have_ending_keys_alone_but_not_none() -> None:
+    digest = hash_key("key")
+    assert CallerEntry.model_validate({"keys": [{"sha256": digest}]}).key_sha256 == []
+    with pytest.raises(ValidationError, match="a caller needs key_sha256 or keys"):
+        CallerEntry.model_validate({"models": ["demo"]})
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "demo"])

@@ -27,6 +27,7 @@ from tests.conftest import Serve
 from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
 from tests.wire import CHAT, HELLO, Call
 
+EMBEDDINGS = "/v1/embeddings"
 USED = PROMPT_TOKENS + len(TEXT.split()) + 1
 """Tokens that the stub's answer takes."""
 STALLS = Behaviour(stall_after=3)
@@ -274,7 +275,7 @@ def test_a_call_takes_what_its_provider_says_or_what_was_seen(
 
 def test_embeddings_take_tokens_too(served: Callable[..., Served]) -> None:
     server = served(tokens_per_minute=9000)
-    first, second = (server.ask(path="/v1/embeddings", input="Hello") for _ in range(2))
+    first, second = (server.ask(path=EMBEDDINGS, input="Hello") for _ in range(2))
     assert remaining(second) == remaining(first) - PROMPT_TOKENS
 
 
@@ -369,6 +370,33 @@ def test_callers_that_do_not_come_again_are_forgotten(clock: SimpleNamespace) ->
         return [*sizes, len(storage)]
 
     assert asyncio.run(count()) == [2000, 1]
+
+
+# The process's own limit.
+
+
+def test_a_process_that_has_too_much_to_do_refuses_more_but_answers_probes(
+    served: Callable[..., Served], stub: Stub
+) -> None:
+    server = served(settings={"max_in_flight": 1})
+    stub.default = STALLS
+    with server.stream() as call:
+        next(call.events)
+        for path in (CHAT, EMBEDDINGS):
+            refused = server.ask(path=path, **({"input": "x"} if path == EMBEDDINGS else {}))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+        for path in ("/health", "/ready", "/metrics"):
+            assert httpx2.get(server.url + path).status_code == 200
+    stub.default = Behaviour()
+    assert until(server.ask, lambda answer: answer.status_code == 200).status_code == 200
+
+
+def test_a_request_waits_a_moment_for_its_place(served: Callable[..., Served], stub: Stub) -> None:
+    server = served(settings={"max_in_flight": 1})
+    stub.queue(Behaviour(delay_headers=0.2))
+    with ThreadPoolExecutor(2) as pool:
+        assert [answer.status_code for answer in pool.map(lambda _: server.ask(), range(2))] == [200, 200]
 
 
 # A storage that is shared, and fails.
