@@ -1,9 +1,10 @@
 """A stream is never silent, never cut unnoticed, never buffered without bound, and never outlives its client."""
 
+import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from app import answers
 from app.config import Settings
+from app.errors import ProviderTimeout
+from app.llm.ways import Answer
 from app.main import create_app
+from app.middleware import Exchange
 from tests.serving import Backend, serve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.wire import Call, chunks_of, text_of
@@ -275,15 +279,16 @@ def test_a_client_that_leaves_an_answer_takes_the_upstream_call_along(server: Se
 @ways
 def test_a_reader_that_stops_costs_no_memory(backend: Backend, key: str, way: str) -> None:
     stub, process = backend.stub, backend.process
-    stub.queue(BIG)
-    with Call(process.url, key, model=way, stream=True, window=64_000) as call:
-        for _ in range(100):
-            next(call.events)
+    for seconds in (0.5, 2):
         before = process.rss
-        time.sleep(2)
-        assert process.rss - before < 5 * MEGABYTE
-        assert stub.requests[-1].sent < 30 * MEGABYTE, "the provider is held back"
-    assert stub.wait_until(lambda: stub.in_flight == 0)
+        stub.queue(BIG)
+        with Call(process.url, key, model=way, stream=True, window=64_000) as call:
+            assert next(call.events)
+            time.sleep(seconds)
+            grown = process.rss - before
+            assert stub.requests[-1].sent < 30 * MEGABYTE, "the provider is held back"
+        assert stub.wait_until(lambda: stub.in_flight == 0)
+    assert grown < 5 * MEGABYTE, "a second stream finds the memory that the first one took"
 
 
 @ways
@@ -315,6 +320,49 @@ def test_a_stream_that_goes_on_has_no_pings(server: Server, way: str, monkeypatc
     monkeypatch.setattr(answers, "PING_EVERY", 0.3)
     with server.stream(way, Behaviour(pace=0.05)) as call:
         assert ": ping" not in list(call.events)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer fires, the ping starts the response, and the error comes in turns of the loop next to each other."""
+    monkeypatch.setattr(answers, "FIRST_EVENT", 0)
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        raise ProviderTimeout("Late.")
+        yield b""
+
+    async def answered() -> tuple[bool, list[Any]]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            await asyncio.sleep(0)
+            sent.append(message)
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        scope: dict[str, Any] = {"type": "http", "headers": []}
+        scope["app.exchange"] = Exchange(scope, receive, send)
+        try:
+            await answers.AnswerResponse(Answer(body(), {}, streams=True))(scope, receive, send)
+        except ProviderTimeout:
+            return True, sent
+        finally:
+            await asyncio.sleep(0.01)
+        return False, sent
+
+    raised, sent = asyncio.run(answered())
+    if raised:
+        assert sent == []
+    else:
+        start, *rest = sent
+        assert start["type"] == "http.response.start"
+        *_, ping, error, end = [message["body"] for message in rest]
+        assert ping == answers.PING
+        assert b'"Late."' in error
+        assert end == b""
 
 
 # 7. Usage goes to those who asked for it.
