@@ -78,9 +78,10 @@ def closed(project: Path, stub: Any) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+    """Debian's Chromium. It ends with this package's tests: while it runs, Playwright's loop is the thread's current
+    one, and no later test of the same worker could run its own."""
     path = debian("chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
