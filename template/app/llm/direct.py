@@ -5,7 +5,7 @@ A whole answer is parsed once. A stream's events are looked at, and passed on as
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from yarl import URL
 
 from app.config import Timeouts
 from app.errors import ProviderError, ProviderTimeout
-from app.llm.clock import Clock
+from app.llm.clock import Clock, Watchdog
 from app.llm.failures import cut_off, failure_in_body, provider_failure, unreachable, unreadable
 from app.llm.relay import Relay, StreamWatch
 from app.llm.targets import Target
@@ -24,7 +24,7 @@ from app.tracing import inject
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 AFTER_DONE = 1.0
-"""Seconds that a provider gets to end its response after `[DONE]`, so that its connection can be used again."""
+"""Seconds that a provider gets to end its response after `[DONE]`."""
 
 _url = cache(URL)
 
@@ -88,33 +88,38 @@ class Direct:
         if target.entry.stream_usage:
             fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
         clock.start_stream(target.name)
-        async with self._post(target, "/chat/completions", fields, clock) as response:
+        response = await self._post(target, "/chat/completions", fields, clock)
+        watchdog = Watchdog(clock, response.close)
+        try:
             if response.content_type == "application/json":
-                self._parse(target, await self._read(target, response, clock), needs="a stream")
+                self._parse(target, await self._read(response, watchdog), needs="a stream")
             relay = Relay(target.name, watch)
             while not relay.ended:
                 if relay.spoke:
                     clock.next_event()
-                if out := relay.feed(await self._packet(target, response, clock)):
+                if out := relay.feed(await self._packet(response, watchdog)):
                     yield out
             if relay.failure:
                 raise relay.failure
-            with contextlib.suppress(TimeoutError, ProviderError):
-                async with asyncio.timeout(AFTER_DONE):
-                    while await self._packet(target, response, clock):
-                        pass
+            await _read_to_end(response)
+        finally:
+            watchdog.stop()
+            response.close()
 
     async def _answer(
         self, target: Target, path: str, fields: dict[str, Any], clock: Clock, needs: str
     ) -> dict[str, Any]:
         clock.start_answer(target.name)
-        async with self._post(target, path, fields, clock) as response:
-            return self._parse(target, await self._read(target, response, clock), needs)
+        response = await self._post(target, path, fields, clock)
+        watchdog = Watchdog(clock, response.close)
+        try:
+            return self._parse(target, await self._read(response, watchdog), needs)
+        finally:
+            watchdog.stop()
+            response.close()
 
-    @contextlib.asynccontextmanager
-    async def _post(
-        self, target: Target, path: str, fields: dict[str, Any], clock: Clock
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _post(self, target: Target, path: str, fields: dict[str, Any], clock: Clock) -> aiohttp.ClientResponse:
+        """Return a response with status 200, for the caller to read and close."""
         headers = {"Content-Type": "application/json"}
         if target.key:
             headers["Authorization"] = f"Bearer {target.key}"
@@ -136,41 +141,43 @@ class Direct:
             raise clock.expired() from None
         except (aiohttp.ClientError, OSError) as error:
             raise unreachable(target, type(error).__name__) from None
-        try:
-            if response.status != 200:
-                raise await self._refusal(target, response, clock)
-            yield response
-        finally:
-            response.close()
+        if response.status != 200:
+            raise await self._refusal(target, response, clock)
+        return response
 
     async def _refusal(self, target: Target, response: aiohttp.ClientResponse, clock: Clock) -> ProviderError:
         error = None
-        with contextlib.suppress(ProviderError, ValueError):
-            body = from_json(await self._read(target, response, clock, MAX_ERROR_BYTES))
+        watchdog = Watchdog(clock, response.close)
+        try:
+            body = from_json(await self._read(response, watchdog, MAX_ERROR_BYTES))
             error = body.get("error") if isinstance(body, dict) else None
+        except (ProviderError, ValueError):
+            pass  # the status says enough
+        finally:
+            watchdog.stop()
+            response.close()
         return provider_failure(target.name, response.status, error, response.headers, [target.key])
 
-    async def _read(
-        self, target: Target, response: aiohttp.ClientResponse, clock: Clock, limit: int = MAX_ANSWER_BYTES
-    ) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, watchdog: Watchdog, limit: int = MAX_ANSWER_BYTES) -> bytes:
         packets, size = [], 0
-        while packet := await self._packet(target, response, clock):
+        while packet := await self._packet(response, watchdog):
             packets.append(packet)
             size += len(packet)
             if size > limit:
-                raise unreadable(target.name)
+                raise unreadable(watchdog.clock.model)
         return b"".join(packets)
 
     @staticmethod
-    async def _packet(target: Target, response: aiohttp.ClientResponse, clock: Clock) -> bytes:
+    async def _packet(response: aiohttp.ClientResponse, watchdog: Watchdog) -> bytes:
         """Return what has arrived; nothing at the answer's end."""
+        watchdog.wait()
         try:
-            async with clock.limit():
-                return await response.content.readany()
-        except TimeoutError:
-            raise clock.expired() from None
+            return await response.content.readany()
         except (aiohttp.ClientError, OSError):
-            raise cut_off(target.name) from None
+            clock = watchdog.clock
+            raise (clock.expired() if watchdog.expired else cut_off(clock.model)) from None
+        finally:
+            watchdog.rest()
 
     @staticmethod
     def _parse(target: Target, body: bytes, needs: str) -> dict[str, Any]:
@@ -183,3 +190,12 @@ class Direct:
         if not isinstance(answer, dict) or not isinstance(answer.get(needs), list):
             raise unreadable(target.name)
         return answer
+
+
+async def _read_to_end(response: aiohttp.ClientResponse) -> None:
+    """Read what follows a stream's `[DONE]`, which is nothing, so that the connection can be used again."""
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        if not response.content.at_eof():
+            async with asyncio.timeout(AFTER_DONE):
+                while await response.content.readany():
+                    pass
