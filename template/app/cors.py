@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.exchange import exchange_of
 from app.problems import problem_response
 
 
@@ -14,7 +15,7 @@ class CORS(CORSMiddleware):
     """Starlette's, with our body for a preflight that is refused."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.allow_all_origins and not any(n == b"origin" for n, _ in scope["headers"]):
+        if scope["type"] == "http" and self.allow_all_origins and b"origin" not in exchange_of(scope).headers:
             await self.app(scope, receive, send)  # from no browser: nothing to say, and nothing that varies
         else:
             await super().__call__(scope, receive, send)

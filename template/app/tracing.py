@@ -4,17 +4,21 @@ Exporters are set by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT
 conventions for generative AI. No prompt and no answer is ever recorded.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib.util import find_spec
 
 from opentelemetry import propagate, trace
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 
 from app.config import SettingsError
 from app.errors import AppError
 from app.llm.record import CallRecord
 from app.llm.targets import Target
+
+Current = Callable[[], AbstractContextManager[object]]
+"""Makes a span the current one."""
 
 
 def check_sdk() -> None:
@@ -36,8 +40,10 @@ class Tracing:
         self._tracer = trace.get_tracer("app.llm")
 
     @contextmanager
-    def span(self, operation: str, target: Target, record: CallRecord) -> Iterator[Span]:
-        """Keep a client span open around a call. It is not made the current one: see `current`.
+    def span(self, operation: str, target: Target, record: CallRecord) -> Iterator[Current]:
+        """Keep a client span open around a call; give what makes it the current one while an answer is begun.
+
+        It must never be the current one across a generator's yield.
 
         Args:
             operation: `chat` or `embeddings`.
@@ -50,7 +56,7 @@ class Tracing:
         span.set_attribute("gen_ai.request.model", target.model)
         tokens_in, tokens_out = record.prompt_tokens, record.completion_tokens
         try:
-            yield span
+            yield partial(trace.use_span, span, record_exception=False, set_status_on_exception=False)
         except AppError as error:
             span.set_attribute("error.type", error.code)
             span.set_status(StatusCode.ERROR)
@@ -67,10 +73,6 @@ class Tracing:
             span.set_attribute("gen_ai.usage.output_tokens", record.completion_tokens - tokens_out)
             span.set_attribute("app.models.tried", record.path)
             span.end()
-
-    def current(self, span: Span) -> AbstractContextManager[Span]:
-        """Make a span the current one while an answer is begun. Never across a generator's yield."""
-        return trace.use_span(span, record_exception=False, set_status_on_exception=False)
 
 
 def inject(headers: MutableMapping[str, str]) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from app import answers
+from app import event_stream
 from app.config import Settings
 from app.errors import ProviderTimeout
-from app.llm.ways import Answer
+from app.exchange import Exchange
 from app.main import create_app
-from app.middleware import Exchange
 from tests.serving import Backend, serve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.wire import Call, chunks_of, text_of
@@ -90,8 +89,8 @@ def hasty(key: str) -> Iterator[Server]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream's response starts without its first event after 0.1 s, and has a ping for each 0.1 s of silence."""
-    monkeypatch.setattr(answers, "FIRST_EVENT", 0.1)
-    monkeypatch.setattr(answers, "PING_EVERY", 0.1)
+    monkeypatch.setattr(event_stream, "FIRST_EVENT", 0.1)
+    monkeypatch.setattr(event_stream, "PING_EVERY", 0.1)
 
 
 def error_of(events: list[str]) -> Any:
@@ -316,8 +315,8 @@ def test_pings_fill_a_silence_and_do_not_prolong_it(hasty: Server, way: str) -> 
 
 @ways
 def test_a_stream_that_goes_on_has_no_pings(server: Server, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "FIRST_EVENT", 0.3)
-    monkeypatch.setattr(answers, "PING_EVERY", 0.3)
+    monkeypatch.setattr(event_stream, "FIRST_EVENT", 0.3)
+    monkeypatch.setattr(event_stream, "PING_EVERY", 0.3)
     with server.stream(way, Behaviour(pace=0.05)) as call:
         assert ": ping" not in list(call.events)
 
@@ -325,7 +324,7 @@ def test_a_stream_that_goes_on_has_no_pings(server: Server, way: str, monkeypatc
 @pytest.mark.parametrize("turns", range(6))
 def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The timer fires, the ping starts the response, and the error comes in turns of the loop next to each other."""
-    monkeypatch.setattr(answers, "FIRST_EVENT", 0)
+    monkeypatch.setattr(event_stream, "FIRST_EVENT", 0)
 
     async def body() -> AsyncGenerator[bytes, None]:
         for _ in range(turns):
@@ -344,9 +343,9 @@ def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkey
             await asyncio.Event().wait()
 
         scope: dict[str, Any] = {"type": "http", "headers": []}
-        scope["app.exchange"] = Exchange(scope, receive, send)
+        scope["app.exchange"] = Exchange(scope, receive, send, 1000)
         try:
-            await answers.AnswerResponse(Answer(body(), {}, streams=True))(scope, receive, send)
+            await event_stream.EventStream(body(), {})(scope, receive, send)
         except ProviderTimeout:
             return True, sent
         finally:
@@ -360,7 +359,7 @@ def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkey
         start, *rest = sent
         assert start["type"] == "http.response.start"
         *_, ping, error, end = [message["body"] for message in rest]
-        assert ping == answers.PING
+        assert ping == event_stream.PING
         assert b'"Late."' in error
         assert end == b""
 

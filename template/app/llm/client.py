@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from pydantic_core import to_json
 from app.callers import Caller
 from app.config import Settings
 from app.errors import InvalidRequest, ModelNotFound, ProviderError, invalid_request
-from app.limits import Admission, Limiter, estimate
+from app.limits import Limiter, estimate
 from app.llm.attempts import Attempts
 from app.llm.clock import Clock
 from app.llm.demo import Demo
@@ -25,10 +24,12 @@ from app.llm.sse import Events, event_data
 from app.llm.structured import M, parse
 from app.llm.targets import Target, resolve
 from app.llm.via_litellm import ViaLiteLLM
-from app.llm.ways import Answer, Way
+from app.llm.ways import Way
 from app.metrics import Metrics
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
-from app.tracing import Tracing
+from app.tracing import Current, Tracing
+
+UNTRACED: AbstractContextManager[Current] = nullcontext(nullcontext)
 
 
 class LLMClient:
@@ -108,7 +109,7 @@ class LLMClient:
     ) -> AsyncIterator[ChatChunk]:
         """Yield a chat completion's chunks; arguments and errors as in `complete`."""
         request = _request(ChatRequest, model=model, messages=list(messages), **fields)
-        async with aclosing(self._stream(request)) as packets:
+        async with aclosing(self.events(request)) as packets:
             async for packet in packets:
                 for event in Events().feed(packet):
                     data = event_data(event)
@@ -136,27 +137,27 @@ class LLMClient:
         """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
         given = texts if isinstance(texts, str) else list(texts)
         request = _request(EmbeddingRequest, model=model, input=given, **fields)
-        return EmbeddingResponse.model_validate(await self.embeddings(request))
+        return EmbeddingResponse.model_validate(await self._embed(request))
 
-    def open(self, request: ChatRequest) -> Answer:
-        """Return the answer to a request as bytes, for those who only pass it on."""
-        if request.stream:
-            return Answer(self._stream(request), self.record.headers, streams=True)
-        return Answer(self._body(request), self.record.headers, streams=False)
+    async def answer(self, request: ChatRequest) -> bytes:
+        """Return a whole chat completion as JSON, for those who only pass it on."""
+        return to_json(await self._complete(request))
 
-    async def embeddings(self, request: EmbeddingRequest) -> dict[str, Any]:
-        """Return OpenAI's embeddings object."""
+    async def embeddings(self, request: EmbeddingRequest) -> bytes:
+        """Return OpenAI's embeddings object as JSON."""
+        return to_json(await self._embed(request))
+
+    async def _embed(self, request: EmbeddingRequest) -> dict[str, Any]:
         fields = request.model_dump(exclude_unset=True)
         return await self._answer(self._target(request.model), fields, lambda way: way.embed)
-
-    async def _body(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
-        yield to_json(await self._complete(request))
 
     async def _complete(self, request: ChatRequest) -> dict[str, Any]:
         target = self._target(request.model, request)
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
-        fields = request.model_dump(exclude_unset=True, exclude={"stream", "stream_options"})
+        fields = request.model_dump(exclude_unset=True)
+        fields.pop("stream", None)
+        fields.pop("stream_options", None)
         answer = await self._answer(target, fields, lambda way: way.complete)
         try:
             answer["content"] = answer["choices"][0]["message"].get("content")
@@ -168,73 +169,72 @@ class LLMClient:
         self, target: Target, fields: dict[str, Any], method: Callable[[Way], Callable[..., Awaitable[dict[str, Any]]]]
     ) -> dict[str, Any]:
         clock = Clock(self.settings.timeouts)
-        async with self._admitted(target, fields) as (admission, current):
-            with current():
-                answer = await self._attempts.run(
-                    target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
-                )
-            self.metrics.of(self.metrics.upstream, self.record.model, "ok").inc()
-            self.record.response_model = answer.get("model")
-            self.record.finish_reasons = [str(c.get("finish_reason")) for c in answer.get("choices") or ()]
-            admission.used = self._count(answer.get("usage"))
+        async with self.limiter.admit(self.caller, target, fields) as admission:
+            self.record.headers |= admission.headers
+            with self._in_flight(target), self._span(target, fields) as current:
+                with current():
+                    answer = await self._attempts.run(
+                        target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
+                    )
+                self.metrics.of(self.metrics.upstream, self.record.model, "ok").inc()
+                self.record.response_model = answer.get("model")
+                self.record.finish_reasons = [str(c.get("finish_reason")) for c in answer.get("choices") or ()]
+                admission.used = self._count(answer.get("usage"))
         return answer
 
-    async def _stream(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
+    async def events(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
+        """Yield a chat completion's server-sent events, one or more whole ones at a time, `[DONE]` last.
+
+        Nothing happens before the first is asked for. Errors are raised, before the first packet and after it.
+        """
         target = self._target(request.model, request)
         fields = request.model_dump(exclude_unset=True) | {"stream": True}
         clock = Clock(self.settings.timeouts)
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None], StreamWatch]:
-            watch = StreamWatch(request.n or 1, wants_usage=request.wants_usage)
+            watch = StreamWatch(target.fields(fields).get("n") or 1, wants_usage=request.wants_usage)
             packets = self._ways[target.way].stream(target, fields, clock, watch)
             return await anext(packets), packets, watch
 
-        async with self._admitted(target, fields) as (admission, current):
-            started = perf_counter()
-            with current():
-                first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
-            began, model, outcome = perf_counter(), self.record.model, "cancelled"
-            self.metrics.of(self.metrics.first_chunk, model).observe(began - started)
-            try:
-                async with aclosing(packets):
-                    yield first
-                    async for packet in packets:
-                        yield packet
-                outcome = "ok"
-            except ProviderError as error:
-                outcome = error.kind
-                if error.truncated:
-                    self.metrics.truncated.labels(model).inc()
-                raise
-            finally:
-                self.metrics.of(self.metrics.upstream, model, outcome).inc()
-                if watch.chunks > 1:
-                    self.metrics.of(self.metrics.per_chunk, model).observe(
-                        (perf_counter() - began) / (watch.chunks - 1)
-                    )
-                self.record.response_model = watch.model
-                self.record.finish_reasons = list(watch.finish_reasons.values())
-                usage = watch.usage or {"prompt_tokens": estimate(fields), "completion_tokens": watch.chunks}
-                admission.used = self._count(usage)
-
-    @asynccontextmanager
-    async def _admitted(
-        self, target: Target, fields: dict[str, Any]
-    ) -> AsyncIterator[tuple[Admission, Callable[[], AbstractContextManager[Any]]]]:
-        """Keep a call within its limits, counted and traced; `current()` makes its span the current one."""
-        in_flight = self.metrics.of(self.metrics.calls_in_flight, target.name)
         async with self.limiter.admit(self.caller, target, fields) as admission:
             self.record.headers |= admission.headers
-            in_flight.inc()
-            try:
-                if self._tracing is None:
-                    yield admission, nullcontext
-                else:
-                    operation = "chat" if "messages" in fields else "embeddings"
-                    with self._tracing.span(operation, target, self.record) as span:
-                        yield admission, partial(self._tracing.current, span)
-            finally:
-                in_flight.dec()
+            with self._in_flight(target), self._span(target, fields) as current:
+                started = perf_counter()
+                with current():
+                    first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
+                began, model, outcome = perf_counter(), self.record.model, "cancelled"
+                self.metrics.of(self.metrics.first_chunk, model).observe(began - started)
+                try:
+                    async with aclosing(packets):
+                        yield first
+                        async for packet in packets:
+                            yield packet
+                    outcome = "ok"
+                except ProviderError as error:
+                    outcome = error.kind
+                    if error.truncated:
+                        self.metrics.truncated.labels(model).inc()
+                    raise
+                finally:
+                    self.metrics.of(self.metrics.upstream, model, outcome).inc()
+                    if watch.chunks > 1:
+                        self.metrics.of(self.metrics.per_chunk, model).observe(
+                            (perf_counter() - began) / (watch.chunks - 1)
+                        )
+                    self.record.response_model = watch.model
+                    self.record.finish_reasons = list(watch.finish_reasons.values())
+                    usage = watch.usage or {"prompt_tokens": estimate(fields), "completion_tokens": watch.chunks}
+                    admission.used = self._count(usage)
+
+    def _in_flight(self, target: Target) -> AbstractContextManager[Any]:
+        gauge = self.metrics.of(self.metrics.calls_in_flight, target.name)
+        return gauge.track_inprogress()  # type: ignore[no-any-return]
+
+    def _span(self, target: Target, fields: dict[str, Any]) -> AbstractContextManager[Current]:
+        """Return a context with the call's span, if calls are traced; what it gives makes the span the current one."""
+        if self._tracing is None:
+            return UNTRACED
+        return self._tracing.span("chat" if "messages" in fields else "embeddings", target, self.record)
 
     def _count(self, usage: Any) -> int:
         """Count a call's usage, if its provider gave one; return its tokens."""

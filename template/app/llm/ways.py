@@ -1,7 +1,6 @@
-"""What every way to a model offers, and what an answer is on its way out."""
+"""What every way to a model offers."""
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.llm.clock import Clock
@@ -19,18 +18,3 @@ class Way(Protocol):
     def stream(
         self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
     ) -> AsyncGenerator[bytes, None]: ...
-
-
-@dataclass(slots=True)
-class Answer:
-    """An answer to be sent as it is.
-
-    Attributes:
-        body: a JSON body in one item, or a stream's events. Nothing happens before its first item is asked for.
-        headers: complete when the first item is there.
-        streams: whether the body is a stream of server-sent events.
-    """
-
-    body: AsyncGenerator[bytes, None]
-    headers: dict[str, str]
-    streams: bool

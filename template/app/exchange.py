@@ -1,0 +1,125 @@
+"""One request and its response, from the outside of the application to its innermost part."""
+
+import asyncio
+import re
+import secrets
+
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from app.errors import AppError
+from app.llm.record import CallRecord
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class Exchange:
+    """A request's id, its record, and what happens when its client leaves or the server ends.
+
+    Args:
+        scope: the request, as ASGI describes it.
+        receive: brings its body, and tells when the client leaves.
+        send: takes the response.
+        max_body_bytes: largest body that is received.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        """The request's, by their names in lower case; of several with one name the last."""
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        self.record = CallRecord()
+        self.status = 0
+        self.error: str | None = None
+        self.aborted_by: AppError | None = None
+        self.client_left = False
+        self._receive = receive
+        self._send = send
+        self._task = asyncio.current_task()
+        self._listener: asyncio.Task[None] | None = None
+        self._wants_cancel = False
+        self._has_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
+        self._body_read = False
+        self._received = 0
+        self._max_body_bytes = max_body_bytes
+        self._sent_all = False
+
+    @property
+    def declares_too_much(self) -> bool:
+        """Whether the body is larger than it may be, by what its head says."""
+        declared = self.headers.get(b"content-length", b"0")
+        return declared.isdigit() and int(declared[:20]) > self._max_body_bytes
+
+    def too_large(self) -> HTTPException:
+        """Return the error for a body that is larger than it may be."""
+        return HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes (setting max_body_bytes).")
+
+    async def receive(self) -> Message:
+        """Receive, as ASGI says; once we listen for the client's leaving, that is all there is to hear.
+
+        Raises:
+            HTTPException: 413, the body is larger than it may be.
+        """
+        if self._listener:
+            if not self._body_read:
+                self._body_read = True
+                return {"type": "http.request"}  # there is no body
+            await asyncio.shield(self._listener)
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._max_body_bytes:
+                raise self.too_large()
+            if not message.get("more_body", False):
+                self._body_read = True
+                self._listen()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send, as ASGI says, with the request id on every response."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = message.setdefault("headers", [])
+            message["headers"] = [*headers, (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
+        elif not message.get("more_body", False):
+            self._sent_all = True
+        await self._send(message)
+
+    def cancel_on_disconnect(self) -> None:
+        """Cancel the endpoint as soon as its client has left."""
+        self._wants_cancel = True
+        self._listen()
+
+    def abort(self, error: AppError) -> None:
+        """End this request with an error, wherever it is."""
+        if self.aborted_by is None and not self._sent_all and self._task:
+            self.aborted_by = error
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._listener:
+            self._listener.cancel()
+
+    def _listen(self) -> None:
+        if self._wants_cancel and not self._listener and (self._body_read or not self._has_body):
+            self._listener = asyncio.create_task(self._until_client_leaves())
+
+    async def _until_client_leaves(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._sent_all and self._task:
+            self.client_left = True
+            self._task.cancel()
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange that a request is part of."""
+    exchange: Exchange = scope["app.exchange"]
+    return exchange
