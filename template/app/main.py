@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=_telemetry(settings),
         redirect_slashes=False,  # behind a proxy that ends TLS, a redirect would send the key on in the clear
         openapi_url="/openapi.json" if docs else None,
+        routes=[*chat.router.routes, *embeddings.router.routes],  # not included: that would match each path twice
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
             Middleware(
@@ -86,7 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.anonymous = Caller("anonymous", demos, anonymous=True)
     app.state.started_at = int(time.time())
     install_problem_handlers(app)
-    for module in (chat, models, embeddings, health):
+    for module in (models, health):
         app.include_router(module.router)
     if settings.dev if settings.playground is None else settings.playground:
         app.include_router(playground.router)

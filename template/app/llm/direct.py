@@ -26,6 +26,8 @@ MAX_ERROR_BYTES = 64 * 1024
 AFTER_DONE = 1.0
 """Seconds that a provider gets to end its response after `[DONE]`."""
 
+READ_ERRORS = (aiohttp.ClientError, OSError)
+
 _url = cache(URL)
 
 
@@ -88,16 +90,27 @@ class Direct:
         if target.entry.stream_usage:
             fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
         clock.start_stream(target.name)
-        response = await self._post(target, "/chat/completions", fields, clock)
+        try:
+            async with clock.limit():
+                response = await self._post(target, "/chat/completions", fields)
+                if response.content_type == "application/json":
+                    with contextlib.closing(response):
+                        self._parse(target, await self._read(target, response), needs="a stream")
+        except TimeoutError:
+            raise clock.expired() from None
         watchdog = Watchdog(clock, response.close)
         try:
-            if response.content_type == "application/json":
-                self._parse(target, await self._read(response, watchdog), needs="a stream")
             relay = Relay(target.name, watch)
             while not relay.ended:
                 if relay.spoke:
                     clock.next_event()
-                if out := relay.feed(await self._packet(response, watchdog)):
+                watchdog.wait()
+                try:
+                    packet = await response.content.readany()
+                except READ_ERRORS:
+                    raise (clock.expired() if watchdog.expired else cut_off(target.name)) from None
+                watchdog.rest()
+                if out := relay.feed(packet):
                     yield out
             if relay.failure:
                 raise relay.failure
@@ -110,15 +123,15 @@ class Direct:
         self, target: Target, path: str, fields: dict[str, Any], clock: Clock, needs: str
     ) -> dict[str, Any]:
         clock.start_answer(target.name)
-        response = await self._post(target, path, fields, clock)
-        watchdog = Watchdog(clock, response.close)
         try:
-            return self._parse(target, await self._read(response, watchdog), needs)
-        finally:
-            watchdog.stop()
-            response.close()
+            async with clock.limit():
+                response = await self._post(target, path, fields)
+                with contextlib.closing(response):
+                    return self._parse(target, await self._read(target, response), needs)
+        except TimeoutError:
+            raise clock.expired() from None
 
-    async def _post(self, target: Target, path: str, fields: dict[str, Any], clock: Clock) -> aiohttp.ClientResponse:
+    async def _post(self, target: Target, path: str, fields: dict[str, Any]) -> aiohttp.ClientResponse:
         """Return a response with status 200, for the caller to read and close."""
         headers = {"Content-Type": "application/json"}
         if target.key:
@@ -126,58 +139,41 @@ class Direct:
         if self._traced:
             inject(headers)
         try:
-            async with clock.limit():
-                response = await self._session.post(
-                    _url(f"{target.api_base}{path}"),
-                    data=to_json(fields),
-                    headers=headers,
-                    proxy=target.proxy,
-                    allow_redirects=False,  # a key goes to its own host only
-                )
+            response = await self._session.post(
+                _url(f"{target.api_base}{path}"),
+                data=to_json(fields),
+                headers=headers,
+                proxy=target.proxy,
+                allow_redirects=False,  # a key goes to its own host only
+            )
         except aiohttp.ConnectionTimeoutError:
             message = f"The provider of model {target.name!r} took no connection within {self._timeouts.connect:g} s"
             raise ProviderTimeout(f"{message} (timeouts.connect).", retry=True) from None
-        except TimeoutError:
-            raise clock.expired() from None
-        except (aiohttp.ClientError, OSError) as error:
+        except READ_ERRORS as error:
             raise unreachable(target, type(error).__name__) from None
         if response.status != 200:
-            raise await self._refusal(target, response, clock)
+            raise await self._refusal(target, response)
         return response
 
-    async def _refusal(self, target: Target, response: aiohttp.ClientResponse, clock: Clock) -> ProviderError:
+    async def _refusal(self, target: Target, response: aiohttp.ClientResponse) -> ProviderError:
         error = None
-        watchdog = Watchdog(clock, response.close)
-        try:
-            body = from_json(await self._read(response, watchdog, MAX_ERROR_BYTES))
+        with contextlib.closing(response), contextlib.suppress(ProviderError, ValueError):
+            body = from_json(await self._read(target, response, MAX_ERROR_BYTES))
             error = body.get("error") if isinstance(body, dict) else None
-        except (ProviderError, ValueError):
-            pass  # the status says enough
-        finally:
-            watchdog.stop()
-            response.close()
         return provider_failure(target.name, response.status, error, response.headers, [target.key])
 
-    async def _read(self, response: aiohttp.ClientResponse, watchdog: Watchdog, limit: int = MAX_ANSWER_BYTES) -> bytes:
-        packets, size = [], 0
-        while packet := await self._packet(response, watchdog):
-            packets.append(packet)
-            size += len(packet)
-            if size > limit:
-                raise unreadable(watchdog.clock.model)
-        return b"".join(packets)
-
     @staticmethod
-    async def _packet(response: aiohttp.ClientResponse, watchdog: Watchdog) -> bytes:
-        """Return what has arrived; nothing at the answer's end."""
-        watchdog.wait()
+    async def _read(target: Target, response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
+        packets, size = [], 0
         try:
-            return await response.content.readany()
-        except (aiohttp.ClientError, OSError):
-            clock = watchdog.clock
-            raise (clock.expired() if watchdog.expired else cut_off(clock.model)) from None
-        finally:
-            watchdog.rest()
+            while packet := await response.content.readany():
+                packets.append(packet)
+                size += len(packet)
+                if size > limit:
+                    raise unreadable(target.name)
+        except READ_ERRORS:
+            raise cut_off(target.name) from None
+        return b"".join(packets)
 
     @staticmethod
     def _parse(target: Target, body: bytes, needs: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class PlainChunk(Struct, gc=False):
     """A chunk that tells nothing to take note of: no end, no usage, no error. What else it has is passed over."""
 
     choices: Annotated[list[PlainChoice], Meta(min_length=1)]
+    model: str | None = None
     usage: None = None
     error: None = None
 
@@ -147,6 +148,7 @@ class Relay:
         if len(chunks) != len(events):  # one of several lines
             return False
         self._watch.chunks += len(chunks)
+        self._watch.model = chunks[-1].model
         return True
 
     def _takes(self, event: bytes) -> bool:
