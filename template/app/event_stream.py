@@ -52,7 +52,8 @@ class EventStream(Response):
         self._spoke_at = self._loop.time()
         self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         async with aclosing(self._packets) as packets:
-            await self._run(packets)
+            # in a task of its own: each packet wakes that alone, and not all the coroutines around a request too
+            await asyncio.create_task(self._run(packets))
 
     async def _run(self, packets: AsyncIterator[bytes]) -> None:
         """Send every packet; an error after the first byte becomes the stream's last event."""
