@@ -21,7 +21,7 @@ from harness.contenders import CONTENDERS, FLOOR, OURS, OURS_LITELLM, PLAIN_LITE
 from harness.environments import Environment, build
 from harness.process import LOAD_CORE, pinned, start_upstream
 from harness.record import Record, read
-from harness.report import write
+from harness.report import quote, write
 from harness.rounds import FULL, QUICK, Plan, Rounds
 from harness.tables import targets_table
 from harness.targets import WORSE, compare
@@ -57,6 +57,8 @@ def main() -> int:
     print("\n" + targets_table(record))
     folder = Path(tempfile.mkdtemp(prefix="benchmark-")) if given.only else RESULTS
     write(record, folder)
+    if folder == RESULTS:
+        quote(record, environments.REPOSITORY / "README.md")
     print(f"Report: {folder / 'report.md'}")
     return 0
 

@@ -7,12 +7,24 @@ from pathlib import Path
 from harness.contenders import CONTENDERS
 from harness.plots import Bar, Line, bars, lines
 from harness.record import Record
-from harness.tables import body_table, cpu_table, latency_table, paced_table, targets_table, versions_table
+from harness.tables import (
+    body_table,
+    cpu_table,
+    latency_table,
+    paced_table,
+    summary_table,
+    targets_table,
+    versions_table,
+)
 
 HOW = (
     "CPU is that of the server's processes, user and system. Ratios are made within each round. "
     "`benchmarks/README.md` says how all this is measured."
 )
+
+
+BEGIN, END = "<!-- benchmarks: written by benchmarks/run.py -->", "<!-- /benchmarks -->"
+NAMED = ("python", "fastapi", "uvicorn", "aiohttp", "litellm")
 
 
 def write(record: Record, folder: Path) -> None:
@@ -22,6 +34,33 @@ def write(record: Record, folder: Path) -> None:
     (folder / "report.md").write_text(markdown(record))
     for name, plot in plots(record).items():
         (folder / f"{name}.svg").write_text(plot)
+
+
+def quote(record: Record, readme: Path) -> None:
+    """Put the figures of a run into a README, between its two marks."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{readme} lacks {BEGIN!r} or {END!r}")
+    readme.write_text(before + quotation(record) + after)
+
+
+def quotation(record: Record) -> str:
+    """What a README shows of a run, its two marks included."""
+    machine = "; ".join(f"{name} {value}" for name, value in record.machine.items())
+    versions = ", ".join(f"{name} {record.versions['project'][name]}" for name in NAMED)
+    return "\n".join(
+        [
+            BEGIN,
+            f"{record.date.partition(' ')[0]}, commit {record.commit}. {machine}. {versions}.\n",
+            f"Medians of {record.rounds} rounds, and their ratios to the floor. Ours with keys, limits, JSON logs and",
+            "metrics on.\n",
+            summary_table(record),
+            "![CPU of a request](benchmarks/results/request.svg)\n",
+            "![CPU of a chunk with many streams open](benchmarks/results/chunk.svg)",
+            END,
+        ]
+    )
 
 
 def markdown(record: Record) -> str:

@@ -68,6 +68,27 @@ def cpu_table(record: Record) -> str:
     )
 
 
+def summary_table(record: Record) -> str:
+    """The few figures that a README has room for."""
+    rows = []
+    for contender in record.measured():
+        name = contender.name
+        medians = [record.of(name, what) for what in ("request_cpu_ms", "stream_cpu_ms", "rss_idle_mb", "start_s")]
+        request, stream, memory, start = (number(value.median) if value else "–" for value in medians)
+        rows.append(
+            [
+                contender.title,
+                f"{request} ({to_floor(record, name, 'request_cpu_ms')})",
+                f"{stream} ({to_floor(record, name, 'stream_cpu_ms')})" if stream != "–" else stream,
+                memory,
+                start,
+            ]
+        )
+    return table(
+        ["", "CPU of a request, ms", "CPU of a 100-chunk stream, ms", "Memory, MB", "Start to first answer, s"], rows
+    )
+
+
 def latency_table(record: Record) -> str:
     rows = []
     for contender in record.measured():

@@ -32,6 +32,11 @@ class Target:
     against: tuple[str, str]
     limit: float
 
+    def best(self, samples: Samples) -> float | None:
+        """Made of each side's best round: what else the machine does only ever adds. None if not measured."""
+        above, below = (samples.get(name, {}).get(what, []) for name, what in (self.measured, self.against))
+        return min(above) / min(below) if above and below else None
+
     def ratio(self, samples: Samples) -> Spread | None:
         """Made within each round, so that what slows the machine for a while slows both sides; None if not measured."""
         above, below = (samples.get(name, {}).get(what, []) for name, what in (self.measured, self.against))
@@ -71,7 +76,7 @@ CHECKED = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A ratio of this run beside the committed one."""
+    """A ratio of this run's best rounds beside the committed one's."""
 
     title: str
     now: float
@@ -86,7 +91,7 @@ def compare(samples: Samples, committed: Samples) -> list[Comparison]:
     """Every ratio that both runs have."""
     found = []
     for target in CHECKED:
-        now, then = target.ratio(samples), target.ratio(committed)
+        now, then = target.best(samples), target.best(committed)
         if now and then:
-            found.append(Comparison(target.title, now.median, then.median))
+            found.append(Comparison(target.title, now, then))
     return found
