@@ -29,8 +29,8 @@ class Exchange:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        """The request's, by their names in lower case; of several with one name the last."""
+        self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        """The request's, by their names in lower case; of several with one name the first."""
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         self.record = CallRecord()
