@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workspace import ROOT, Render, tree
+from workspace import Render, configuration, tree
 
-QUESTIONS = {
-    name: question
-    for name, question in yaml.safe_load((ROOT / "copier.yml").read_text()).items()
-    if not name.startswith("_")
-}
+QUESTIONS = {name: question for name, question in configuration().items() if not name.startswith("_")}
 
 NAME = "Leave control characters and line breaks out of the name."
 SLUG = "Use ASCII letters and digits, with dots, dashes and underscores between them."
