@@ -151,7 +151,7 @@ def test_enter_at_every_question_gives_the_default_project(source: Path, tmp_pat
             seen = b""
         while chunk := _read(terminal):
             seen += chunk
-            if "🎤".encode() in chunk:  # a fork may ask more
+            if "🎤".encode() in chunk:  # a fork may ask more (docs/forking.md)
                 os.write(terminal, b"\r")
         assert copying.wait(30) == 0, seen.decode()
     finally:

@@ -74,14 +74,6 @@ def test_a_changed_line_that_a_team_has_edited_is_caught(later: Later, tmp_path:
         check(later, tmp_path, change)
 
 
-def test_a_line_added_next_to_an_edited_one_is_caught(later: Later, tmp_path: Path) -> None:
-    def change(repository: Path) -> None:
-        replace(repository, "    return app\n", "    app.state.new = True\n    return app\n", "template/app/main.py")
-
-    with pytest.raises(AssertionError, match=r"unmerged: \['app/main.py'\]"):
-        check(later, tmp_path, change)
-
-
 def test_a_file_that_is_no_longer_the_teams_alone_is_caught(later: Later, tmp_path: Path) -> None:
     def change(repository: Path) -> None:
         replace(repository, "[README.md, app/own.py]", "[README.md]", "copier.yml")

@@ -84,18 +84,15 @@ def test_an_answer_can_be_changed_without_a_later_release(start: Start) -> None:
     assert differences(project, files(start(VERSIONS[0], OPTIONS["GitLab"]))) == []
 
 
-def test_a_recopy_gives_a_fresh_copy_with_the_same_answers_beside_the_teams_own_files(
-    start: Start, fresh: Fresh
-) -> None:
-    """It takes edits back, which is why UPDATING.md says to update; the team's files it leaves alone."""
+def test_a_recopy_writes_a_fresh_copy_over_all_but_the_teams_own_files(start: Start, fresh: Fresh) -> None:
+    """It takes edits back and keeps what the template has dropped, which is why UPDATING.md says to update."""
     project = start(VERSIONS[0], ALL)
     edit(project)
     commit(project, "Our edits")
     the_teams = {name: (project / name).read_bytes() for name in THE_TEAMS}
-    ours = files(start(VERSIONS[0], ALL))
-    own = {name: content for name, content in files(project).items() if name not in ours}
+    before = files(project)
     run(COPIER, "recopy", "--force", cwd=project)
-    assert differences(project, files(fresh(ALL)) | the_teams | own) == []
+    assert differences(project, before | files(fresh(ALL)) | the_teams) == []
 
 
 def test_a_dirty_tree_is_refused_in_a_sentence_and_left_as_it_is(start: Start) -> None:
@@ -150,8 +147,7 @@ def test_an_interrupted_update_is_refused_until_it_is_thrown_away_and_then_gives
     assert differences(project, files(undisturbed)) == []
 
 
-@pytest.mark.parametrize("side", ["ours", "theirs"])
-def test_a_conflict_can_be_solved_as_told(later: Later, tmp_path: Path, side: str) -> None:
+def test_a_conflict_can_be_solved_as_told(later: Later, tmp_path: Path) -> None:
     """Where both changed the same line: both stand in the file, and git takes either side of it."""
 
     def change(root: Path, answer: str) -> None:
@@ -168,9 +164,10 @@ def test_a_conflict_can_be_solved_as_told(later: Later, tmp_path: Path, side: st
     text = (project / "pytest.ini").read_text()
     assert "<<<<<<< before updating\ntestpaths = ours\n=======\ntestpaths = theirs\n>>>>>>> after updating\n" in text
     assert "both modified:   pytest.ini" in run("git", "status", cwd=project)
-    run("git", "checkout", f"--{side}", "pytest.ini", cwd=project)
+    for side in ("ours", "theirs"):
+        run("git", "checkout", f"--{side}", "pytest.ini", cwd=project)
+        assert f"testpaths = {side}\n" in (project / "pytest.ini").read_text()
     run("git", "add", "pytest.ini", cwd=project)
-    assert f"testpaths = {side}\n" in (project / "pytest.ini").read_text()
     assert run("git", "ls-files", "--unmerged", cwd=project) == ""
 
 
