@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from workspace import ROOT, run, snapshot
+from workspace import ROOT, configuration, run, snapshot
 
 README = (ROOT / "README.md").read_text("utf-8")
 START, _, TEST, UPDATE = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
@@ -128,8 +127,7 @@ def test_ci_runs_the_tests_by_the_second_command() -> None:
 
 
 def test_the_readme_lists_the_questions_in_their_order_with_their_defaults() -> None:
-    configuration = yaml.safe_load((ROOT / "copier.yml").read_text("utf-8"))
-    questions = {name: value for name, value in configuration.items() if not name.startswith("_")}
+    questions = {name: value for name, value in configuration().items() if not name.startswith("_")}
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.MULTILINE))
     assert list(rows) == list(questions)
     for name, default in rows.items():

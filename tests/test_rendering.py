@@ -9,10 +9,9 @@ from pathlib import Path
 
 import copier
 import pytest
-import yaml
 
 from shapes import SHAPES
-from workspace import ROOT, Render, run, tree
+from workspace import ROOT, Render, configuration, run, tree
 
 COPIER = Path(sys.executable).with_name("copier")
 OPTION_FILES: dict[tuple[str, str | bool], list[str]] = {
@@ -65,8 +64,7 @@ def test_python_is_the_same_in_every_project(source: Path, render: Render) -> No
 
 def test_nothing_asks_for_trust() -> None:
     """Tasks, migrations and extensions run code on the user's machine."""
-    configuration = yaml.safe_load((ROOT / "copier.yml").read_text("utf-8"))
-    assert not {"_tasks", "_migrations", "_jinja_extensions"} & set(configuration)
+    assert not {"_tasks", "_migrations", "_jinja_extensions"} & set(configuration())
 
 
 def test_python_in_the_template_holds_no_jinja(source: Path) -> None:

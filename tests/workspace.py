@@ -5,8 +5,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,6 +24,12 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))} exited with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def configuration() -> dict[str, Any]:
+    """Return what copier.yml says, without the further documents that a fork may add (docs/forking.md)."""
+    documents = yaml.safe_load_all((ROOT / "copier.yml").read_text("utf-8"))
+    return dict(next(documents))
 
 
 def debian(program: str, package: str) -> str:

@@ -5,11 +5,10 @@ Each behaviour of the stub is crossed by OpenAI's own client, whole and streamed
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
@@ -36,7 +35,10 @@ def say_hello(backend: Backend, model: str, kind: str) -> str:
         body = response.read()
         assert body.endswith(b"data: [DONE]\n\n")
         assert body.count(b"[DONE]") == 1
-        recorded = httpx.Response(200, content=body, headers=response.headers, request=response.http_request)
+        # httpx's in SDK 2, httpx2's in SDK 3.
+        recorded = type(response.http_response)(
+            200, content=body, headers=response.headers, request=response.http_request
+        )
     stream = openai.Stream(cast_to=ChatCompletionChunk, response=recorded, client=backend.client)
     choices = [choice for chunk in stream for choice in chunk.choices]
     assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["stop"]
@@ -99,7 +101,7 @@ def check_error(error: openai.APIError, fault: Fault, way: str, *, begun: bool) 
     else:
         assert isinstance(error, openai.APIStatusError), "not a byte had been sent"
         assert error.status_code == fault.status
-        assert _retry_after(error.response, fault)
+        assert _retry_after(error.response.headers, fault)
         assert (error.response.headers.get("x-should-retry") == "false") == (fault.code == "provider_misconfigured")
     assert error.code == fault.code
     assert error.type == {400: "invalid_request_error", 429: "rate_limit_error"}.get(fault.status, "server_error")
@@ -110,8 +112,8 @@ def check_error(error: openai.APIError, fault: Fault, way: str, *, begun: bool) 
         assert f"{way!r}" in error.body["message"]
 
 
-def _retry_after(response: httpx.Response, fault: Fault) -> bool:
-    sent = response.headers.get("retry-after")
+def _retry_after(headers: Mapping[str, str], fault: Fault) -> bool:
+    sent = headers.get("retry-after")
     if fault.retry_after is None:
         return sent is None
     return sent is not None and fault.retry_after / 2 < int(sent) <= fault.retry_after

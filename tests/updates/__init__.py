@@ -1,0 +1,1 @@
+"""`copier update` from every release, with and without a team's edits."""
