@@ -138,6 +138,7 @@ def server(key: str, provider: Stub) -> Iterator[Ask]:
         "litellm": row(provider, upstream="openai/gpt-4.1", protocol="litellm"),
         "embeddings": row(provider, upstream="openai/text-embedding-3-small", protocol="litellm"),
         "anthropic": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": provider.url},
+        "o-series": row(provider, upstream="openai/o3", protocol="litellm"),
         "sampling": row(provider, defaults={"temperature": 0.7, "max_tokens": 1024}),
         "sampling-litellm": row(
             provider,
@@ -244,6 +245,21 @@ def refused(status: int, error: dict[str, Any]) -> str:
     name: str = error["param"]
     assert repr(name) in error["message"]
     return name
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("o-series", {"temperature": 0.5, "seed": 7}),
+        ("anthropic", {"reasoning_effort": "nonsense", "user": "ann"}),
+    ],
+)
+def test_a_value_that_litellm_does_not_send_is_refused_by_its_name(
+    ask: Ask, provider: Stub, model: str, fields: dict[str, Any]
+) -> None:
+    call = ask(model, **fields)
+    assert refused(call.status, call.json["error"]) == next(iter(fields))
+    assert provider.requests == []
 
 
 @pytest.mark.parametrize("model", ["direct", "litellm"])

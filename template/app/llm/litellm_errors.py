@@ -1,28 +1,38 @@
 """What LiteLLM's exceptions really say. Their statuses need correcting, and their messages may quote a key."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from multidict import CIMultiDict
 from pydantic_core import from_json
 
-from app.errors import ProviderError, ProviderTimeout
+from app.errors import AppError, InvalidRequest, ProviderError, ProviderTimeout
 from app.llm.failures import cut_off, provider_failure, unreachable
 from app.llm.targets import Target
 
 NO_CONNECTION = {"ConnectError", "ClientConnectorError", "ConnectionRefusedError", "ServerDisconnectedError"}
-CUT_OFF = {"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ReadError", "TransferEncodingError"}
+CUT_OFF = {
+    "ClientPayloadError",
+    "RemoteProtocolError",
+    "IncompleteRead",
+    "ReadError",
+    "StopAsyncIteration",  # a stream's end without a finish reason, where LiteLLM doesn't invent one
+    "TransferEncodingError",
+}
 NO_ANSWER_IN_TIME = {"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"}
 OWN = {"APIConnectionError", "AttributeError", "Exception", "IndexError", "KeyError", "TypeError", "ValueError"}
 """What LiteLLM stumbles into by itself, over a request or over an answer; it calls that a lost connection."""
 NO_CONNECTION_IN_TIME = {"ConnectTimeout", "ConnectionTimeoutError"}
 
 
-def litellm_failure(target: Target, error: Exception) -> ProviderError:
+def litellm_failure(target: Target, error: Exception, sent: Iterable[str] = ()) -> AppError:
     """Return our error for an exception of LiteLLM's.
 
     Args:
         target: the model that was called.
         error: what LiteLLM raised; of its text, only what a refusal says to the caller is used.
+        sent: names of the request's fields, one of which LiteLLM may have refused.
     """
     error = getattr(error, "original_exception", None) or error
     causes = {type(cause).__name__ for cause in _causes(error)}
@@ -43,10 +53,24 @@ def litellm_failure(target: Target, error: Exception) -> ProviderError:
     if type(error).__name__ == "BudgetExceededError":
         status = 429
     headers = getattr(error, "litellm_response_headers", None) or {}
-    return provider_failure(target.name, status, _member(error), CIMultiDict(headers), [target.key])
+    member = _member(error)
+    if status == 400 and not headers and member is None and (param := _first_named(sent, str(error))):
+        # refused by LiteLLM itself, before anything was sent
+        text = f"The provider of model {target.name!r} does not take {param!r} as it is here."
+        return InvalidRequest(text, param=param)
+    return provider_failure(target.name, status, member, CIMultiDict(headers), [target.key])
 
 
-def _causes(error: BaseException | None) -> Any:
+def _first_named(names: Iterable[str], text: str) -> str | None:
+    """Return which of these parameters a text names first, with or without underscores."""
+    places = {}
+    for name in set(names) - {"model", "messages"}:
+        if place := re.search(rf"\b{re.escape(name).replace('_', '[_ ]')}\b", text):
+            places[name] = place.start()
+    return min(places, key=lambda name: places[name], default=None)
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -55,10 +79,11 @@ def _causes(error: BaseException | None) -> Any:
 
 
 def _member(error: Exception) -> dict[str, Any] | None:
-    """Return the provider's `error` member: from the exception's body, else from the JSON that its text quotes."""
-    body = getattr(error, "body", None)
-    if isinstance(body, dict) and body.get("message"):
-        return body
+    """Return the provider's `error` member: from a body in the chain, else from the JSON that the text quotes."""
+    for cause in _causes(error):  # LiteLLM's own exception may have lost the body of the one that it stands for
+        body = getattr(cause, "body", None)
+        if isinstance(body, dict) and body.get("message"):
+            return body
     text = str(getattr(error, "message", error))
     start = text.find("{")
     if start < 0:

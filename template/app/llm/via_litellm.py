@@ -154,7 +154,7 @@ class ViaLiteLLM:
         except AppError:
             raise
         except Exception as error:
-            raise litellm_failure(target, error) from None
+            raise litellm_failure(target, error, fields) from None
 
     @staticmethod
     async def _next(target: Target, chunks: Any, clock: Clock) -> Any:
@@ -199,7 +199,7 @@ class ViaLiteLLM:
 def _refuse_unknown(target: Target, names: set[str]) -> None:
     if names:
         name = min(names)
-        raise InvalidRequest(f"The provider of model {target.name!r} does not take {name[:64]!r}.", param=name[:64])
+        raise InvalidRequest(f"The provider of model {target.name!r} does not take {name[:128]!r}.", param=name[:128])
 
 
 def _refuse_unknown_parts(target: Target, messages: list[dict[str, Any]]) -> None:
