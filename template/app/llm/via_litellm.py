@@ -74,7 +74,11 @@ class ViaLiteLLM:
             async with asyncio.timeout(1):
                 await GLOBAL_LOGGING_WORKER.flush()
         await GLOBAL_LOGGING_WORKER.stop()
-        await self._loading.result().close_litellm_async_clients()
+        litellm = self._loading.result()
+        await litellm.close_litellm_async_clients()
+        litellm.in_memory_llm_clients_cache.flush_cache()  # else another event loop may be given one that is closed
+        if shared := vars(litellm).pop("module_level_aclient", None):  # some providers' client; made when asked for
+            await shared.close()
 
     async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
         """Return a chat completion; arguments and errors as in `Direct.complete`."""
