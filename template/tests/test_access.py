@@ -417,6 +417,40 @@ def test_a_redirect_takes_no_key_to_another_host(
         assert other.requests == []
 
 
+@pytest.mark.parametrize("variable", ["LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"])
+def test_a_redirect_takes_no_key_whatever_transport_litellm_is_told_to_use(
+    stub: Stub, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "True")
+    monkeypatch.setenv("OWN_KEY", CANARY)
+    with Stub() as other:
+        stub.default = Behaviour(status=307, headers={"location": f"{other.url}/v1/messages"})
+        ask({"m": {"upstream": "anthropic/m", "api_base": stub.url, "api_key_env": "OWN_KEY"}})
+        assert keys_of(stub) == {CANARY}
+        assert other.requests == []
+
+
+@pytest.mark.parametrize(
+    "upstream", ["openai/llama-3-8b", "openai/command-r", "deepseek/deepseek-chat", "anthropic/claude-opus-4-5"]
+)
+def test_litellm_asks_nobody_but_the_provider(stub: Stub, upstream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without usage from the provider it counts tokens itself, and for that would fetch a tokenizer."""
+    asked_for = set[str]()
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        asked_for.add(str(host))
+        return resolve("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    stub.default = Behaviour(usage=False)
+    api_base = stub.url if upstream.startswith("anthropic/") else f"{stub.url}/v1"
+    json_object = {"type": "json_object"}
+    ask({"m": {"upstream": upstream, "api_base": api_base, "protocol": "litellm"}}, response_format=json_object)
+    assert len(stub.requests) >= 2
+    assert asked_for <= {"127.0.0.1"}
+
+
 @pytest.mark.parametrize("field", ["api_base", "base_url", "api_key", "extra_headers", "custom_llm_provider"])
 def test_no_request_leads_a_key_to_another_host(stub: Stub, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", "own-key")

@@ -240,11 +240,15 @@ def _forget_chunks(stream: Any) -> bool:
 
 def _load(image_hosts: list[str]) -> Any:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
+    os.environ["LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS"] = "True"  # else a call of Anthropic's API fetches another list
     os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` by itself
     os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
+    for name in ("LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"):
+        os.environ[name] = "False"  # httpx's own transport would follow redirects; see `_follow_no_redirects`
     import litellm
 
     litellm.suppress_debug_info = True
+    litellm.disable_hf_tokenizer_download = True  # else counting tokens of a Llama fetches its tokenizer, and waits
     litellm.telemetry = False
     litellm.user_url_validation = True  # it fetches nothing from private addresses
     litellm.user_url_allowed_hosts = image_hosts
