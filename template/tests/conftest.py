@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -19,11 +20,13 @@ from tests.stub import Stub
 MakeSettings = Callable[..., Settings]
 Serve = Callable[[Settings], str]
 
+KEY = "sk-app-test"
+
 
 @pytest.fixture(scope="session")
 def key() -> str:
     """The key of the caller `test`."""
-    return "sk-app-test"
+    return KEY
 
 
 @pytest.fixture(scope="session")
@@ -71,35 +74,45 @@ def serve() -> Iterator[Serve]:
         yield lambda settings: servers.enter_context(serve_app(create_app(settings)))
 
 
-@pytest.fixture(scope="session")
-def backends(key: str) -> Iterator[tuple[Backend, Backend]]:
-    """The two below. LiteLLM takes seconds to load, so they load it at the same time."""
-    with contextlib.ExitStack() as stack:
-        limits = {"first_token": 0.3, "idle": 0.3, "total": 0.6}
-        patient, hasty = (stack.enter_context(_backend(key, timeouts)) for timeouts in ({}, limits))
-        for backend in (patient, hasty):
-            backend.process.wait_until_ready()
-            # Its first calls take long too.
-            for model in backend.upstreams:
-                with contextlib.suppress(openai.APIStatusError):
-                    backend.client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello"}])
-        yield patient, hasty
+@pytest.fixture(scope="session", autouse=True)
+def begun(request: pytest.FixtureRequest) -> None:
+    """LiteLLM takes seconds to load, so backends that a test will want load it while the tests before it run."""
+    if any("backend" in getattr(test, "fixturenames", ()) for test in request.session.items):
+        request.getfixturevalue("backends")
 
 
 @pytest.fixture(scope="session")
-def backend(backends: tuple[Backend, Backend]) -> Backend:
+def backends() -> Iterator[tuple[Future[Backend], Future[Backend]]]:
+    """The two below, as soon as each is ready."""
+    limits = {"first_token": 0.3, "idle": 0.3, "total": 0.6}
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        patient, hasty = (stack.enter_context(_backend(timeouts)) for timeouts in ({}, limits))
+        yield pool.submit(_ready, patient), pool.submit(_ready, hasty)
+
+
+@pytest.fixture(scope="session")
+def backend(backends: tuple[Future[Backend], Future[Backend]]) -> Backend:
     """A server for the whole session, with models on every way to a provider."""
-    return backends[0]
+    return backends[0].result()
 
 
 @pytest.fixture(scope="session")
-def hasty(backends: tuple[Backend, Backend]) -> Backend:
+def hasty(backends: tuple[Future[Backend], Future[Backend]]) -> Backend:
     """The same, with little patience."""
-    return backends[1]
+    return backends[1].result()
+
+
+def _ready(backend: Backend) -> Backend:
+    backend.process.wait_until_ready()
+    for model in backend.upstreams:  # LiteLLM's first calls take long too
+        with contextlib.suppress(openai.APIStatusError):
+            backend.client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello"}])
+    backend.stub.requests.clear()
+    return backend
 
 
 @contextlib.contextmanager
-def _backend(key: str, timeouts: dict[str, float]) -> Iterator[Backend]:
+def _backend(timeouts: dict[str, float]) -> Iterator[Backend]:
     with Stub() as stub:
         openai_api = {"api_base": f"{stub.url}/v1"}
         via_litellm = openai_api | {"protocol": "litellm"}
@@ -112,13 +125,13 @@ def _backend(key: str, timeouts: dict[str, float]) -> Iterator[Backend]:
         env = {
             "APP_MODELS": json.dumps(models),
             "APP_DEFAULT_MODEL": "direct",
-            "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}),
+            "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(KEY.encode()).hexdigest()}}),
             "APP_RETRIES": "0",
             "APP_TIMEOUTS": json.dumps(timeouts),
         }
         with (
-            Process(env=env) as process,
-            openai.OpenAI(base_url=f"{process.url}/v1", api_key=key, max_retries=0) as client,
+            Process(env=env, ready=False) as process,
+            openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client,
         ):
             upstreams = {name: row["upstream"].partition("/")[2] for name, row in models.items()}
             yield Backend(process, stub, client, upstreams)

@@ -15,7 +15,7 @@ from tests.stub import Behaviour, Stub
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
 HELLO: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
-PATIENCE = 0.2
+PATIENCE = 0.1
 """Seconds to watch an answer that isn't going to end."""
 
 

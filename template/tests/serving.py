@@ -1,5 +1,6 @@
 """Real servers on loopback ports: uvicorn in a thread, and `python -m app` in a process."""
 
+import asyncio
 import contextlib
 import http.client
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +26,33 @@ START_SECONDS = 120
 """What a start may take on a slow machine; LiteLLM's import alone takes seconds."""
 
 
+class Server(uvicorn.Server):
+    """uvicorn's, but it ends at once: uvicorn itself pauses for tenths of a second, as a process may."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = Future[None]()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await asyncio.wrap_future(self.ended)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        deadline = time.monotonic() + 1
+        while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.002)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
+        await self.lifespan.shutdown()
+
+
 @contextlib.contextmanager
 def serve(app: Any) -> Iterator[str]:
     """Serve an ASGI app by a real uvicorn in a thread; yield its base URL.
@@ -36,8 +65,7 @@ def serve(app: Any) -> Iterator[str]:
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, lifespan="on", ws="none", access_log=False, log_config=None)
-        config.timeout_graceful_shutdown = 1
-        server = uvicorn.Server(config)
+        server = Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="uvicorn")
         thread.start()
         try:
@@ -47,7 +75,7 @@ def serve(app: Any) -> Iterator[str]:
                 time.sleep(0.002)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.ended.set_result(None)
             thread.join()
 
 
