@@ -49,18 +49,10 @@ def quotation(record: Record) -> str:
     """What a README shows of a run, its two marks included."""
     machine = "; ".join(f"{name} {value}" for name, value in record.machine.items())
     versions = ", ".join(f"{name} {record.versions['project'][name]}" for name in NAMED)
-    return "\n".join(
-        [
-            BEGIN,
-            f"{record.date.partition(' ')[0]}, commit {record.commit}. {machine}. {versions}.\n",
-            f"Medians of {record.rounds} rounds, and their ratios to the floor. Ours with keys, limits, JSON logs and",
-            "metrics on.\n",
-            summary_table(record),
-            "![CPU of a request](benchmarks/results/request.svg)\n",
-            "![CPU of a chunk with many streams open](benchmarks/results/chunk.svg)",
-            END,
-        ]
-    )
+    what = f"Medians of {record.rounds} rounds and ratios to the floor; in ours, keys, limits, JSON logs and metrics are on."
+    where = f"{record.date.partition(' ')[0]}, commit {record.commit}; {machine}; {versions}."
+    plot = "![CPU of a request](benchmarks/results/request.svg)"
+    return "\n".join([BEGIN, f"{what} {where}\n", summary_table(record), plot, END])
 
 
 def markdown(record: Record) -> str:
