@@ -49,7 +49,7 @@ def quotation(record: Record) -> str:
     """What a README shows of a run, its two marks included."""
     machine = "; ".join(f"{name} {value}" for name, value in record.machine.items())
     versions = ", ".join(f"{name} {record.versions['project'][name]}" for name in NAMED)
-    what = f"Medians of {record.rounds} rounds and ratios to the floor; in ours, keys, limits, JSON logs and metrics are on."
+    what = f"Medians of {record.rounds} rounds and ratios to the floor; ours has keys, limits, logs and metrics on."
     where = f"{record.date.partition(' ')[0]}, commit {record.commit}; {machine}; {versions}."
     plot = "![CPU of a request](benchmarks/results/request.svg)"
     return "\n".join([BEGIN, f"{what} {where}\n", summary_table(record), plot, END])
