@@ -67,20 +67,20 @@ def released(repository: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_a_release_is_one_commit_with_its_version_and_its_entry(repository: Path) -> None:
-    assert released(repository, "0.3.0") == (0, "")
-    assert run("git", "log", "-1", "--format=%s", cwd=repository) == "Release 0.3.0\n"
+    assert released(repository, "7.0.0") == (0, "")
+    assert run("git", "log", "-1", "--format=%s", cwd=repository) == "Release 7.0.0\n"
     changed = run("git", "diff", "--name-only", "HEAD~1", "HEAD", cwd=repository).split()
     assert changed == ["CHANGELOG.md", "pyproject.toml", "template/app/__init__.py", "uv.lock"]
     assert run("git", "status", "--porcelain", cwd=repository) == ""
-    assert tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]["version"] == "0.3.0"
-    assert 'TEMPLATE_VERSION = "0.3.0"\n' in (repository / "template/app/__init__.py").read_text("utf-8")
+    assert tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]["version"] == "7.0.0"
+    assert 'TEMPLATE_VERSION = "7.0.0"\n' in (repository / "template/app/__init__.py").read_text("utf-8")
     locked = tomllib.loads((repository / "uv.lock").read_text("utf-8"))["package"]
-    assert [package["version"] for package in locked if package["name"] == "copier-ai-backend"] == ["0.3.0"]
+    assert [package["version"] for package in locked if package["name"] == "copier-ai-backend"] == ["7.0.0"]
 
 
 def test_what_was_unreleased_becomes_the_entry(repository: Path) -> None:
-    released(repository, "0.3.0")
-    heading = f"## [Unreleased]\n\n## [0.3.0] - {datetime.now(UTC).date()}\n"
+    released(repository, "7.0.0")
+    heading = f"## [Unreleased]\n\n## [7.0.0] - {datetime.now(UTC).date()}\n"
     assert (repository / "CHANGELOG.md").read_text("utf-8") == CHANGELOG.replace("## [Unreleased]\n", heading)
 
 
@@ -106,13 +106,13 @@ def test_without_an_entry_there_is_no_release(repository: Path) -> None:
     path = repository / "CHANGELOG.md"
     path.write_text(CHANGELOG.replace("### Added\n\n- Something.\n\n", ""), "utf-8")
     save(repository)
-    assert released(repository, "0.3.0") == (1, 'CHANGELOG.md has no change under "Unreleased".\n')
+    assert released(repository, "7.0.0") == (1, 'CHANGELOG.md has no change under "Unreleased".\n')
     assert run("git", "status", "--porcelain", cwd=repository) == ""
 
 
 def test_uncommitted_changes_are_no_release(repository: Path) -> None:
     (repository / "README.md").write_text("Half a change.\n", "utf-8")
-    code, said = released(repository, "0.3.0")
+    code, said = released(repository, "7.0.0")
     assert (code, said.split(":")[0]) == (1, "Commit or stash first")
     assert run("git", "diff", "--name-only", cwd=repository) == "README.md\n"
 
@@ -120,7 +120,7 @@ def test_uncommitted_changes_are_no_release(repository: Path) -> None:
 def test_a_place_that_has_lost_its_version_changes_nothing(repository: Path) -> None:
     (repository / "template/app/__init__.py").write_text('"""The backend."""\n', "utf-8")
     save(repository)
-    assert released(repository, "0.3.0") == (1, "template/app/__init__.py has no version\n")
+    assert released(repository, "7.0.0") == (1, "template/app/__init__.py has no version\n")
     assert run("git", "status", "--porcelain", cwd=repository) == ""
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,7 +85,7 @@ def begun(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def backends() -> Iterator[tuple[Future[Backend], Future[Backend]]]:
     """The two below, as soon as each is ready."""
-    limits = {"first_token": 0.3, "idle": 0.3, "total": 0.6}
+    limits = {"first_token": 0.6, "idle": 0.6, "total": 1.2}
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         patient, hasty = (stack.enter_context(_backend(timeouts)) for timeouts in ({}, limits))
         yield pool.submit(_ready, patient), pool.submit(_ready, hasty)
@@ -104,9 +105,12 @@ def hasty(backends: tuple[Future[Backend], Future[Backend]]) -> Backend:
 
 def _ready(backend: Backend) -> Backend:
     backend.process.wait_until_ready()
-    for model in backend.upstreams:  # LiteLLM's first calls take long too
-        with contextlib.suppress(openai.APIStatusError):
-            backend.client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello"}])
+    for model, stream in itertools.product(backend.upstreams, (False, True)):  # LiteLLM's first calls take long too
+        with contextlib.suppress(openai.APIError):
+            said = backend.client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "Hello"}], stream=stream
+            )
+            list(said if isinstance(said, openai.Stream) else ())
     backend.stub.requests.clear()
     return backend
 

@@ -20,7 +20,7 @@ from tests.stub import TEXT, Behaviour, Stub
 WAYS = ("direct", "litellm", "anthropic")
 KINDS = ("whole", "stream")
 SOON = 5
-"""Seconds, generous: a fault that isn't slow is found at once, a slow one within 0.6 s."""
+"""Seconds, generous: a fault that isn't slow is found at once, a slow one within 1.2 s."""
 
 
 def say_hello(backend: Backend, model: str, kind: str) -> str:
