@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 from fastapi import Depends, HTTPException, Request
 from pydantic import ValidationError
 from pydantic_core import from_json
-from starlette.requests import ClientDisconnect
 
 from app.callers import HOW_TO_ADD, LOCAL, Caller
 from app.config import Settings
@@ -35,8 +34,7 @@ async def get_caller(request: Request) -> Caller:
         Unauthorized: a key is needed, or the one that was sent is not known.
     """
     state = request.app.state
-    exchange = exchange_of(request.scope)
-    scheme, _, key = exchange.headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    scheme, _, key = _header(request, b"authorization").decode("latin-1").partition(" ")
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())
@@ -50,7 +48,7 @@ async def get_caller(request: Request) -> Caller:
         caller = state.anonymous
     if caller is None:
         raise Unauthorized("This key is not known here." if key else f"A key is needed. {HOW_TO_ADD}")
-    exchange.record.caller = caller.name
+    exchange_of(request.scope).record.caller = caller.name
     return caller
 
 
@@ -82,11 +80,11 @@ async def read_body(request: Request, kind: type[W]) -> W:
         InvalidJSON: it isn't JSON; NaN isn't.
         InvalidRequest: it doesn't fit.
     """
-    media_type = exchange_of(request.scope).headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    media_type = _header(request, b"content-type").partition(b";")[0].strip().lower()
     if media_type != b"application/json" and not media_type.endswith(b"+json"):
         raise HTTPException(415, "Send the body as Content-Type: application/json.")
     try:
-        fields = from_json(await _body(request), allow_inf_nan=False)
+        fields = from_json(await request.body(), allow_inf_nan=False)
     except ValueError:
         raise InvalidJSON("The body is not valid JSON.") from None
     try:
@@ -95,15 +93,8 @@ async def read_body(request: Request, kind: type[W]) -> W:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
-async def _body(request: Request) -> bytes:
-    pieces, more = [], True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(pieces)
+def _header(request: Request, name: bytes) -> bytes:
+    return next((value for found, value in request.scope["headers"] if found == name), b"")
 
 
 def is_local(request: Request) -> bool:

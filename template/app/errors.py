@@ -6,7 +6,6 @@ AppError                    500 internal_error
 ├── Unauthorized            401 invalid_api_key
 ├── ModelNotAllowed         403 model_not_allowed
 ├── ModelNotFound           404 model_not_found
-├── RequestTooLarge         413 request_too_large
 ├── RateLimited             429 rate_limit_exceeded
 ├── Overloaded              503 overloaded
 ├── AuthUnavailable         503 auth_unavailable
@@ -80,13 +79,11 @@ class AppError(Exception):
 
 
 class InvalidJSON(AppError):
-    status = 400
-    code = "invalid_json"
+    status, code = 400, "invalid_json"
 
 
 class InvalidRequest(AppError):
-    status = 422
-    code = "invalid_request"
+    status, code = 422, "invalid_request"
 
 
 def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
@@ -107,8 +104,7 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
 
 
 class Unauthorized(AppError):
-    status = 401
-    code = "invalid_api_key"
+    status, code = 401, "invalid_api_key"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -117,38 +113,27 @@ class Unauthorized(AppError):
 
 
 class ModelNotAllowed(AppError):
-    status = 403
-    code = "model_not_allowed"
+    status, code = 403, "model_not_allowed"
 
 
 class ModelNotFound(AppError):
-    status = 404
-    code = "model_not_found"
-
-
-class RequestTooLarge(AppError):
-    status = 413
-    code = "request_too_large"
+    status, code = 404, "model_not_found"
 
 
 class RateLimited(AppError):
-    status = 429
-    code = "rate_limit_exceeded"
+    status, code = 429, "rate_limit_exceeded"
 
 
 class Overloaded(AppError):
-    status = 503
-    code = "overloaded"
+    status, code = 503, "overloaded"
 
 
 class AuthUnavailable(AppError):
-    status = 503
-    code = "auth_unavailable"
+    status, code = 503, "auth_unavailable"
 
 
 class Draining(AppError):
-    status = 503
-    code = "draining"
+    status, code = 503, "draining"
 
 
 class ProviderError(AppError):
@@ -157,8 +142,7 @@ class ProviderError(AppError):
     `retry` and `fall_back` tell whether the same model, or the next one, may do better.
     """
 
-    status = 502
-    code = "provider_error"
+    status, code = 502, "provider_error"
     retry: bool = False
     truncated: bool = False
     fall_back: ClassVar[bool] = True
@@ -171,8 +155,7 @@ class ProviderError(AppError):
 
 
 class ProviderNotConfigured(ProviderError):
-    status = 503
-    code = "provider_not_configured"
+    status, code = 503, "provider_not_configured"
     should_retry = False
 
 
@@ -182,20 +165,17 @@ class ProviderMisconfigured(ProviderError):
 
 
 class ProviderRefused(ProviderError):
-    status = 400
-    code = "invalid_request"
+    status, code = 400, "invalid_request"
     fall_back = False
 
 
 class ProviderRateLimited(ProviderError):
-    status = 429
-    code = "provider_rate_limited"
+    status, code = 429, "provider_rate_limited"
     retry = True
 
 
 class ProviderTimeout(ProviderError):
-    status = 504
-    code = "provider_timeout"
+    status, code = 504, "provider_timeout"
 
 
 def error_member(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:

@@ -36,8 +36,6 @@ class EventStream(Response):
     """
 
     def __init__(self, packets: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
-        self.status_code = 200
-        self.background = None
         self._packets = packets
         self._further = headers
         self._started = False
@@ -49,8 +47,6 @@ class EventStream(Response):
         self._exchange = exchange_of(scope)
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._spoke_at = self._loop.time()
-        self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         async with aclosing(self._packets) as packets:
             # in a task of its own: each packet wakes that alone, and not all the coroutines around a request too
             await asyncio.create_task(self._run(packets))
@@ -58,6 +54,8 @@ class EventStream(Response):
     async def _run(self, packets: AsyncIterator[bytes]) -> None:
         """Send every packet; an error after the first byte becomes the stream's last event."""
         failure: AppError | None = None
+        self._spoke_at = self._loop.time()
+        self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         try:
             async for packet in packets:
                 if self._ping:
@@ -89,11 +87,11 @@ class EventStream(Response):
         """Send whole events or a comment, so that a ping can stand between any two."""
         if not self._started:
             self._started = True
-            headers = [(name.lower().encode(), value.encode()) for name, value in self._further.items()]
+            headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in self._further.items()]
             start = {"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS + headers}
             await self._send(start)
-        self._whole = self._whole or data.endswith(DONE)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._whole = self._whole or data.endswith(DONE)
 
     async def _until_pinged(self) -> None:
         if self._ping and not self._ping.done():

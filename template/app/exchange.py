@@ -30,7 +30,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
         self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
-        """The request's, by their names in lower case; of several with one name the first."""
+        """The request's as they came in, by their names in lower case; of several with one name the first."""
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         self.record = CallRecord()
@@ -82,11 +82,14 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send, as ASGI says, with the request id on every response."""
+        """Send, as ASGI says, with the request id and security headers on every response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = message.setdefault("headers", [])
-            message["headers"] = [*headers, (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self.request_id.encode()),
+                *SECURITY_HEADERS,
+            ]
         elif not message.get("more_body", False):
             self._sent_all = True
         await self._send(message)
@@ -106,6 +109,7 @@ class Exchange:
         """Stop listening."""
         if self._listener:
             self._listener.cancel()
+            self._listener = None
 
     def _listen(self) -> None:
         if self._wants_cancel and not self._listener and (self._body_read or not self._has_body):

@@ -36,10 +36,6 @@ EXPOSED_HEADERS = [
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
 
-GARBAGE = 10_000
-"""Objects that Python's collector lets come together before it looks. It looks at none that were there at the start:
-with its own defaults it takes a fifth of a request's time, and finds nothing."""
-
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application.
@@ -73,8 +69,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 expose_headers=EXPOSED_HEADERS,
             ),
             Middleware(Refusals, drain=drain, max_in_flight=settings.max_in_flight),
-            *own.middleware,
             Middleware(LastResort),
+            *own.middleware,
         ],
     )
     app.state.settings = settings
@@ -134,8 +130,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             log.warning("model is not configured", model=target.name, missing=target.missing)
     await state.llm.start()
     state.drain.install()
-    gc.freeze()
-    gc.set_threshold(GARBAGE)
+    gc.freeze()  # what is here now stays: no collection need look at it
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware. From outside in: request context, CORS, refusals, last-resort error."""
+"""Pure ASGI middleware. From outside in: request context, CORS, refusals, last-resort error, then the team's own."""
 
 import asyncio
 import time
@@ -60,6 +60,7 @@ class RequestContext:
             self.drain.leave(exchange)
             self.metrics.requests_in_flight.dec()
             self._tell(scope, exchange, time.perf_counter() - started)
+            del scope["app.exchange"]  # it holds what holds the scope: without the circle, all goes at once
 
     def _tell(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         record = exchange.record
@@ -162,6 +163,11 @@ class LastResort:
                 await problem_response(exchange.aborted_by, scope)(scope, receive, send)
         except ClientDisconnect:
             exchange.client_left = True  # before its body was whole
+        except (AppError, HTTPException) as error:  # in the team's own middleware
+            if exchange.status == 0:
+                await problem_response(error, scope)(scope, receive, send)
+            else:
+                raise
         except Exception as error:
             self.log.error("unexpected", request_id=exchange.request_id, **where(error))
             if exchange.status == 0:

@@ -1,5 +1,8 @@
 """Routes whose endpoints read and write bytes themselves."""
 
+from collections.abc import Callable
+from typing import Any
+
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
@@ -8,8 +11,14 @@ from starlette.types import Receive, Scope, Send
 class BytesRoute(APIRoute):
     """A route that FastAPI documents and does nothing else for: no dependencies, no parsing, no exit stacks.
 
-    Those cost half as much as a byte proxy's whole request. The endpoint takes the request and returns a response.
+    Those cost half as much as a byte proxy's whole request. The endpoint is async, takes the request and returns a
+    response.
     """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        if self.dependencies:
+            raise ValueError(f"{path}: nothing would look at its dependencies")
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the endpoint."""

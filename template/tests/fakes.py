@@ -2,6 +2,8 @@
 
 fake = FakeLLM("A short summary.")
 app.dependency_overrides[get_llm] = lambda: fake
+
+The service's own routes take no overrides: give their models a stub's `api_base`, as tests/conftest.py does.
 """
 
 from collections import deque

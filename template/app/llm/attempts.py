@@ -83,7 +83,7 @@ class Attempts:
                     raise
             else:
                 self._is_well(candidate)
-                record.headers["X-Model"] = candidate.name
+                record.headers["X-Model"] = candidate.name.encode().decode("latin-1")  # as headers are
                 return answer
         raise cast(ProviderError, failure)  # there is always one candidate
 

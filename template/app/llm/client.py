@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from app.callers import Caller
 from app.config import Settings
@@ -29,6 +29,7 @@ from app.metrics import Metrics
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
 from app.tracing import Current, Tracing
 
+A = TypeVar("A", ChatResponse, ChatChunk, EmbeddingResponse)
 UNTRACED: AbstractContextManager[Current] = nullcontext(nullcontext)
 
 
@@ -102,7 +103,7 @@ class LLMClient:
             AppError: as the table of errors says.
         """
         request = _request(ChatRequest, model=model, messages=list(messages), **fields)
-        return ChatResponse.model_validate(await self._complete(request))
+        return self._typed(ChatResponse, await self._complete(request))
 
     async def stream(
         self, *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
@@ -114,7 +115,7 @@ class LLMClient:
                 for event in Events().feed(packet):
                     data = event_data(event)
                     if data and data.strip() != b"[DONE]":
-                        yield ChatChunk.model_validate_json(data)
+                        yield self._typed(ChatChunk, from_json(data))
 
     async def parse(
         self, kind: type[M], *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
@@ -137,7 +138,7 @@ class LLMClient:
         """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
         given = texts if isinstance(texts, str) else list(texts)
         request = _request(EmbeddingRequest, model=model, input=given, **fields)
-        return EmbeddingResponse.model_validate(await self._embed(request))
+        return self._typed(EmbeddingResponse, await self._embed(request))
 
     async def answer(self, request: ChatRequest) -> bytes:
         """Return a whole chat completion as JSON, for those who only pass it on."""
@@ -248,6 +249,12 @@ class LLMClient:
         self.metrics.of(self.metrics.tokens, self.record.model, caller, "in").inc(prompt)
         self.metrics.of(self.metrics.tokens, self.record.model, caller, "out").inc(completion)
         return int(prompt + completion)
+
+    def _typed(self, kind: type[A], answer: dict[str, Any]) -> A:
+        try:
+            return kind.model_validate(answer)
+        except ValidationError:
+            raise unreadable(str(self.record.model)) from None
 
     def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
         name = name or self.settings.default_model

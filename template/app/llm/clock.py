@@ -66,31 +66,29 @@ class Clock:
 
 
 class Watchdog:
-    """Closes a stream when what its clock waits for doesn't come in time.
+    """Fails a stream's read when what its clock waits for doesn't come in time.
 
     One timer for all of a stream's reads: an `asyncio.timeout` around each costs more than all else that a read takes.
 
     Args:
         clock: tells the deadline.
-        close: makes the read that is waiting fail.
+        fail: makes the read that is waiting raise an error.
     """
 
-    __slots__ = ("_close", "_loop", "_timer", "_timer_at", "_waiting", "clock", "expired")
+    __slots__ = ("_clock", "_fail", "_loop", "_timer", "_timer_at", "_waiting")
 
-    def __init__(self, clock: Clock, close: Callable[[], None]) -> None:
-        self.clock = clock
-        self._close = close
+    def __init__(self, clock: Clock, fail: Callable[[Exception], None]) -> None:
+        self._clock = clock
+        self._fail = fail
         self._loop = asyncio.get_running_loop()
         self._waiting = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self.expired = False
-        """Whether it has closed the stream."""
 
     def wait(self) -> None:
         """Watch a read that begins now."""
         self._waiting = True
-        if self.clock.deadline < self._timer_at:
+        if self._clock.deadline < self._timer_at:
             self._set_timer()
 
     def rest(self) -> None:
@@ -104,15 +102,14 @@ class Watchdog:
 
     def _set_timer(self) -> None:
         self.stop()
-        self._timer_at = self.clock.deadline
+        self._timer_at = self._clock.deadline
         self._timer = self._loop.call_at(self._timer_at, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_at = float("inf")
         if not self._waiting:
             return  # the next read sets it again
-        if self._loop.time() < self.clock.deadline - 0.001:
+        if self._loop.time() < self._clock.deadline - 0.001:
             self._set_timer()
         else:
-            self.expired = True
-            self._close()
+            self._fail(self._clock.expired())

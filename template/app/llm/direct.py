@@ -23,6 +23,8 @@ from app.tracing import inject
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
+ERROR_WITHIN = 2.0
+"""Seconds that a provider gets to send an error's body."""
 AFTER_DONE = 1.0
 """Seconds that a provider gets to end its response after `[DONE]`."""
 
@@ -93,12 +95,15 @@ class Direct:
         try:
             async with clock.limit():
                 response = await self._post(target, "/chat/completions", fields)
-                if response.content_type == "application/json":
+                if response.status == 200 and response.content_type == "application/json":
                     with contextlib.closing(response):
-                        self._parse(target, await self._read(target, response), needs="a stream")
+                        self._parse(target, await self._read(target, response))
+                        raise unreadable(target.name)
         except TimeoutError:
             raise clock.expired() from None
-        watchdog = Watchdog(clock, response.close)
+        if response.status != 200:
+            raise await self._refusal(target, response)
+        watchdog = Watchdog(clock, response.content.set_exception)
         try:
             relay = Relay(target.name, watch)
             while not relay.ended:
@@ -108,7 +113,7 @@ class Direct:
                 try:
                     packet = await response.content.readany()
                 except READ_ERRORS:
-                    raise (clock.expired() if watchdog.expired else cut_off(target.name)) from None
+                    raise cut_off(target.name) from None
                 watchdog.rest()
                 if out := relay.feed(packet):
                     yield out
@@ -126,20 +131,25 @@ class Direct:
         try:
             async with clock.limit():
                 response = await self._post(target, path, fields)
-                with contextlib.closing(response):
-                    return self._parse(target, await self._read(target, response), needs)
+                if response.status == 200:
+                    with contextlib.closing(response):
+                        answer = self._parse(target, await self._read(target, response))
+                        if not isinstance(answer.get(needs), list):
+                            raise unreadable(target.name)
+                        return answer
         except TimeoutError:
             raise clock.expired() from None
+        raise await self._refusal(target, response)
 
     async def _post(self, target: Target, path: str, fields: dict[str, Any]) -> aiohttp.ClientResponse:
-        """Return a response with status 200, for the caller to read and close."""
+        """Return a response, for the caller to read and close."""
         headers = {"Content-Type": "application/json"}
         if target.key:
             headers["Authorization"] = f"Bearer {target.key}"
         if self._traced:
             inject(headers)
         try:
-            response = await self._session.post(
+            return await self._session.post(
                 _url(f"{target.api_base}{path}"),
                 data=to_json(fields),
                 headers=headers,
@@ -151,14 +161,12 @@ class Direct:
             raise ProviderTimeout(f"{message} (timeouts.connect).", retry=True) from None
         except READ_ERRORS as error:
             raise unreachable(target, type(error).__name__) from None
-        if response.status != 200:
-            raise await self._refusal(target, response)
-        return response
 
     async def _refusal(self, target: Target, response: aiohttp.ClientResponse) -> ProviderError:
         error = None
-        with contextlib.closing(response), contextlib.suppress(ProviderError, ValueError):
-            body = from_json(await self._read(target, response, MAX_ERROR_BYTES))
+        with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError, ValueError):
+            async with asyncio.timeout(ERROR_WITHIN):  # the status says enough
+                body = from_json(await self._read(target, response, MAX_ERROR_BYTES))
             error = body.get("error") if isinstance(body, dict) else None
         return provider_failure(target.name, response.status, error, response.headers, [target.key])
 
@@ -176,21 +184,21 @@ class Direct:
         return b"".join(packets)
 
     @staticmethod
-    def _parse(target: Target, body: bytes, needs: str) -> dict[str, Any]:
+    def _parse(target: Target, body: bytes) -> dict[str, Any]:
         try:
-            answer = from_json(body)
+            answer = from_json(body, allow_inf_nan=False)
         except ValueError:
             raise unreadable(target.name) from None
         if isinstance(answer, dict) and answer.get("error"):
             raise failure_in_body(target.name, answer["error"], [target.key])
-        if not isinstance(answer, dict) or not isinstance(answer.get(needs), list):
+        if not isinstance(answer, dict):
             raise unreadable(target.name)
         return answer
 
 
 async def _read_to_end(response: aiohttp.ClientResponse) -> None:
     """Read what follows a stream's `[DONE]`, which is nothing, so that the connection can be used again."""
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+    with contextlib.suppress(*READ_ERRORS):
         if not response.content.at_eof():
             async with asyncio.timeout(AFTER_DONE):
                 while await response.content.readany():

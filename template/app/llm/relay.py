@@ -124,7 +124,8 @@ class Relay:
     def _plain(self, packet: bytes) -> int:
         """Return how much of a packet is whole events of plain chunks: checked at once, passed as it is.
 
-        Mostly that is all of it; of a stream's last packet it is all but the last three events, which are its end.
+        Mostly that is all of it; of a stream's last packet it is all but the last three events, which are its end; else
+        it is nothing.
         """
         if self._events.rest or b"\r" in packet:
             return 0
@@ -145,7 +146,7 @@ class Relay:
             lines.decode()  # of what it passes over, the decoder doesn't look at the encoding
         except (DecodeError, RecursionError, UnicodeDecodeError):
             return False
-        if len(chunks) != len(events):  # one of several lines
+        if not len(chunks) == len(events) == lines.count(b"\n") + 1:  # one of several lines
             return False
         self._watch.chunks += len(chunks)
         self._watch.model = chunks[-1].model

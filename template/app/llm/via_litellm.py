@@ -6,7 +6,6 @@ LiteLLM is imported here alone, in a thread, and only when a model of the table 
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import os
 import sys
@@ -256,7 +255,6 @@ def _load(image_hosts: list[str]) -> Any:
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).disabled = True  # they quote requests, and each failure becomes one of our errors
     _follow_no_redirects()
-    gc.freeze()  # as in the lifespan
     return litellm
 
 
