@@ -116,6 +116,7 @@ FAULTY = [
     'data: {"error": {"message": "x"}}',
     'data: {"choices": [{"index": 0}], "error": {"message": "x"}}',
     'data: {"choices": [{"index": 0}], "x": NaN}',
+    'data: {"choices": [{"index": 0}],\n"x": 1}',
     *("data: {", "data: []", "data: 1", "data: {}", 'data: {"choices": 1}', 'data: {"choices": [1]}'),
 ]
 

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from app import own
 from app.config import ModelEntry, Settings
 from app.main import create_app
+from tests.conftest import MakeSettings
 from tests.serving import Backend, serve
 from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
 
@@ -249,6 +250,21 @@ def test_an_answer_has_a_request_id_cors_headers_and_the_name_of_its_model(web: 
     assert response.headers["access-control-allow-origin"] == ORIGIN
     assert response.headers["x-model"] == "gpt-4o"
     assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_models_name_may_be_of_any_script(settings: MakeSettings, headers: dict[str, str], stream: bool) -> None:
+    made = settings(models={"模型": {"upstream": "demo/echo"}}, default_model="模型")
+    with TestClient(create_app(made), headers=headers) as client:
+        answer = client.post(CHAT, json={"messages": MESSAGES, "stream": stream})
+    assert answer.status_code == 200
+    assert dict(answer.headers.raw)[b"x-model"].decode() == "模型"
+
+
+def test_nan_in_an_answer_is_no_json(web: httpx2.Client, provider: Stub) -> None:
+    provider.queue(Behaviour(body=b'{"id": "x", "choices": [{"message": {"content": "Hello"}, "logprobs": NaN}]}'))
+    answer = web.post(CHAT, json=HELLO | {"model": "gpt-4o"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "provider_error")
 
 
 @pytest.mark.parametrize(("origin", "status"), [(ORIGIN, 200), ("https://evil.example", 400)])

@@ -12,18 +12,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from pydantic import BaseModel
+from starlette.middleware import Middleware
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import own
 from app.config import ModelEntry, Settings
 from app.dependencies import LLM, get_llm
-from app.errors import InvalidRequest, ProviderRateLimited
+from app.errors import InvalidRequest, ProviderError, ProviderRateLimited
 from app.llm.client import LLMClient
 from app.main import create_app
 from app.models import ChatChunk, ChatResponse, EmbeddingResponse
+from app.routing import BytesRoute
 from tests.conftest import MakeSettings
 from tests.fakes import FakeLLM
 from tests.serving import PROJECT, serve
@@ -150,6 +153,17 @@ async def test_embed_returns_an_embedding_response(llm: LLMClient, way: str) -> 
 
 
 @pytest.mark.anyio
+async def test_an_answer_that_is_not_openais_is_an_error_of_the_provider(stub: Stub) -> None:
+    stub.queue(Behaviour(body=b'{"choices": [{"message": {"content": "Hello"}}]}'))  # no id, no model
+    models = {"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1")}
+    llm = LLMClient(Settings(models=models, default_model="m", retries=0))
+    await llm.start()
+    with pytest.raises(ProviderError, match="can't be read"):
+        await llm.complete(messages=MESSAGES)
+    await llm.close()
+
+
+@pytest.mark.anyio
 async def test_a_call_that_does_not_fit_is_refused_as_a_request_is(llm: LLMClient) -> None:
     with pytest.raises(InvalidRequest, match="temperature"):
         await llm.complete(messages=MESSAGES, temperature=3)
@@ -227,6 +241,61 @@ def test_a_call_is_cancelled_when_the_endpoints_client_leaves(
         connection.close()
         assert stub.requests[0].closed.wait(SOON)
     assert not stub.requests[0].answered
+
+
+# The team's own middleware.
+
+
+class KeyFromElsewhere:
+    """Takes the key from a header of the team's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            keys = [(b"authorization", b"Bearer " + value) for name, value in scope["headers"] if name == b"api-key"]
+            scope = scope | {"headers": [*scope["headers"], *keys]}
+        await self.app(scope, receive, send)
+
+
+class Broken:
+    """Fails at every request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            raise LookupError("a secret")
+        await self.app(scope, receive, send)
+
+
+def test_a_key_that_own_middleware_brings_lets_in(
+    settings: MakeSettings, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "middleware", [Middleware(KeyFromElsewhere)])
+    with TestClient(create_app(settings())) as client:
+        key = headers["Authorization"].removeprefix("Bearer ")
+        assert client.get("/v1/models", headers={"api-key": key}).status_code == 200
+
+
+def test_an_error_in_own_middleware_has_the_one_body(
+    settings: MakeSettings, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "middleware", [Middleware(Broken)])
+    with TestClient(create_app(settings()), headers=headers) as client:
+        answer = client.get("/v1/models")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["instance"] == f"urn:request:{answer.headers['x-request-id']}"
+    assert "secret" not in answer.text
+
+
+def test_a_route_that_would_drop_its_dependencies_is_not_made() -> None:
+    router = APIRouter(route_class=BytesRoute)
+    with pytest.raises(ValueError, match="dependencies"):
+        router.get("/own", dependencies=[Depends(get_llm)])(whole)
 
 
 # The fake.

@@ -1,10 +1,11 @@
 """A stream is never silent, never cut unnoticed, never buffered without bound, and never outlives its client."""
 
 import asyncio
+import gc
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from app import event_stream
 from app.config import Settings
-from app.errors import ProviderTimeout
+from app.errors import Draining, ProviderTimeout
 from app.exchange import Exchange
+from app.llm import direct
+from app.llm.clock import Watchdog
 from app.main import create_app
 from tests.serving import Backend, serve
 from tests.stub import TEXT, Behaviour, Stub
@@ -119,6 +122,16 @@ def test_an_error_in_place_of_the_first_event_is_a_real_status(server: Server, w
         assert call.status == 502
         assert call.headers["content-type"] == "application/problem+json"
         assert call.json["error"]["code"] == "provider_error"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_providers_status_counts_though_its_errors_body_stalls(
+    server: Server, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "ERROR_WITHIN", 0.2)
+    with server.ask("direct", Behaviour(status=401, stall_after=0), stream=stream) as call:
+        assert call.status == 502
+        assert call.json["error"]["code"] == "provider_misconfigured"
 
 
 @ways
@@ -296,6 +309,40 @@ def test_a_model_may_repeat_itself(server: Server, way: str) -> None:
         assert text_of(list(call.events)) == "-----" * 200
 
 
+def test_a_stream_that_timed_out_leaves_nothing_behind(hasty: Server) -> None:
+    for _ in range(3):
+        with hasty.stream("direct", Behaviour(stall_after=3)) as call:
+            assert error_of(list(call.events))["status"] == 504
+    assert eventually(lambda: alive(Watchdog) == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_request_leaves_no_work_to_the_collector(server: Server, stream: bool) -> None:
+    """What is left in a circle lives, prompt and all, until a collection finds it."""
+    assert eventually(lambda: alive(Exchange) == 0)
+    gc.disable()
+    try:
+        with server.ask("direct", stream=stream) as call:
+            assert call.status == 200
+            assert call.body
+        assert eventually(lambda: alive(Exchange) == 0, collect=False)
+    finally:
+        gc.enable()
+
+
+def alive(kind: type) -> int:
+    return sum(type(thing) is kind for thing in gc.get_objects())
+
+
+def eventually(holds: Callable[[], bool], *, collect: bool = True) -> bool:
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        if collect:
+            gc.collect()
+        time.sleep(0.01)
+    return holds()
+
+
 # 6. Pings while the model is silent.
 
 
@@ -362,6 +409,36 @@ def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkey
         assert ping == event_stream.PING
         assert b'"Late."' in error
         assert end == b""
+
+
+def test_an_end_that_was_never_sent_is_followed_by_an_error() -> None:
+    """The server ends while the last packet waits for a reader that has stopped."""
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        yield b"data: {}\n\n"
+        yield b"data: [DONE]\n\n"
+
+    async def aborted() -> list[bytes]:
+        sent: list[bytes] = []
+
+        async def send(message: Any) -> None:
+            if b"[DONE]" in message.get("body", b"") and exchange.aborted_by is None:
+                exchange.abort(Draining("The server ends."))
+                await asyncio.sleep(5)  # uvicorn waits here, before it writes
+            sent.append(message.get("body", b""))
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        scope: dict[str, Any] = {"type": "http", "headers": []}
+        exchange = scope["app.exchange"] = Exchange(scope, receive, send, 1000)
+        await event_stream.EventStream(body(), {})(scope, receive, send)
+        return sent
+
+    *_, error, end = asyncio.run(aborted())
+    assert b'"draining"' in error
+    assert error.endswith(b"data: [DONE]\n\n")
+    assert end == b""
 
 
 # 7. Usage goes to those who asked for it.
