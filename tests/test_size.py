@@ -9,7 +9,7 @@ from workspace import ROOT
 APP = ROOT / "template/app"
 LINES_OF_A_MODULE = 300
 # The design's 2,500 were written before limits, metrics, traces and tokens of people stood in app/.
-LINES_OF_CODE = 3300
+LINES_OF_CODE = 3400
 
 NO_CODE = {
     tokenize.COMMENT,
