@@ -17,6 +17,7 @@ from app.main import create_app
 from tests.conftest import MakeSettings
 from tests.serving import Backend, serve
 from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
+from tests.wire import Call
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -253,12 +254,11 @@ def test_an_answer_has_a_request_id_cors_headers_and_the_name_of_its_model(web: 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_models_name_may_be_of_any_script(settings: MakeSettings, headers: dict[str, str], stream: bool) -> None:
+def test_a_models_name_may_be_of_any_script(settings: MakeSettings, key: str, stream: bool) -> None:
     made = settings(models={"模型": {"upstream": "demo/echo"}}, default_model="模型")
-    with TestClient(create_app(made), headers=headers) as client:
-        answer = client.post(CHAT, json={"messages": MESSAGES, "stream": stream})
-    assert answer.status_code == 200
-    assert dict(answer.headers.raw)[b"x-model"].decode() == "模型"
+    with serve(create_app(made)) as url, Call(url, key, stream=stream) as call:
+        assert call.status == 200
+        assert call.headers["x-model"].encode("latin-1").decode() == "模型"
 
 
 def test_nan_in_an_answer_is_no_json(web: httpx2.Client, provider: Stub) -> None:

@@ -255,7 +255,7 @@ class KeyFromElsewhere:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             keys = [(b"authorization", b"Bearer " + value) for name, value in scope["headers"] if name == b"api-key"]
-            scope = scope | {"headers": [*scope["headers"], *keys]}
+            scope = {**scope, "headers": [*scope["headers"], *keys]}
         await self.app(scope, receive, send)
 
 
