@@ -94,6 +94,7 @@ async def read_body(request: Request, kind: type[W]) -> W:
 
 
 def _header(request: Request, name: bytes) -> bytes:
+    """Return a header as it is here: not as it came in, since the team's middleware may have changed it."""
     return next((value for found, value in request.scope["headers"] if found == name), b"")
 
 

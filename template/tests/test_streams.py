@@ -441,6 +441,34 @@ def test_an_end_that_was_never_sent_is_followed_by_an_error() -> None:
     assert end == b""
 
 
+def test_a_stream_that_is_cancelled_before_its_first_step_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "FIRST_EVENT", 0)
+    monkeypatch.setattr(event_stream, "PING_EVERY", 0.01)
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        yield b""
+
+    async def cancelled() -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        scope: dict[str, Any] = {"type": "http", "headers": []}
+        scope["app.exchange"] = Exchange(scope, receive, send, 1000)
+        request = asyncio.create_task(event_stream.EventStream(body(), {})(scope, receive, send))
+        await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        return sent
+
+    assert asyncio.run(cancelled()) == []
+
+
 # 7. Usage goes to those who asked for it.
 
 

@@ -229,7 +229,8 @@ class LLMClient:
 
     def _in_flight(self, target: Target) -> AbstractContextManager[Any]:
         gauge = self.metrics.of(self.metrics.calls_in_flight, target.name)
-        return gauge.track_inprogress()  # type: ignore[no-any-return]
+        tracked: AbstractContextManager[Any] = gauge.track_inprogress()
+        return tracked
 
     def _span(self, target: Target, fields: dict[str, Any]) -> AbstractContextManager[Current]:
         """Return a context with the call's span, if calls are traced; what it gives makes the span the current one."""
