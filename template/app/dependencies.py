@@ -1,4 +1,4 @@
-"""What endpoints ask for: `LLM`, `Config`, `CurrentCaller`, and a strictly read body."""
+"""What endpoints may ask for: `LLM`, `Config`, `CurrentCaller`, and a strictly validated body."""
 
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
@@ -7,13 +7,14 @@ from fastapi import Depends, HTTPException, Request
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from app.callers import HOW_TO_ADD, LOCAL, Caller
+from app.access.callers import HOW_TO_ADD, LOCAL, Caller
 from app.config import Settings
 from app.errors import InvalidJSON, Unauthorized, invalid_request
-from app.exchange import exchange_of
+from app.http.application import state_of
+from app.http.exchange import exchange_of
 from app.llm.client import LLMClient
-from app.llm.targets import is_loopback
 from app.models import Wire
+from app.network import is_loopback
 
 FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
@@ -22,8 +23,7 @@ W = TypeVar("W", bound=Wire)
 
 def get_settings(request: Request) -> Settings:
     """Return the settings that the application was made with."""
-    settings: Settings = request.app.state.settings
-    return settings
+    return state_of(request).settings
 
 
 async def get_caller(request: Request) -> Caller:
@@ -33,7 +33,7 @@ async def get_caller(request: Request) -> Caller:
         AuthUnavailable: the issuer of tokens can't be reached.
         Unauthorized: a key is needed, or the one that was sent is not known.
     """
-    state = request.app.state
+    state = state_of(request)
     scheme, _, key = _header(request, b"authorization").decode("latin-1").partition(" ")
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
@@ -48,15 +48,16 @@ async def get_caller(request: Request) -> Caller:
         caller = state.anonymous
     if caller is None:
         raise Unauthorized("This key is not known here." if key else f"A key is needed. {HOW_TO_ADD}")
-    exchange_of(request.scope).record.caller = caller.name
+    exchange_of(request.scope).caller = caller.name
     return caller
 
 
 CurrentCaller = Annotated[Caller, Depends(get_caller)]
+"""Who calls. An endpoint that asks for it, or for `LLM`, needs a key."""
 
 
 async def get_llm(request: Request) -> LLMClient:
-    """Return the models, as this caller may use them. The endpoint is cancelled when its client leaves.
+    """Return a client of the models for this request's caller. The endpoint is cancelled when its client leaves.
 
     Raises:
         Unauthorized, AuthUnavailable: as in `get_caller`.
@@ -64,21 +65,22 @@ async def get_llm(request: Request) -> LLMClient:
     caller = await get_caller(request)  # not by Depends: each one costs as much as reading a small body
     exchange = exchange_of(request.scope)
     exchange.cancel_on_disconnect()
-    llm: LLMClient = request.app.state.llm
-    return llm.for_caller(caller, exchange.record)
+    return LLMClient(state_of(request).upstreams, caller, exchange.totals)
 
 
 LLM = Annotated[LLMClient, Depends(get_llm)]
+"""The models, for this request's caller."""
 Config = Annotated[Settings, Depends(get_settings)]
+"""The settings."""
 
 
 async def read_body(request: Request, kind: type[W]) -> W:
     """Return a request's JSON body as `kind`.
 
     Raises:
-        HTTPException: 415, the body is of another media type.
-        InvalidJSON: it isn't JSON; NaN isn't.
-        InvalidRequest: it doesn't fit.
+        HTTPException: 415, the body has another media type.
+        InvalidJSON: it is not JSON, or has a NaN or an infinity in it.
+        InvalidRequest: it does not fit `kind`.
     """
     media_type = _header(request, b"content-type").partition(b";")[0].strip().lower()
     if media_type != b"application/json" and not media_type.endswith(b"+json"):
@@ -94,16 +96,16 @@ async def read_body(request: Request, kind: type[W]) -> W:
 
 
 def _header(request: Request, name: bytes) -> bytes:
-    """Return a header as it is here: not as it came in, since the team's middleware may have changed it."""
+    """Return a header as it is now: the team's middleware may have changed it."""
     return next((value for found, value in request.scope["headers"] if found == name), b"")
 
 
 def is_local(request: Request) -> bool:
     """Return whether a request was made on this machine, by its user.
 
-    The peer must be loopback, and so must `Host` (else a name that an attacker rebinds to 127.0.0.1 would do) and any
-    `Origin` (else any website that the developer visits could call). Proxies on this machine are told by their
-    forwarding headers, by the `Host` that they pass on, or by speaking HTTP/1.0.
+    The peer must be a loopback address. So must `Host` be, or an attacker could point a name of theirs to 127.0.0.1
+    (DNS rebinding), and any `Origin`, or every website that the developer visits could call. A proxy on this machine is
+    recognized by its forwarding headers, by the `Host` that it passes on, or by HTTP/1.0.
     """
     headers = request.headers
     if any(name in headers for name in FORWARDING_HEADERS) or any(name.startswith("x-forwarded-") for name in headers):
@@ -114,6 +116,6 @@ def is_local(request: Request) -> bool:
         hosts = [urlsplit(f"//{headers.get('host', '')}").hostname]
         if "origin" in headers:
             hosts.append(urlsplit(headers["origin"]).hostname)
-    except ValueError:  # a bracket too many or too few
+    except ValueError:  # unbalanced brackets
         return False
     return all(host is not None and is_loopback(host) for host in hosts)

@@ -20,11 +20,12 @@ AppError                    500 internal_error
 The texts are ours. A provider's own text reaches a caller in ProviderRefused alone, with secrets removed.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar
+
+from app.models import ErrorMember, Problem
 
 PROBLEM_JSON = "application/problem+json"
 INTERNAL_ERROR = "Something went wrong here. The request id finds it in the logs."
@@ -90,16 +91,16 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
     """Return the error for what Pydantic found wrong: where and why, never what was sent.
 
     Args:
-        errors: Pydantic's or FastAPI's list of errors. The one furthest in is told: where a value may be of several
-            types, that is the type that was meant.
+        errors: Pydantic's or FastAPI's list of errors. The one with the longest path is shown: where a value may have
+            several types, it belongs to the type that was meant.
     """
-    told = max(errors, key=lambda error: len(error["loc"]))
-    # a part with a bracket is a type of Pydantic's, not a name
-    path = [str(part)[:64] for part in told["loc"] if part not in ("body", "query", "path") and "[" not in str(part)]
-    if told["type"] == "finite_number":
-        path = path[:1]  # further in, names may be the sender's own
+    shown = max(errors, key=lambda error: len(error["loc"]))
+    # A part with a bracket is a type of Pydantic's, not a name.
+    path = [str(part)[:64] for part in shown["loc"] if part not in ("body", "query", "path") and "[" not in str(part)]
+    if shown["type"] == "finite_number":
+        path = path[:1]  # deeper names may be the sender's own
     param = ".".join(path)
-    reason = told["msg"].removeprefix("Value error, ")
+    reason = shown["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{param}: {reason}" if param else reason, param=param or None)
 
 
@@ -178,17 +179,8 @@ class ProviderTimeout(ProviderError):
     status, code = 504, "provider_timeout"
 
 
-def error_member(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    """Return OpenAI's `error` object, as its SDKs read it from a body or from a stream's event."""
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        kind = "rate_limit_error"
-    else:
-        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    return {"message": message, "type": kind, "param": param, "code": code}
-
-
-def problem(status: int, code: str, message: str, param: str | None = None, *, request_id: str) -> dict[str, Any]:
-    """Return an error's body: problem details (RFC 9457) that are OpenAI's error too.
+def problem(status: int, code: str, message: str, param: str | None = None, *, request_id: str) -> Problem:
+    """Return an error's body.
 
     Args:
         status: the HTTP status, 400 to 599.
@@ -197,17 +189,21 @@ def problem(status: int, code: str, message: str, param: str | None = None, *, r
         param: the request field at fault.
         request_id: ties the body to the log line.
     """
-    return {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": message,
-        "instance": f"urn:request:{request_id}",
-        "error": error_member(status, code, message, param),
-    }
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return Problem(
+        type="about:blank",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=message,
+        instance=f"urn:request:{request_id}",
+        error=ErrorMember(message=message, type=kind, param=param, code=code),
+    )
 
 
 def error_event(error: AppError, request_id: str) -> bytes:
     """Return the server-sent event that ends a stream which has already begun, and the `[DONE]` after it."""
     body = problem(error.status, error.code, error.message, error.param, request_id=request_id)
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\ndata: [DONE]\n\n"
+    return b"data: " + body.model_dump_json().encode() + b"\n\ndata: [DONE]\n\n"

@@ -1,11 +1,10 @@
-"""The application: create_app() puts it together; `app` is what a server imports."""
+"""The application: create_app() puts it together; `app` is what an ASGI server imports."""
 
 import gc
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI
@@ -13,28 +12,28 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from app import own
-from app.callers import Caller, Keys
+from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
-from app.cors import CORS
-from app.draining import Drain
 from app.environment import load_settings, unknown_variables
+from app.http.application import App
+from app.http.cors import CORS
+from app.http.draining import Drain
+from app.http.problems import install_problem_handlers
 from app.llm.client import LLMClient
-from app.logs import configure_logs
-from app.metrics import Metrics
-from app.middleware import ALWAYS_ANSWERED, LastResort, Refusals, RequestContext
-from app.openapi import App
-from app.problems import install_problem_handlers
+from app.llm.upstreams import Upstreams
+from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
 from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
-from app.tracing import check_sdk
-
-if TYPE_CHECKING:
-    from app.jwt_auth import JwtAuth
+from app.telemetry.logs import configure_logs
+from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import check_sdk
 
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
+
+log = structlog.get_logger("app")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -44,10 +43,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: None loads them from all sources.
 
     Raises:
-        SettingsError: they are wrong.
+        SettingsError: the settings are wrong.
     """
     settings = settings or load_settings()
-    drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload waits for nobody
+    drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
     metrics = Metrics()
     docs = settings.api_docs or settings.dev
     app = App(
@@ -55,9 +54,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=settings.description,
         lifespan=lifespan,
         telemetry=_telemetry(settings),
-        redirect_slashes=False,  # behind a proxy that ends TLS, a redirect would send the key on in the clear
+        redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
-        routes=[*chat.router.routes, *embeddings.router.routes],  # not included: that would match each path twice
+        routes=[*chat.router.routes, *embeddings.router.routes],  # not by include_router, which matches each path twice
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
             Middleware(
@@ -68,20 +67,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 allow_headers=["*"],
                 expose_headers=EXPOSED_HEADERS,
             ),
-            Middleware(Refusals, drain=drain, max_in_flight=settings.max_in_flight),
-            Middleware(LastResort),
+            Middleware(LoadShedding, drain=drain, max_in_flight=settings.max_in_flight),
+            Middleware(ErrorBoundary),
             *own.middleware,
         ],
     )
+    upstreams = Upstreams(settings, metrics=metrics)
+    demos = frozenset(target.name for target in upstreams.targets.values() if target.adapter == "demo")
     app.state.settings = settings
     app.state.drain = drain
-    app.state.keys = Keys(settings.callers)
-    app.state.jwt_auth = _jwt_auth(settings)
-    app.state.metrics = metrics
-    app.state.llm = LLMClient(settings, metrics=metrics)
-    demos = frozenset(target.name for target in app.state.llm.targets.values() if target.way == "demo")
+    app.state.keys = CallerKeys(settings.callers)
+    app.state.jwt_auth = None
     app.state.anonymous = Caller("anonymous", demos, anonymous=True)
+    app.state.metrics = metrics
+    app.state.upstreams = upstreams
+    app.state.llm = LLMClient(upstreams)
     app.state.started_at = int(time.time())
+    if settings.auth.jwt:
+        from app.access.jwt_auth import JwtAuth
+
+        app.state.jwt_auth = JwtAuth(settings.auth.jwt)
     install_problem_handlers(app)
     for module in (models, health):
         app.include_router(module.router)
@@ -105,38 +110,28 @@ def _telemetry(settings: Settings) -> TelemetryConfig:
         "logs": False,
         "operation_spans": False,
         "auto_configure": True,
-        "exclude": lambda scope: scope["path"] in ALWAYS_ANSWERED,  # probes and scrapes
+        "exclude": lambda scope: scope["path"] in PROBES,
     }
 
 
-def _jwt_auth(settings: Settings) -> "JwtAuth | None":
-    if settings.auth.jwt is None:
-        return None
-    from app.jwt_auth import JwtAuth
-
-    return JwtAuth(settings.auth.jwt)
-
-
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: App) -> AsyncIterator[None]:
     """Open what the application needs while it runs, and warn of what is missing."""
     state = app.state
     configure_logs(state.settings)
-    log = structlog.get_logger("app")
     if unknown := unknown_variables():
         log.warning("unknown APP_ variables are ignored", names=unknown)
-    for target in state.llm.targets.values():
+    for target in state.upstreams.targets.values():
         if target.missing:
             log.warning("model is not configured", model=target.name, missing=target.missing)
-    await state.llm.start()
-    state.drain.install()
-    gc.freeze()  # what is here now stays: no collection need look at it
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        state.drain.uninstall()
-        await state.llm.close()
+    async with state.upstreams:
+        state.drain.install()
+        gc.freeze()  # what exists now lives until the end, so no garbage collection needs to look at it
+        try:
+            yield
+        finally:
+            gc.unfreeze()
+            state.drain.uninstall()
 
 
 try:

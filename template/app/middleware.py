@@ -1,4 +1,4 @@
-"""Pure ASGI middleware. From outside in: request context, CORS, refusals, last-resort error, then the team's own."""
+"""Pure ASGI middleware. From the outside in: RequestContext, CORS, LoadShedding, ErrorBoundary, then the team's own."""
 
 import asyncio
 import time
@@ -10,23 +10,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.draining import Drain
 from app.errors import AppError, Overloaded
-from app.exchange import Exchange, exchange_of
-from app.logs import where
-from app.metrics import Metrics
-from app.problems import problem_response
-from app.tracing import trace_id
+from app.http.draining import Drain
+from app.http.exchange import Exchange, exchange_of
+from app.http.problems import problem_response
+from app.telemetry.logs import exception_fields
+from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import trace_id
 
-ALWAYS_ANSWERED = ("/health", "/ready", "/metrics")
+PROBES = ("/health", "/ready", "/metrics")
+"""Paths that are answered even while the server is draining or overloaded."""
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's path, query and headers. The server itself takes any size."""
+"""Of a request's path, query and headers. The server itself has no bound."""
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
 
+log = structlog.get_logger("app.access")
+
 
 class RequestContext:
-    """Gives every request an id, a record, and one line in the log; knows what is in flight.
+    """Gives every request its Exchange, with an id, and writes one log line when it ends.
 
     Args:
         app: the application inside.
@@ -40,7 +43,6 @@ class RequestContext:
         self.drain = drain
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
-        self._log: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,16 +61,17 @@ class RequestContext:
             exchange.close()
             self.drain.leave(exchange)
             self.metrics.requests_in_flight.dec()
-            self._tell(scope, exchange, time.perf_counter() - started)
-            del scope["app.exchange"]  # it holds what holds the scope: without the circle, all goes at once
+            self._log_request(scope, exchange, time.perf_counter() - started)
+            del scope["app.exchange"]  # breaks a reference cycle, so that no garbage collection is needed
 
-    def _tell(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
-        record = exchange.record
+    def _log_request(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
+        totals = exchange.totals
         route = getattr(scope.get("route"), "path", "none")
         status = 499 if exchange.client_left else exchange.status
-        self.metrics.of(self.metrics.requests, route, status, record.model or "none").observe(seconds)
+        model = ("none", totals.models[0] if totals.models else "none", "several")[min(len(totals.models), 2)]
+        self.metrics.requests(route, status, model).observe(seconds)
         if exchange.client_left:
-            self.metrics.disconnects.labels(route).inc()
+            self.metrics.disconnects(route).inc()
         line: dict[str, Any] = {
             "method": scope["method"],
             "path": scope["path"][:256],
@@ -78,27 +81,27 @@ class RequestContext:
         }
         if trace := trace_id():
             line["trace_id"] = trace
-        if record.caller:
-            line["caller"] = record.caller
-        if record.model:
-            line["model"] = record.model
-            line["tokens_in"], line["tokens_out"] = record.prompt_tokens, record.completion_tokens
-        if len(record.path) > 1:
-            line["tried"] = record.path
+        if exchange.caller:
+            line["caller"] = exchange.caller
+        if totals.models:
+            line["model"] = ", ".join(totals.models)
+            line["tokens_in"], line["tokens_out"] = totals.prompt_tokens, totals.completion_tokens
+        if totals.calls > 1:
+            line["calls"] = totals.calls
+        if len(totals.tried) > totals.calls:  # a retry or a fallback
+            line["tried"] = totals.tried
         if exchange.error:
             line["error"] = exchange.error
-        if self._log is None:  # bound once: by now the logs are configured
-            self._log = structlog.get_logger("app.access").bind()
-        self._log.info("request", **line)
+        log.info("request", **line)
 
 
-class Refusals:
-    """Turns work away: while the server drains, while it has too much, and where a head or a body is too large.
+class LoadShedding:
+    """Rejects requests while the server is draining or overloaded (503), and oversized ones (431, 413).
 
     Args:
         app: the application inside.
-        drain: tells whether the server drains.
-        max_in_flight: most requests at once.
+        drain: tells whether the server is draining.
+        max_in_flight: how many requests may be in flight; the next one waits for `WAIT_FOR_PLACE`.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain, max_in_flight: int) -> None:
@@ -110,10 +113,10 @@ class Refusals:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        probe = scope["path"] in ALWAYS_ANSWERED
-        refusal = self._refusal(scope, probe=probe)
-        if refusal or probe:
-            await (problem_response(refusal, scope) if refusal else self.app)(scope, receive, send)
+        is_probe = scope["path"] in PROBES
+        rejection = self._rejection(scope, is_probe=is_probe)
+        if rejection or is_probe:
+            await (problem_response(rejection, scope) if rejection else self.app)(scope, receive, send)
             return
         if self.places.locked():
             try:
@@ -124,17 +127,17 @@ class Refusals:
                 await problem_response(overloaded, scope)(scope, receive, send)
                 return
         else:
-            await self.places.acquire()  # at once: no task switch
+            await self.places.acquire()  # returns at once, without a task switch
         try:
             await self.app(scope, receive, send)
         finally:
             self.places.release()
 
-    def _refusal(self, scope: Scope, *, probe: bool) -> AppError | HTTPException | None:
+    def _rejection(self, scope: Scope, *, is_probe: bool) -> AppError | HTTPException | None:
         head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))
         if head > MAX_HEAD_BYTES:
             return HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.")
-        if probe:
+        if is_probe:
             return None
         if self.drain.draining:
             return self.drain.error()
@@ -142,12 +145,11 @@ class Refusals:
         return exchange.too_large() if exchange.declares_too_much else None
 
 
-class LastResort:
-    """Answers what nothing else has answered: inside CORS and the request id, so that its 500 has both."""
+class ErrorBoundary:
+    """Turns unhandled exceptions into a 500 problem, inside RequestContext and CORS, so that it gets their headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.log = structlog.get_logger("app.errors")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -162,14 +164,14 @@ class LastResort:
             if exchange.status == 0:
                 await problem_response(exchange.aborted_by, scope)(scope, receive, send)
         except ClientDisconnect:
-            exchange.client_left = True  # before its body was whole
-        except (AppError, HTTPException) as error:  # in the team's own middleware
+            exchange.client_left = True  # before its body was complete
+        except (AppError, HTTPException) as error:  # raised by the team's own middleware
             if exchange.status == 0:
                 await problem_response(error, scope)(scope, receive, send)
             else:
                 raise
         except Exception as error:
-            self.log.error("unexpected", request_id=exchange.request_id, **where(error))
+            log.error("unexpected", request_id=exchange.request_id, **exception_fields(error))
             if exchange.status == 0:
                 await problem_response(AppError(), scope)(scope, receive, send)
             else:

@@ -1,7 +1,7 @@
-"""What crosses the wire: OpenAI's requests and answers.
+"""Requests and answers in OpenAI's terms.
 
-Typed here is what this service uses or bounds. Every other field is kept as it came and passed on: `extra="allow"`.
-Source: OpenAI's API reference, chat completions and embeddings.
+Only what this service uses or bounds is typed here. Every other field is kept as it came and passed on
+(`extra="allow"`). Source: OpenAI's API reference, chat completions and embeddings.
 """
 
 import re
@@ -14,18 +14,18 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[str, Field(max_length=1024)]
 
 ADDRESS = re.compile(r"(file(?=:/)|[a-z][a-z0-9+.-]*(?=://)):/*([^/?#]*)", re.IGNORECASE)
-NOT_OF_AN_ADDRESS = re.compile(r"^[\x00-\x20]+|[\t\r\n]+")
-"""What URL parsers leave out (WHATWG URL, section 4.4)."""
-SPOKEN = ("text", "thinking", "refusal")
-"""Members of a message's part that nobody takes for an address."""
+IGNORED_IN_ADDRESSES = re.compile(r"^[\x00-\x20]+|[\t\r\n]+")
+"""Characters that URL parsers remove (WHATWG URL, section 4.4)."""
+TEXT_FIELDS = ("text", "thinking", "refusal")
+"""Fields of a message's part that hold text, which nobody fetches as an address."""
 
-WHOLE = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
-"""Takes 1.0 for 1, as JSON Schema does. It stands last, else the bounds are lost to the schema."""
-Int = Annotated[int, WHOLE]
+AS_INTEGER = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
+"""Accepts 1.0 as 1, as JSON Schema does. It must be the last annotation, or the JSON schema loses the bounds."""
+Int = Annotated[int, AS_INTEGER]
 
 
 class Wire(BaseModel):
-    """Strict as JSON is: a bool is no number, a NaN is nothing, and 1e999 can't be passed on."""
+    """A part of a request. Strict: no bool as a number, no NaN, no infinity."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     __pydantic_extra__: dict[str, JsonValue]
@@ -44,13 +44,13 @@ class Part(Wire):
 
 
 def addresses(part: Any) -> Iterator[tuple[str, str]]:
-    """Yield scheme and host, in lower case, of every address in a message's part that someone may fetch."""
+    """Yield the scheme and host, in lower case, of every address in a message's part that a server may fetch."""
     if isinstance(part, str):
-        if found := ADDRESS.match(NOT_OF_AN_ADDRESS.sub("", part[:2048])):
+        if found := ADDRESS.match(IGNORED_IN_ADDRESSES.sub("", part[:2048])):
             yield found[1].lower(), found[2].lower()
     elif isinstance(part, dict):
         for name, value in part.items():
-            if name not in SPOKEN:
+            if name not in TEXT_FIELDS:
                 yield from addresses(value)
     elif isinstance(part, list):
         for value in part:
@@ -58,7 +58,7 @@ def addresses(part: Any) -> Iterator[tuple[str, str]]:
 
 
 def either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return JSON Schema for a condition that our own validators keep, for the OpenAPI page."""
+    """Return JSON Schema for a condition that a validator of ours checks, for the OpenAPI page."""
     return {"anyOf": [{"properties": one}, {"required": list(other), "properties": other}]}
 
 
@@ -100,11 +100,11 @@ class ChatRequest(Wire):
         default=None, ge=0, le=2, description="The shipped gpt-4o entry sends 0.7 if it is left out."
     )
     top_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: Annotated[int, Field(ge=1, le=16384), WHOLE] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1, le=16384), AS_INTEGER] | None = Field(
         default=None, description="The shipped gpt-4o entry sends 1024 if it is left out."
     )
-    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
-    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), AS_INTEGER] | None = None
+    n: Annotated[int, Field(ge=1, le=128), AS_INTEGER] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -119,7 +119,7 @@ class ChatRequest(Wire):
 
 
 class Answered(BaseModel):
-    """What a provider sent: whatever it has is kept."""
+    """A part of a provider's answer. Fields that are not named here are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -193,7 +193,7 @@ class EmbeddingRequest(Wire):
         | Annotated[list[list[Int]], Field(min_length=1, max_length=2048)]
     )
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1, le=65536), WHOLE] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=65536), AS_INTEGER] | None = None
     user: str | None = Field(default=None, max_length=512)
 
 
@@ -223,7 +223,7 @@ class ModelList(BaseModel):
 
 
 class ErrorMember(BaseModel):
-    """OpenAI's error."""
+    """OpenAI's error object, as its SDKs read it from a body or from a stream's event."""
 
     message: str
     type: str
@@ -232,7 +232,7 @@ class ErrorMember(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error's body: problem details (RFC 9457) with OpenAI's error in it."""
+    """Every error's body: problem details (RFC 9457) with OpenAI's error object in it."""
 
     type: str
     title: str

@@ -1,4 +1,4 @@
-"""Yours: your routers and your middleware. The template's updates never touch this file."""
+"""Yours: your routers and your middleware. The template's updates never change this file."""
 
 from fastapi import APIRouter
 from starlette.middleware import Middleware
@@ -7,4 +7,4 @@ routers: list[APIRouter] = []
 """Included after the service's own routes."""
 
 middleware: list[Middleware] = []
-"""The first is the outermost; all stand inside the service's own."""
+"""The first one wraps the others. The service's own middleware wraps them all."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from app.callers import hash_key
+from app.access.callers import hash_key
 from tests.faults import Fault
 from tests.serving import free_port
 from tests.stub import Behaviour, Stub

@@ -17,11 +17,12 @@ import httpx2
 import pytest
 from pydantic import ValidationError
 
-from app.callers import Keys, hash_key
+from app.access.callers import CallerKeys, hash_key
 from app.config import CallerEntry, ModelEntry, Settings
 from app.errors import AppError
 from app.llm.client import LLMClient
 from app.llm.targets import DIRECT, SINGLE_KEY
+from app.llm.upstreams import Upstreams
 from app.main import create_app
 from tests.serving import serve
 from tests.stub import TEXT, Behaviour, Stub
@@ -130,8 +131,8 @@ def test_a_key_ends_on_its_day_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def known(now: str) -> set[str]:
         clock = SimpleNamespace(now=lambda zone: datetime.fromisoformat(now).astimezone(zone))
-        monkeypatch.setattr("app.callers.datetime", clock)
-        return {key for key in ("first", "ends", "stays", "another") if Keys(table).find(key)}
+        monkeypatch.setattr("app.access.callers.datetime", clock)
+        return {key for key in ("first", "ends", "stays", "another") if CallerKeys(table).find(key)}
 
     assert known("2027-01-30T23:59:59+00:00") == {"first", "ends", "stays"}
     assert known("2027-01-31T00:00:00+00:00") == {"first", "stays"}
@@ -312,9 +313,9 @@ def ask(table: dict[str, Any], **fields: Any) -> None:
 
     async def ask_all() -> None:
         entries = {name: ModelEntry(**entry) for name, entry in table.items()}
-        llm = LLMClient(Settings(models=entries, default_model=next(iter(entries)), retries=0))
-        await llm.start()
-        try:
+        settings = Settings(models=entries, default_model=next(iter(entries)), retries=0)
+        async with Upstreams(settings) as upstreams:
+            llm = LLMClient(upstreams)
             for name in entries:
                 with contextlib.suppress(AppError):
                     await llm.complete(model=name, messages=HELLO, **fields)
@@ -323,8 +324,6 @@ def ask(table: dict[str, Any], **fields: Any) -> None:
                         pass
                 with contextlib.suppress(AppError):
                     await llm.embed("Hello", model=name, **fields)
-        finally:
-            await llm.close()
 
     asyncio.run(ask_all())
 

@@ -13,6 +13,7 @@ import pytest
 from app.config import ModelEntry, Settings
 from app.errors import AppError, InvalidRequest
 from app.llm.client import LLMClient
+from app.llm.upstreams import Upstreams
 from app.models import addresses
 from tests.stub import TEXT, Stub
 
@@ -85,12 +86,8 @@ def ask(stub: Stub, upstream: str, part: dict[str, Any], *image_hosts: str) -> s
     settings = Settings(models={"m": ModelEntry(**entry)}, default_model="m", retries=0, image_hosts=list(image_hosts))
 
     async def complete() -> str | None:
-        llm = LLMClient(settings)
-        await llm.start()
-        try:
-            return (await llm.complete(messages=[{"role": "user", "content": [part]}])).content
-        finally:
-            await llm.close()
+        async with Upstreams(settings) as upstreams:
+            return (await LLMClient(upstreams).complete(messages=[{"role": "user", "content": [part]}])).content
 
     return asyncio.run(complete())
 

@@ -15,12 +15,12 @@ from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from app.access.jwt_auth import JwtAuth
 from app.config import JwtSettings, ModelEntry, Settings
 from app.dependencies import is_local
 from app.errors import AppError, ProviderError
-from app.jwt_auth import JwtAuth
 from app.llm.failures import provider_failure, redact, retry_after
-from app.llm.relay import Relay, StreamWatch
+from app.llm.relay import Relay, StreamState
 from app.llm.sse import Events, event_data
 from app.main import create_app
 from app.models import ChatRequest, EmbeddingRequest, addresses
@@ -148,8 +148,8 @@ def upstream_streams(draw: st.DrawFn) -> tuple[bytes, int, bool]:
 
 def relayed(packets: list[bytes], choices: int, *, wants_usage: bool) -> dict[str, Any]:
     """Return what a client gets, and what is known of the stream at its end."""
-    watch = StreamWatch(choices, wants_usage=wants_usage)
-    relay = Relay("m", watch)
+    state = StreamState(choices, wants_usage=wants_usage)
+    relay = Relay("m", state)
     out = b""
     for packet in [*packets, b""]:
         if not relay.ended:
@@ -158,9 +158,9 @@ def relayed(packets: list[bytes], choices: int, *, wants_usage: bool) -> dict[st
     return {
         "events": interpreted(out),
         "failure": relay.failure and relay.failure.message,
-        "usage": watch.usage,
-        "finish_reasons": watch.finish_reasons,
-        "chunks": watch.chunks,
+        "usage": state.usage,
+        "finish_reasons": state.finish_reasons,
+        "chunks": state.chunks,
     }
 
 

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from starlette.testclient import TestClient
 
-from app import jwt_auth
-from app.callers import Caller, hash_key
+from app.access import jwt_auth
+from app.access.callers import Caller, hash_key
+from app.access.jwt_auth import JwtAuth
 from app.config import JwtSettings, Settings
 from app.errors import AuthUnavailable, Unauthorized
-from app.jwt_auth import JwtAuth
 from app.main import create_app
 from tests.wire import CHAT, HELLO
 

@@ -14,15 +14,15 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from app import limits
-from app.callers import Caller, hash_key
+from app.access import limits
+from app.access.callers import Caller, hash_key
+from app.access.limits import Limiter
+from app.access.process_storage import ProcessStorage
 from app.config import Limits, ModelEntry, Settings
 from app.errors import RateLimited
-from app.limits import Limiter
 from app.llm.client import LLMClient
-from app.llm.targets import resolve
-from app.metrics import Metrics
-from app.process_storage import ProcessStorage
+from app.llm.upstreams import Upstreams
+from app.telemetry.metrics import Metrics
 from tests.conftest import Serve
 from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
 from tests.wire import CHAT, HELLO, Call
@@ -138,8 +138,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Time that a test moves by hand."""
     clock = SimpleNamespace(now=1_800_000_000.7, monotonic=time.monotonic)
     clock.time = lambda: clock.now
-    monkeypatch.setattr("app.limits.time", clock)
-    monkeypatch.setattr("app.process_storage.time", clock)
+    monkeypatch.setattr("app.access.limits.time", clock)
+    monkeypatch.setattr("app.access.process_storage.time", clock)
     return clock
 
 
@@ -206,11 +206,11 @@ def test_reserved_is_what_a_call_may_take_at_the_most(fields: dict[str, Any], re
         }
     )
     fields = {"model": "gpt-4o"} | ({} if "input" in fields else {"messages": HELLO}) | fields
-    target = resolve(fields["model"], settings.models[fields["model"]], {})
+    entry = settings.models[fields["model"]]
     caller = Caller("test", limits=Limits(tokens_per_minute=9000))
 
     async def admitted() -> int:
-        async with Limiter(settings, Metrics()).admit(caller, target, fields) as admission:
+        async with Limiter(settings, Metrics()).admit(caller, fields["model"], entry, fields) as admission:
             return 9000 - int(admission.headers["x-ratelimit-remaining-tokens"])
 
     assert reserved <= asyncio.run(admitted()) <= reserved + 40
@@ -307,15 +307,12 @@ def test_the_application_s_own_calls_are_bound_by_the_models_limits_alone(stub: 
     entry = ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1", requests_per_minute=2)
 
     async def calls() -> None:
-        llm = LLMClient(Settings(models={"m": entry}, default_model="m"))
-        await llm.start()
-        try:
+        async with Upstreams(Settings(models={"m": entry}, default_model="m")) as upstreams:
+            llm = LLMClient(upstreams)
             for _ in range(2):
                 await llm.complete(messages=HELLO)
             with pytest.raises(RateLimited, match="This model has reached"):
                 await llm.complete(messages=HELLO)
-        finally:
-            await llm.close()
 
     asyncio.run(calls())
 
@@ -402,7 +399,7 @@ def test_a_request_waits_a_moment_for_its_place(served: Callable[..., Served], s
 # A storage that is shared, and fails.
 
 SHARED = "async+valkey://127.0.0.1:{port}"
-FAILS = "limit storage fails: each process counts alone"
+FAILS = "limit storage fails: each process counts for itself"
 
 
 @pytest.fixture
@@ -436,7 +433,7 @@ def test_while_the_storage_fails_each_process_counts_alone(
     assert waited < 5, "30 calls wait for the storage together, not one after another"
     ready = httpx2.get(f"{server.url}/ready")
     assert ready.status_code == 200
-    assert ready.json()["degraded"] == ["The limit storage does not answer: each process counts alone."]
+    assert ready.json()["degraded"] == ["The limit storage does not answer: each process counts for itself."]
     assert server.metric("limit_storage_up") == 0
     assert [line["event"] for line in lines if line["log_level"] == "error"] == [FAILS]
 
@@ -482,9 +479,10 @@ def limited(settings: Settings | None = None, **given: int) -> tuple[Limiter, Ca
     """Return a limiter with a shared storage, and what admits a call of its one caller."""
     settings = settings or Settings(models={"demo": ModelEntry(upstream="demo/echo")}, default_model="demo")
     limiter = Limiter(settings.model_copy(update={"limit_storage": "async+valkey://host"}), Metrics())
-    target = resolve("demo", settings.models["demo"], {})
     caller = Caller("test", limits=Limits(**given))
-    return limiter, lambda: limiter.admit(caller, target, {"messages": HELLO, "max_tokens": 500})
+    return limiter, lambda: limiter.admit(
+        caller, "demo", settings.models["demo"], {"messages": HELLO, "max_tokens": 500}
+    )
 
 
 def test_the_storage_heals_by_itself(served: Callable[..., Served], shared: Shared) -> None:
@@ -552,7 +550,7 @@ def test_a_cancelled_wait_for_the_storage_leaves_nothing_behind(stalled: int) ->
         settings = Settings(models={"demo": ModelEntry(upstream="demo/echo")}, default_model="demo")
         limiter = Limiter(settings.model_copy(update={"limit_storage": SHARED.format(port=stalled)}), Metrics())
         caller = Caller("test", limits=Limits(requests_per_minute=5, max_in_flight=1))
-        admission = limiter.admit(caller, resolve("demo", settings.models["demo"], {}), {"messages": HELLO})
+        admission = limiter.admit(caller, "demo", settings.models["demo"], {"messages": HELLO})
         before = len(asyncio.all_tasks())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.05):

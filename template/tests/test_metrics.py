@@ -8,8 +8,8 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import app.llm.cooldowns
-from app.callers import hash_key
+import app.llm.circuit_breaker
+from app.access.callers import hash_key
 from app.config import Settings
 from app.main import create_app
 from tests import session
@@ -70,7 +70,7 @@ def test_calls_in_flight_are_counted_while_they_last(
 def test_a_model_that_cools_down_is_shown_until_it_answers(
     settings: MakeSettings, serve: Serve, stub: Stub, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app.llm.cooldowns, "SECONDS", 0.1)
+    monkeypatch.setattr(app.llm.circuit_breaker, "SECONDS", 0.1)
     at_stub = {"upstream": "gpt-4o", "api_base": f"{stub.url}/v1"}
     models = {"gpt-4o": at_stub | {"fallbacks": ["demo"]}, "demo": {"upstream": "demo/echo"}}
     url = serve(settings(models=models))
@@ -80,10 +80,10 @@ def test_a_model_that_cools_down_is_shown_until_it_answers(
             assert call.status == 200
 
     stub.default = Behaviour(status=500)
-    for failed in range(1, app.llm.cooldowns.FAILURES + 1):
+    for failed in range(1, app.llm.circuit_breaker.FAILURES + 1):
         ask()
-        assert number(url, "llm_model_cooling", "gpt-4o") == (failed == app.llm.cooldowns.FAILURES)
-    assert number(url, "llm_fallbacks_total", "gpt-4o") == app.llm.cooldowns.FAILURES
+        assert number(url, "llm_model_cooling", "gpt-4o") == (failed == app.llm.circuit_breaker.FAILURES)
+    assert number(url, "llm_fallbacks_total", "gpt-4o") == app.llm.circuit_breaker.FAILURES
     stub.default = Behaviour()
     time.sleep(0.2)
     ask()

@@ -23,10 +23,11 @@ from app import own
 from app.config import ModelEntry, Settings
 from app.dependencies import LLM, get_llm
 from app.errors import InvalidRequest, ProviderError, ProviderRateLimited
+from app.http.routing import BytesRoute
 from app.llm.client import LLMClient
+from app.llm.upstreams import Upstreams
 from app.main import create_app
 from app.models import ChatChunk, ChatResponse, EmbeddingResponse
-from app.routing import BytesRoute
 from tests.conftest import MakeSettings
 from tests.fakes import FakeLLM
 from tests.serving import PROJECT, serve
@@ -108,10 +109,8 @@ async def llm() -> AsyncIterator[LLMClient]:
             "anthropic": ModelEntry(upstream="anthropic/claude-sonnet-4-5", api_base=stub.url),
             "demo": ModelEntry(upstream="demo/echo"),
         }
-        llm = LLMClient(Settings(models=models, default_model="direct", retries=0))
-        await llm.start()
-        yield llm
-        await llm.close()
+        async with Upstreams(Settings(models=models, default_model="direct", retries=0)) as upstreams:
+            yield LLMClient(upstreams)
 
 
 @pytest.mark.anyio
@@ -156,11 +155,9 @@ async def test_embed_returns_an_embedding_response(llm: LLMClient, way: str) -> 
 async def test_an_answer_that_is_not_openais_is_an_error_of_the_provider(stub: Stub) -> None:
     stub.queue(Behaviour(body=b'{"choices": [{"message": {"content": "Hello"}}]}'))  # no id, no model
     models = {"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1")}
-    llm = LLMClient(Settings(models=models, default_model="m", retries=0))
-    await llm.start()
-    with pytest.raises(ProviderError, match="can't be read"):
-        await llm.complete(messages=MESSAGES)
-    await llm.close()
+    async with Upstreams(Settings(models=models, default_model="m", retries=0)) as upstreams:
+        with pytest.raises(ProviderError, match="can't be read"):
+            await LLMClient(upstreams).complete(messages=MESSAGES)
 
 
 @pytest.mark.anyio

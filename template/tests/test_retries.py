@@ -13,8 +13,8 @@ import pytest
 import structlog
 
 from app.errors import ProviderError
-from app.llm import attempts, cooldowns, failures
-from app.llm.cooldowns import Cooldowns
+from app.llm import circuit_breaker, failures, retries
+from app.llm.circuit_breaker import CircuitBreakers
 from tests.running import Ask, request_line, row, running
 from tests.stub import TEXT, Behaviour, Stub
 from tests.wire import Call, chunks_of, text_of
@@ -29,7 +29,7 @@ Start = Callable[..., Ask]
 
 @pytest.fixture(autouse=True)
 def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -156,16 +156,16 @@ def test_nothing_is_tried_again_after_the_first_byte(ask: Ask, provider: Stub, w
 
 
 def test_pauses_double_up_to_a_limit_and_each_is_up_to_half_shorter_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.4)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.4)
     for attempt, longest in enumerate([0.4, 0.8, 1.6, 3.2, 5, 5]):
-        pauses = [attempts.pause_after(ProviderError("It failed."), attempt) or 0 for _ in range(200)]
+        pauses = [retries.pause_after(ProviderError("It failed."), attempt) or 0 for _ in range(200)]
         assert longest / 2 <= min(pauses) < longest * 0.6
         assert longest * 0.9 < max(pauses) <= longest
 
 
 @ways
 def test_a_retry_waits(ask: Ask, provider: Stub, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.4)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.4)
     provider.queue(Behaviour(status=500))
     call = ask(way)
     assert seconds_between_two_requests(provider) >= 0.2
@@ -399,49 +399,49 @@ class Now:
 
 
 def test_a_model_is_left_alone_after_failures_in_a_row() -> None:
-    models = Cooldowns(Now())
-    for _ in range(cooldowns.FAILURES):
-        assert not models.cooling("a")
+    models = CircuitBreakers(Now())
+    for _ in range(circuit_breaker.FAILURES):
+        assert models.lets_through("a")
         models.failed("a")
-    assert models.cooling("a")
-    assert not models.cooling("b")
+    assert not models.lets_through("a")
+    assert models.lets_through("b")
 
 
 def test_an_answer_ends_the_row_of_failures() -> None:
-    models = Cooldowns(Now())
-    for _ in range(cooldowns.FAILURES - 1):
+    models = CircuitBreakers(Now())
+    for _ in range(circuit_breaker.FAILURES - 1):
         models.failed("a")
-    models.answered("a")
+    models.succeeded("a")
     models.failed("a")
-    assert not models.cooling("a")
+    assert models.lets_through("a")
 
 
 def test_one_probe_at_a_time_brings_a_model_back() -> None:
     now = Now()
-    models = Cooldowns(now)
-    for _ in range(cooldowns.FAILURES):
+    models = CircuitBreakers(now)
+    for _ in range(circuit_breaker.FAILURES):
         models.failed("a")
-    now.seconds += cooldowns.SECONDS - 1
-    assert models.cooling("a")
+    now.seconds += circuit_breaker.SECONDS - 1
+    assert not models.lets_through("a")
     now.seconds += 1
-    assert [models.cooling("a") for _ in range(3)] == [False, True, True]
+    assert [models.lets_through("a") for _ in range(3)] == [True, False, False]
     models.failed("a")
-    assert models.cooling("a"), "the probe has failed"
-    now.seconds += cooldowns.SECONDS
-    assert not models.cooling("a")
-    models.answered("a")
-    assert [models.cooling("a") for _ in range(3)] == [False, False, False]
+    assert not models.lets_through("a"), "the probe has failed"
+    now.seconds += circuit_breaker.SECONDS
+    assert models.lets_through("a")
+    models.succeeded("a")
+    assert [models.lets_through("a") for _ in range(3)] == [True, True, True]
 
 
 def test_a_model_that_keeps_failing_is_skipped_until_a_probe_is_answered(
     start: Start, stub: Stub, second: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cooldowns, "SECONDS", 0.3)
+    monkeypatch.setattr(circuit_breaker, "SECONDS", 0.3)
     ask = start({"a": row(stub, fallbacks=["b"]), "b": row(second)})
     stub.default = Behaviour(status=503)
     for _ in range(5):
         assert text(ask("a")) == TEXT
-    assert len(stub.requests) == cooldowns.FAILURES
+    assert len(stub.requests) == circuit_breaker.FAILURES
     stub.default = Behaviour()
     time.sleep(0.3)
     assert [ask("a").headers["x-model"] for _ in range(3)] == ["a", "a", "a"]
@@ -450,7 +450,7 @@ def test_a_model_that_keeps_failing_is_skipped_until_a_probe_is_answered(
 def test_a_model_without_fallbacks_is_never_skipped(start: Start, stub: Stub) -> None:
     ask = start({"a": row(stub)})
     stub.default = Behaviour(status=503)
-    for _ in range(cooldowns.FAILURES + 2):
+    for _ in range(circuit_breaker.FAILURES + 2):
         assert ask("a").status == 502
     stub.default = Behaviour()
     assert text(ask("a")) == TEXT
@@ -459,9 +459,9 @@ def test_a_model_without_fallbacks_is_never_skipped(start: Start, stub: Stub) ->
 def test_when_all_are_left_alone_all_are_tried(start: Start, stub: Stub, second: Stub) -> None:
     ask = start({"a": row(stub, fallbacks=["b"]), "b": row(second)})
     stub.default = second.default = Behaviour(status=503)
-    for _ in range(cooldowns.FAILURES + 1):
+    for _ in range(circuit_breaker.FAILURES + 1):
         assert ask("a").status == 502
-    assert [len(provider.requests) for provider in (stub, second)] == [cooldowns.FAILURES + 1] * 2
+    assert [len(provider.requests) for provider in (stub, second)] == [circuit_breaker.FAILURES + 1] * 2
     second.default = Behaviour()
     assert ask("a").headers["x-model"] == "b"
 
@@ -469,14 +469,14 @@ def test_when_all_are_left_alone_all_are_tried(start: Start, stub: Stub, second:
 def test_a_fallback_that_was_not_needed_has_not_been_probed(
     start: Start, stub: Stub, second: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cooldowns, "SECONDS", 0.3)
+    monkeypatch.setattr(circuit_breaker, "SECONDS", 0.3)
     ask = start({"a": row(stub, fallbacks=["b"]), "b": row(second)})
     stub.default = second.default = Behaviour(status=503)
-    for _ in range(cooldowns.FAILURES):
+    for _ in range(circuit_breaker.FAILURES):
         assert ask("a").status == 502
     stub.default = second.default = Behaviour()
     time.sleep(0.3)
-    monkeypatch.setattr(cooldowns, "SECONDS", 60.0)
+    monkeypatch.setattr(circuit_breaker, "SECONDS", 60.0)
     assert ask("a").headers["x-model"] == "a"
     stub.default = Behaviour(status=503)
     assert ask("a").headers["x-model"] == "b"

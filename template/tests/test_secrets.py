@@ -59,7 +59,7 @@ def test_no_secret_and_no_prompt_comes_out_whatever_fails(
     monkeypatch.setattr(logging.getLogger("httpx2"), "disabled", True)  # the test's own client
     settings = Settings(**leaks.settings(stub) | {"log_format": log_format})
     app = create_app(settings)
-    assert CANARY not in f"{settings!r} {app.state.llm.targets!r}"
+    assert CANARY not in f"{settings!r} {app.state.upstreams.targets!r}"
     with serve(app) as url:
         while httpx2.get(f"{url}/ready").status_code != 200:
             time.sleep(0.1)

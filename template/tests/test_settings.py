@@ -15,10 +15,10 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from app.callers import hash_key
+from app.access.callers import hash_key
 from app.config import ModelEntry, Settings, SettingsError
 from app.environment import load_settings
-from app.llm.client import LLMClient
+from app.llm.upstreams import Upstreams
 from app.main import create_app
 from tests.serving import PROJECT, Process
 from tests.stub import Stub
@@ -308,7 +308,7 @@ def test_a_password_in_a_setting_is_in_no_repr() -> None:
 def test_a_provider_key_is_in_no_repr() -> None:
     os.environ["OPENAI_API_KEY"] = CANARY
     os.environ["HTTPS_PROXY"] = f"http://me:{CANARY}@proxy"
-    target = LLMClient(load_settings()).targets["gpt-4o"]
+    target = Upstreams(load_settings()).targets["gpt-4o"]
     assert target.key == CANARY
     assert target.proxy
     assert CANARY in target.proxy

@@ -5,18 +5,21 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 
-from app import event_stream
-from app.config import Settings
+from app.config import ModelEntry, Settings, Timeouts
 from app.errors import Draining, ProviderTimeout
-from app.exchange import Exchange
+from app.http import event_stream
+from app.http.exchange import Exchange
 from app.llm import direct
-from app.llm.clock import Watchdog
+from app.llm.call import Call as ModelCall
+from app.llm.client import OpenStream
+from app.llm.deadlines import Deadlines, Watchdog
+from app.llm.targets import resolve
 from app.main import create_app
 from tests.serving import Backend, serve
 from tests.stub import TEXT, Behaviour, Stub
@@ -70,7 +73,7 @@ def running(key: str, **timeouts: float) -> Iterator[Server]:
         }
         app = create_app(Settings(**given))
         with serve(app) as url:
-            while app.state.llm.failing():
+            while app.state.upstreams.failing():
                 time.sleep(0.05)
             yield Server(url, key, stub)
 
@@ -368,6 +371,14 @@ def test_a_stream_that_goes_on_has_no_pings(server: Server, way: str, monkeypatc
         assert ": ping" not in list(call.events)
 
 
+@asynccontextmanager
+async def opened(body: Callable[[], AsyncGenerator[bytes, None]]) -> AsyncIterator[OpenStream]:
+    """Open a stream of the demo model that says what `body` yields."""
+    call = ModelCall("chat", resolve("demo", ModelEntry(upstream="demo/echo"), {}), {}, Deadlines(Timeouts()))
+    async with aclosing(body()) as packets:
+        yield OpenStream(call, await anext(packets), packets)
+
+
 @pytest.mark.parametrize("turns", range(6))
 def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The timer fires, the ping starts the response, and the error comes in turns of the loop next to each other."""
@@ -392,7 +403,7 @@ def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkey
         scope: dict[str, Any] = {"type": "http", "headers": []}
         scope["app.exchange"] = Exchange(scope, receive, send, 1000)
         try:
-            await event_stream.EventStream(body(), {})(scope, receive, send)
+            await event_stream.EventStream(opened(body))(scope, receive, send)
         except ProviderTimeout:
             return True, sent
         finally:
@@ -432,7 +443,7 @@ def test_an_end_that_was_never_sent_is_followed_by_an_error() -> None:
 
         scope: dict[str, Any] = {"type": "http", "headers": []}
         exchange = scope["app.exchange"] = Exchange(scope, receive, send, 1000)
-        await event_stream.EventStream(body(), {})(scope, receive, send)
+        await event_stream.EventStream(opened(body))(scope, receive, send)
         return sent
 
     *_, error, end = asyncio.run(aborted())
@@ -459,7 +470,7 @@ def test_a_stream_that_is_cancelled_before_its_first_step_leaves_no_timer(monkey
 
         scope: dict[str, Any] = {"type": "http", "headers": []}
         scope["app.exchange"] = Exchange(scope, receive, send, 1000)
-        request = asyncio.create_task(event_stream.EventStream(body(), {})(scope, receive, send))
+        request = asyncio.create_task(event_stream.EventStream(opened(body))(scope, receive, send))
         await asyncio.sleep(0)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)

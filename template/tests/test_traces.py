@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-import app.tracing
+import app.telemetry.tracing
 from app.config import SettingsError
 from app.main import create_app
 from tests.collector import Collector, Seen
@@ -232,6 +232,6 @@ def test_without_telemetry_nothing_of_the_sdk_is_imported(stub: Stub, key: str, 
 
 
 def test_telemetry_without_the_sdk_says_how_to_get_it(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.tracing, "find_spec", lambda _: None)
+    monkeypatch.setattr(app.telemetry.tracing, "find_spec", lambda _: None)
     with pytest.raises(SettingsError, match="uv sync --extra telemetry"):
         create_app(settings(telemetry=True))

@@ -88,7 +88,7 @@ def test_a_storage_that_fails_stops_nothing_and_is_used_again(valkey: Valkey, nu
                 valkey.fail(number)
                 await until(lambda: readiness(client, servers), [(200, True)] * 2)
                 during = await ask_all_at_once(client, servers, "during", 400)
-                assert during.statuses == {200: 200, 429: 200}, "each process counts alone"
+                assert during.statuses == {200: 200, 429: 200}, "each process counts for itself"
                 assert during.slowest < SOON
 
                 valkey.heal()

@@ -1,97 +1,69 @@
 """LLMClient: one interface to every model of the table."""
 
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
-from app.callers import Caller
-from app.config import Settings
-from app.errors import InvalidRequest, ModelNotFound, ProviderError, invalid_request
-from app.limits import Limiter, estimate
-from app.llm.attempts import Attempts
-from app.llm.clock import Clock
-from app.llm.demo import Demo
-from app.llm.direct import Direct
+from app.access.callers import Caller
+from app.errors import InvalidRequest, ModelNotFound, invalid_request
+from app.llm.accounting import tokens
+from app.llm.adapter import Adapter
+from app.llm.call import Answer, Call, CallTotals, Operation
+from app.llm.deadlines import Deadlines
 from app.llm.failures import unreadable
-from app.llm.record import CallRecord
-from app.llm.relay import StreamWatch
+from app.llm.relay import StreamState
 from app.llm.sse import Events, event_data
 from app.llm.structured import M, parse
-from app.llm.targets import Target, resolve
-from app.llm.via_litellm import ViaLiteLLM
-from app.llm.ways import Way
-from app.metrics import Metrics
+from app.llm.targets import Target
+from app.llm.upstreams import Upstreams
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
-from app.tracing import Current, Tracing
+from app.telemetry.tracing import Span, current
 
-A = TypeVar("A", ChatResponse, ChatChunk, EmbeddingResponse)
-UNTRACED: AbstractContextManager[Current] = nullcontext(nullcontext)
+Messages = Sequence[Message | dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """A stream whose first event has arrived.
+
+    Attributes:
+        call: the call; its `headers` are complete.
+        first: the first packet: one or more whole events.
+        packets: those that follow, `[DONE]` last.
+    """
+
+    call: Call
+    first: bytes
+    packets: AsyncGenerator[bytes, None]
 
 
 class LLMClient:
-    """Answers chat completions and embeddings from the models of the table.
-
-    Retries and fallbacks live here and nowhere else. One client serves the whole application; `for_caller` gives
-    an endpoint its own view of it.
+    """Answers chat completions and embeddings from the models of the table, for one caller.
 
     Args:
-        settings: the model table, time limits and retries.
-        environ: where provider keys are looked up.
-        metrics: told of every call; None makes some that nobody reads.
+        upstreams: the models.
+        caller: who calls; None is the application itself, which only the models' limits bind.
+        totals: each call is added to it when it ends; None keeps nothing.
     """
 
-    def __init__(
-        self, settings: Settings, environ: Mapping[str, str] = os.environ, metrics: Metrics | None = None
-    ) -> None:
-        self.settings = settings
-        self.targets = {name: resolve(name, entry, environ) for name, entry in settings.models.items()}
-        makers: dict[str, Callable[[], Way]] = {
-            "direct": lambda: Direct(settings.timeouts, traced=settings.telemetry),
-            "litellm": lambda: ViaLiteLLM(settings.timeouts, settings.image_hosts, traced=settings.telemetry),
-            "demo": Demo,
-        }
-        self._ways = {way: makers[way]() for way in {target.way for target in self.targets.values()}}
-        self.metrics = metrics or Metrics()
-        self._tracing = Tracing() if settings.telemetry else None
-        self.limiter = Limiter(settings, self.metrics)
-        self._attempts = Attempts(self.targets, settings.retries, self.metrics)
-        self.caller: Caller | None = None
-        self.record = CallRecord()
-
-    async def start(self) -> None:
-        """Open what the ways need; LiteLLM goes on loading in a thread."""
-        for way in self._ways.values():
-            await way.start()
-
-    async def close(self) -> None:
-        """Close every connection."""
-        for way in self._ways.values():
-            await way.close()
-
-    def failing(self) -> list[str]:
-        """Return what is not ready yet, one sentence each."""
-        litellm = self._ways.get("litellm")
-        return ["LiteLLM is not loaded."] if isinstance(litellm, ViaLiteLLM) and not litellm.ready else []
-
-    def for_caller(self, caller: Caller | None, record: CallRecord) -> "LLMClient":
-        """Return this client as one caller may use it; `record` is told what the calls were."""
-        client = object.__new__(LLMClient)
-        client.__dict__.update(self.__dict__)
-        client.caller, client.record = caller, record
-        return client
+    def __init__(self, upstreams: Upstreams, caller: Caller | None = None, totals: CallTotals | None = None) -> None:
+        self._upstreams = upstreams
+        self._retries = upstreams.retries
+        self._caller = caller
+        self._totals = totals
 
     def usable(self) -> list[Target]:
         """Return the models that this caller may use."""
-        return [t for t in self.targets.values() if self.caller is None or self.caller.may_use(t.name)]
+        targets = self._upstreams.targets.values()
+        return [target for target in targets if self._caller is None or self._caller.may_use(target.name)]
 
-    async def complete(
-        self, *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
-    ) -> ChatResponse:
+    async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
         """Return a whole chat completion.
 
         Args:
@@ -100,26 +72,22 @@ class LLMClient:
             **fields: any other field of OpenAI's request.
 
         Raises:
-            AppError: as the table of errors says.
+            AppError: as the table of errors says (app/errors.py).
         """
-        request = _request(ChatRequest, model=model, messages=list(messages), **fields)
-        return self._typed(ChatResponse, await self._complete(request))
+        answer = await self._ask(model=model, messages=list(messages), **fields)
+        return _typed(ChatResponse, answer.body, answer.call)
 
-    async def stream(
-        self, *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
-    ) -> AsyncIterator[ChatChunk]:
+    async def stream(self, *, messages: Messages, model: str | None = None, **fields: Any) -> AsyncIterator[ChatChunk]:
         """Yield a chat completion's chunks; arguments and errors as in `complete`."""
         request = _request(ChatRequest, model=model, messages=list(messages), **fields)
-        async with aclosing(self.events(request)) as packets:
-            async for packet in packets:
-                for event in Events().feed(packet):
-                    data = event_data(event)
-                    if data and data.strip() != b"[DONE]":
-                        yield self._typed(ChatChunk, from_json(data))
+        async with self.open_stream(request) as stream:
+            for chunk in _chunks(stream.first, stream.call):
+                yield chunk
+            async for packet in stream.packets:
+                for chunk in _chunks(packet, stream.call):
+                    yield chunk
 
-    async def parse(
-        self, kind: type[M], *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
-    ) -> M:
+    async def parse(self, kind: type[M], *, messages: Messages, model: str | None = None, **fields: Any) -> M:
         """Return an answer as a validated Pydantic object.
 
         Args:
@@ -132,140 +100,91 @@ class LLMClient:
             ProviderError: the model's text does not fit `kind`, after one repair.
             AppError: as in `complete`.
         """
-        return await parse(self, kind, messages, model, **fields)
+        return await parse(partial(self._ask, model=model, **fields), kind, messages)
 
     async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
         """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
         given = texts if isinstance(texts, str) else list(texts)
-        request = _request(EmbeddingRequest, model=model, input=given, **fields)
-        return self._typed(EmbeddingResponse, await self._embed(request))
+        answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
+        return _typed(EmbeddingResponse, answer.body, answer.call)
 
-    async def answer(self, request: ChatRequest) -> bytes:
-        """Return a whole chat completion as JSON, for those who only pass it on."""
-        return to_json(await self._complete(request))
-
-    async def embeddings(self, request: EmbeddingRequest) -> bytes:
-        """Return OpenAI's embeddings object as JSON."""
-        return to_json(await self._embed(request))
-
-    async def _embed(self, request: EmbeddingRequest) -> dict[str, Any]:
-        fields = request.model_dump(exclude_unset=True)
-        return await self._answer(self._target(request.model), fields, lambda way: way.embed)
-
-    async def _complete(self, request: ChatRequest) -> dict[str, Any]:
-        target = self._target(request.model, request)
+    async def answer(self, request: ChatRequest) -> Answer:
+        """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`."""
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         fields = request.model_dump(exclude_unset=True)
         fields.pop("stream", None)
         fields.pop("stream_options", None)
-        answer = await self._answer(target, fields, lambda way: way.complete)
-        try:
-            answer["content"] = answer["choices"][0]["message"].get("content")
-        except (LookupError, AttributeError, TypeError):
-            raise unreadable(target.name) from None
-        return answer
+        call = self._call("chat", self._target(request.model, request), fields)
+        async with self._accounted(call) as span:
+            with current(span):
+                body = await self._retries.run(call, lambda target: self._adapter(target).complete(call, target))
+            _take_note(call, body)
+            try:
+                body["content"] = body["choices"][0]["message"].get("content")
+            except (LookupError, AttributeError, TypeError):
+                raise unreadable(call.answered_by.name) from None
+        return Answer(body, call)
 
-    async def _answer(
-        self, target: Target, fields: dict[str, Any], method: Callable[[Way], Callable[..., Awaitable[dict[str, Any]]]]
-    ) -> dict[str, Any]:
-        clock = Clock(self.settings.timeouts)
-        async with self.limiter.admit(self.caller, target, fields) as admission:
-            self.record.headers |= admission.headers
-            with self._in_flight(target), self._span(target, fields) as current:
-                with current():
-                    answer = await self._attempts.run(
-                        target, self.caller, self.record, clock, lambda t: method(self._ways[t.way])(t, fields, clock)
-                    )
-                self.metrics.of(self.metrics.upstream, self.record.model, "ok").inc()
-                self.record.response_model = answer.get("model")
-                self.record.finish_reasons = [str(c.get("finish_reason")) for c in answer.get("choices") or ()]
-                admission.used = self._count(answer.get("usage"))
-        return answer
+    async def embeddings(self, request: EmbeddingRequest) -> Answer:
+        """Return OpenAI's embeddings object; errors as in `complete`."""
+        call = self._call("embeddings", self._target(request.model), request.model_dump(exclude_unset=True))
+        async with self._accounted(call) as span:
+            with current(span):
+                body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
+            _take_note(call, body)
+        return Answer(body, call)
 
-    async def events(self, request: ChatRequest) -> AsyncGenerator[bytes, None]:
-        """Yield a chat completion's server-sent events, one or more whole ones at a time, `[DONE]` last.
+    @asynccontextmanager
+    async def open_stream(self, request: ChatRequest) -> AsyncIterator[OpenStream]:
+        """Open a chat completion's stream of server-sent events; entering returns when its first event is there.
 
-        Nothing happens before the first is asked for. Errors are raised, before the first packet and after it.
+        Errors before the first event are raised on entering, later ones while the packets are read. Leaving closes the
+        provider's connection.
+
+        Raises:
+            AppError: as in `complete`.
         """
-        target = self._target(request.model, request)
-        fields = request.model_dump(exclude_unset=True) | {"stream": True}
-        clock = Clock(self.settings.timeouts)
+        call = self._call("chat", self._target(request.model, request), request.model_dump(exclude_unset=True))
+        call.fields["stream"] = True
 
-        async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None], StreamWatch]:
-            watch = StreamWatch(target.fields(fields).get("n") or 1, wants_usage=request.wants_usage)
-            packets = self._ways[target.way].stream(target, fields, clock, watch)
-            return await anext(packets), packets, watch
+        async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
+            choices = target.fields(call.fields).get("n") or 1
+            state = call.stream = StreamState(choices, wants_usage=request.wants_usage)
+            packets = self._adapter(target).stream(call, target, state)
+            return await anext(packets), packets
 
-        async with self.limiter.admit(self.caller, target, fields) as admission:
-            self.record.headers |= admission.headers
-            with self._in_flight(target), self._span(target, fields) as current:
-                started = perf_counter()
-                with current():
-                    first, packets, watch = await self._attempts.run(target, self.caller, self.record, clock, begin)
-                began, model, outcome = perf_counter(), self.record.model, "cancelled"
-                self.metrics.of(self.metrics.first_chunk, model).observe(began - started)
-                try:
-                    async with aclosing(packets):
-                        yield first
-                        async for packet in packets:
-                            yield packet
-                    outcome = "ok"
-                except ProviderError as error:
-                    outcome = error.kind
-                    if error.truncated:
-                        self.metrics.truncated.labels(model).inc()
-                    raise
-                finally:
-                    self.metrics.of(self.metrics.upstream, model, outcome).inc()
-                    if watch.chunks > 1:
-                        self.metrics.of(self.metrics.per_chunk, model).observe(
-                            (perf_counter() - began) / (watch.chunks - 1)
-                        )
-                    self.record.response_model = watch.model
-                    self.record.finish_reasons = list(watch.finish_reasons.values())
-                    usage = watch.usage or {"prompt_tokens": estimate(fields), "completion_tokens": watch.chunks}
-                    admission.used = self._count(usage)
+        async with self._accounted(call) as span:
+            started = perf_counter()
+            with current(span):
+                first, packets = await self._retries.run(call, begin)
+            call.began_at = perf_counter()
+            self._upstreams.metrics.first_chunk(call.answered_by.name).observe(call.began_at - started)
+            async with aclosing(packets):
+                yield OpenStream(call, first, packets)
 
-    def _in_flight(self, target: Target) -> AbstractContextManager[Any]:
-        gauge = self.metrics.of(self.metrics.calls_in_flight, target.name)
-        tracked: AbstractContextManager[Any] = gauge.track_inprogress()
-        return tracked
+    async def _ask(self, **fields: Any) -> Answer:
+        return await self.answer(_request(ChatRequest, **fields))
 
-    def _span(self, target: Target, fields: dict[str, Any]) -> AbstractContextManager[Current]:
-        """Return a context with the call's span, if calls are traced; what it gives makes the span the current one."""
-        if self._tracing is None:
-            return UNTRACED
-        return self._tracing.span("chat" if "messages" in fields else "embeddings", target, self.record)
+    def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
+        return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
 
-    def _count(self, usage: Any) -> int:
-        """Count a call's usage, if its provider gave one; return its tokens."""
-        if not isinstance(usage, dict):
-            return 0
-        told = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-        prompt, completion = (number if isinstance(number, int) and number > 0 else 0 for number in told)
-        self.record.prompt_tokens += prompt
-        self.record.completion_tokens += completion
-        caller = self.caller.label if self.caller else "app"
-        self.metrics.of(self.metrics.tokens, self.record.model, caller, "in").inc(prompt)
-        self.metrics.of(self.metrics.tokens, self.record.model, caller, "out").inc(completion)
-        return int(prompt + completion)
+    def _accounted(self, call: Call) -> AbstractAsyncContextManager[Span | None]:
+        return self._upstreams.accounting.around(call, self._totals)
 
-    def _typed(self, kind: type[A], answer: dict[str, Any]) -> A:
-        try:
-            return kind.model_validate(answer)
-        except ValidationError:
-            raise unreadable(str(self.record.model)) from None
+    def _adapter(self, target: Target) -> Adapter:
+        return self._upstreams.adapters[target.adapter]
 
     def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
-        name = name or self.settings.default_model
-        target = self.targets.get(name)
-        if self.caller and not self.caller.may_use(name) and (target or self.caller.anonymous):
-            raise self.caller.refuse(name)
+        settings = self._upstreams.settings
+        name = name or settings.default_model
+        target = self._upstreams.targets.get(name)
+        if self._caller and not self._caller.may_use(name) and (target or self._caller.anonymous):
+            raise self._caller.refusal(name)
         if target is None:
             raise ModelNotFound("There is no such model here. GET /v1/models lists them.", param="model")
         if request:
-            limit = target.entry.max_tokens_limit or self.settings.max_tokens_limit
+            limit = target.entry.max_tokens_limit or settings.max_tokens_limit
             for param in ("max_tokens", "max_completion_tokens"):
                 if (getattr(request, param) or 0) > limit:
                     raise InvalidRequest(f"{param}: at most {limit} (setting max_tokens_limit).", param=param)
@@ -273,6 +192,7 @@ class LLMClient:
 
 
 R = TypeVar("R", ChatRequest, EmbeddingRequest)
+A = TypeVar("A", ChatResponse, ChatChunk, EmbeddingResponse)
 
 
 def _request(kind: type[R], **fields: Any) -> R:
@@ -280,3 +200,28 @@ def _request(kind: type[R], **fields: Any) -> R:
         return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
+
+
+def _take_note(call: Call, body: dict[str, Any]) -> None:
+    """Record what a whole answer tells about itself."""
+    call.began_at = perf_counter()
+    call.response_model = body.get("model")
+    try:
+        call.finish_reasons = [str(choice.get("finish_reason")) for choice in body.get("choices") or ()]
+    except (AttributeError, TypeError):
+        raise unreadable(call.answered_by.name) from None
+    call.prompt_tokens, call.completion_tokens = tokens(body.get("usage"))
+
+
+def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:
+    for event in Events().feed(packet):
+        data = event_data(event)
+        if data and data.strip() != b"[DONE]":
+            yield _typed(ChatChunk, from_json(data), call)
+
+
+def _typed(kind: type[A], body: dict[str, Any], call: Call) -> A:
+    try:
+        return kind.model_validate(body)
+    except ValidationError:
+        raise unreadable(call.answered_by.name) from None

@@ -1,4 +1,4 @@
-"""The demo way: a built-in model that needs no key and no network. The same request gives the same answer."""
+"""The demo adapter: a built-in model that needs no key and no network. The same request gets the same answer."""
 
 import asyncio
 import hashlib
@@ -10,8 +10,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.errors import ProviderRefused
-from app.llm.clock import Clock
-from app.llm.relay import StreamWatch
+from app.llm.call import Call
+from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.targets import Target
 
@@ -29,12 +29,17 @@ class Demo:
     async def close(self) -> None:
         """Nothing to close."""
 
-    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
-        """Return a chat completion; arguments as everywhere in `app.llm`.
+    def failing(self) -> list[str]:
+        """Return what is not ready yet: nothing."""
+        return []
+
+    async def complete(self, call: Call, target: Target) -> dict[str, Any]:
+        """Return a chat completion; arguments as in `Direct.complete`.
 
         Raises:
-            ProviderRefused: a tool or a schema is none.
+            ProviderRefused: a tool or a JSON schema can't be read.
         """
+        fields = call.fields
         message, finish_reason = _answer(fields)
         choices = [
             {"index": i, "message": {"refusal": None, **message}, "logprobs": None, "finish_reason": finish_reason}
@@ -42,15 +47,14 @@ class Demo:
         ]
         return {**_head(target, fields, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
 
-    async def stream(
-        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield a stream's events, the usage chunk and `[DONE]` last."""
+    async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+        """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
+        fields = call.fields
         message, finish_reason = _answer(fields)
         head = _head(target, fields, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-        for i, call in enumerate(message.get("tool_calls") or ()):
-            deltas.append({"tool_calls": [{"index": i, **call}]})
+        for i, tool_call in enumerate(message.get("tool_calls") or ()):
+            deltas.append({"tool_calls": [{"index": i, **tool_call}]})
         deltas += [{"content": word} for word in re.findall(r"\S+\s*|\s+", message["content"] or "")]
         for number, delta in enumerate([*deltas, {}]):
             choices = [
@@ -63,14 +67,15 @@ class Demo:
                 for i in range(fields.get("n") or 1)
             ]
             chunk = {**head, "choices": choices}
-            watch.see(chunk)
+            state.see(chunk)
             yield b"data: " + to_json(chunk) + b"\n\n"
             await asyncio.sleep(PAUSE)
         usage = {**head, "choices": [], "usage": _usage(fields, message)}
-        yield (b"data: " + to_json(usage) + b"\n\n" if watch.see(usage) else b"") + DONE
+        yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
 
-    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
-        """Return embeddings: for each input a unit vector that depends on it alone."""
+    async def embed(self, call: Call, target: Target) -> dict[str, Any]:
+        """Return embeddings: for each input a unit vector that depends on that input only."""
+        fields = call.fields
         given = fields["input"]
         inputs = [given] if isinstance(given, str) or all(isinstance(item, int) for item in given) else given
         encode = _base64 if fields.get("encoding_format") == "base64" else list

@@ -1,6 +1,6 @@
-"""The direct way: a provider that speaks OpenAI's protocol, over one pooled aiohttp session.
+"""The direct adapter: providers that speak OpenAI's protocol, over one pooled aiohttp session.
 
-A whole answer is parsed once. A stream's events are looked at, and passed on as they came.
+A whole answer is parsed once. A stream's events are checked, and passed on byte for byte.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from yarl import URL
 
 from app.config import Timeouts
 from app.errors import ProviderError, ProviderTimeout
-from app.llm.clock import Clock, Watchdog
+from app.llm.call import Call
+from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.failures import cut_off, failure_in_body, provider_failure, unreachable, unreadable
-from app.llm.relay import Relay, StreamWatch
+from app.llm.relay import Relay, StreamState
 from app.llm.targets import Target
-from app.tracing import inject
+from app.telemetry.tracing import inject
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
@@ -37,8 +38,8 @@ class Direct:
     """Calls OpenAI-compatible providers.
 
     Args:
-        timeouts: limits; `connect` is kept by the session, the others by each call's clock.
-        traced: pass the trace's context on.
+        timeouts: time limits, in seconds. The session keeps `connect`; each call's deadlines keep the others.
+        traced: pass the trace's context on to the provider.
     """
 
     def __init__(self, timeouts: Timeouts, *, traced: bool = False) -> None:
@@ -57,58 +58,63 @@ class Direct:
         """Close every connection."""
         await self._session.close()
 
-    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
-        """Return a chat completion.
+    def failing(self) -> list[str]:
+        """Return what is not ready yet: nothing."""
+        return []
+
+    async def complete(self, call: Call, target: Target) -> dict[str, Any]:
+        """Return a chat completion: OpenAI's object.
 
         Args:
-            target: the model.
-            fields: the request's fields, in OpenAI's terms.
-            clock: the call's time limits.
+            call: its fields, and its deadlines.
+            target: the model; not always the call's own, but one of its fallbacks.
 
         Raises:
-            ProviderError: the provider failed, in any of the ways there are.
+            ProviderError: the provider failed, in whatever way.
         """
-        return await self._answer(target, "/chat/completions", target.fields(fields), clock, needs="choices")
+        fields = target.fields(call.fields)
+        return await self._answer(target, "/chat/completions", fields, call.deadlines, needs="choices")
 
-    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
-        """Return embeddings; as `complete`."""
-        return await self._answer(target, "/embeddings", {**fields, "model": target.model}, clock, needs="data")
+    async def embed(self, call: Call, target: Target) -> dict[str, Any]:
+        """Return embeddings: OpenAI's object; arguments and errors as in `complete`."""
+        fields = {**call.fields, "model": target.model}
+        return await self._answer(target, "/embeddings", fields, call.deadlines, needs="data")
 
-    async def stream(
-        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
-    ) -> AsyncGenerator[bytes, None]:
+    async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, one or more whole ones at a time, `[DONE]` last.
 
+        Usage is asked for too, unless the model's row says not to.
+
         Args:
-            target: the model.
-            fields: the request's fields; usage is asked for besides, unless the model's row says not to.
-            clock: the call's time limits.
-            watch: told of every chunk.
+            call: as in `complete`.
+            target: as in `complete`.
+            state: told of every chunk.
 
         Raises:
             ProviderError: the provider failed, before the first item or in mid-stream.
         """
-        fields = target.fields(fields)
+        deadlines = call.deadlines
+        fields = target.fields(call.fields)
         if target.entry.stream_usage:
             fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
-        clock.start_stream(target.name)
+        deadlines.start_stream(target.name)
         try:
-            async with clock.limit():
+            async with deadlines.limit():
                 response = await self._post(target, "/chat/completions", fields)
                 if response.status == 200 and response.content_type == "application/json":
                     with contextlib.closing(response):
                         self._parse(target, await self._read(target, response))
                         raise unreadable(target.name)
         except TimeoutError:
-            raise clock.expired() from None
+            raise deadlines.expired() from None
         if response.status != 200:
             raise await self._refusal(target, response)
-        watchdog = Watchdog(clock, response.content.set_exception)
+        watchdog = Watchdog(deadlines, response.content.set_exception)
         try:
-            relay = Relay(target.name, watch)
+            relay = Relay(target.name, state)
             while not relay.ended:
                 if relay.spoke:
-                    clock.next_event()
+                    deadlines.next_event()
                 watchdog.wait()
                 try:
                     packet = await response.content.readany()
@@ -125,11 +131,11 @@ class Direct:
             response.close()
 
     async def _answer(
-        self, target: Target, path: str, fields: dict[str, Any], clock: Clock, needs: str
+        self, target: Target, path: str, fields: dict[str, Any], deadlines: Deadlines, needs: str
     ) -> dict[str, Any]:
-        clock.start_answer(target.name)
+        deadlines.start_answer(target.name)
         try:
-            async with clock.limit():
+            async with deadlines.limit():
                 response = await self._post(target, path, fields)
                 if response.status == 200:
                     with contextlib.closing(response):
@@ -138,11 +144,11 @@ class Direct:
                             raise unreadable(target.name)
                         return answer
         except TimeoutError:
-            raise clock.expired() from None
+            raise deadlines.expired() from None
         raise await self._refusal(target, response)
 
     async def _post(self, target: Target, path: str, fields: dict[str, Any]) -> aiohttp.ClientResponse:
-        """Return a response, for the caller to read and close."""
+        """Return the response to a request; whoever gets it reads and closes it."""
         headers = {"Content-Type": "application/json"}
         if target.key:
             headers["Authorization"] = f"Bearer {target.key}"
@@ -197,7 +203,7 @@ class Direct:
 
 
 async def _read_to_end(response: aiohttp.ClientResponse) -> None:
-    """Read what follows a stream's `[DONE]`, which is nothing, so that the connection can be used again."""
+    """Read to the end of a response whose stream has ended, so that its connection can be used again."""
     with contextlib.suppress(*READ_ERRORS):
         if not response.content.at_eof():
             async with asyncio.timeout(AFTER_DONE):

@@ -17,7 +17,8 @@ from app.errors import (
     ProviderRateLimited,
     ProviderRefused,
 )
-from app.llm.targets import Target, is_loopback
+from app.llm.targets import Target
+from app.network import is_loopback
 
 log = structlog.get_logger("app.llm")
 

@@ -30,7 +30,7 @@ read_plain = Decoder(PlainChunk).decode_lines
 """Dicts of all that a chunk has would cost four times as much."""
 
 
-class StreamWatch:
+class StreamState:
     """What one stream has said so far.
 
     Args:
@@ -82,12 +82,12 @@ class Relay:
 
     Args:
         model: the model's public name, for errors.
-        watch: told of every chunk.
+        state: told of every chunk.
     """
 
-    def __init__(self, model: str, watch: StreamWatch) -> None:
+    def __init__(self, model: str, state: StreamState) -> None:
         self._model = model
-        self._watch = watch
+        self._state = state
         self._events = Events()
         self.spoke = False
         """Whether the last packet held a chunk, and not only comments."""
@@ -148,14 +148,14 @@ class Relay:
             return False
         if not len(chunks) == len(events) == lines.count(b"\n") + 1:  # one of several lines
             return False
-        self._watch.chunks += len(chunks)
-        self._watch.model = chunks[-1].model
+        self._state.chunks += len(chunks)
+        self._state.model = chunks[-1].model
         return True
 
     def _takes(self, event: bytes) -> bool:
         data = event_data(event)
         if data is None or not data.strip():
-            return self._watch.chunks > 0
+            return self._state.chunks > 0
         self.spoke = True
         if data.strip() == b"[DONE]":
             self._end(said_done=True)
@@ -164,12 +164,12 @@ class Relay:
             chunk = from_json(data, allow_inf_nan=False)
             if chunk.get("error"):
                 raise failure_in_body(self._model, chunk["error"])
-            return self._watch.see(chunk)
+            return self._state.see(chunk)
         except (ValueError, AttributeError, KeyError, TypeError):
             raise unreadable(self._model) from None
 
     def _end(self, *, said_done: bool) -> None:
         """A stream is whole if it says `[DONE]`, or if every choice has its finish reason."""
         self.ended = True
-        if self._watch.lost_a_choice or not (said_done or self._watch.finished):
+        if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._model)

@@ -1,73 +1,90 @@
 """Answers as Pydantic objects: by the provider's own schema mode, else by a forced tool, with one repair."""
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
 
 from app.errors import InvalidRequest, ProviderError, ProviderRefused
-from app.models import ChatResponse, Message
-
-if TYPE_CHECKING:
-    from app.llm.client import LLMClient
+from app.llm.call import Answer
+from app.llm.failures import unreadable
+from app.models import Message
 
 M = TypeVar("M", bound=BaseModel)
+Ask = Callable[..., Awaitable[Answer]]
+
+log = structlog.get_logger("app.llm")
 
 
-async def parse(
-    llm: "LLMClient", kind: type[M], messages: Sequence[Message | dict[str, Any]], model: str | None, **fields: Any
-) -> M:
-    """Return an answer as an object of `kind`; see `LLMClient.parse`."""
+async def parse(ask: Ask, kind: type[M], messages: Sequence[Message | dict[str, Any]]) -> M:
+    """Return an answer as an object of `kind`.
+
+    Args:
+        ask: takes `messages` and further fields of a request, and returns the model's answer.
+        kind: the class of the object.
+        messages: the conversation.
+
+    Raises:
+        ProviderError: the model's text does not fit `kind`, after one repair.
+        AppError: what `ask` raises.
+    """
     name = re.sub(r"\W", "_", kind.__name__)[:64]
     schema = _strict(kind.model_json_schema())
-    log = structlog.get_logger("app.llm")
-    by_schema: dict[str, Any] = {
+    mode: dict[str, Any] = {
         "response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
     }
-    by_tool: dict[str, Any] = {
-        "tools": [{"type": "function", "function": {"name": name, "parameters": schema}}],
-        "tool_choice": {"type": "function", "function": {"name": name}},
-    }
-    mode, how = "schema", by_schema
     try:
-        answer = await llm.complete(messages=messages, model=model, **fields, **how)
+        answer = await ask(messages=list(messages), **mode)
     except (InvalidRequest, ProviderRefused) as refusal:
         if not _is_about(refusal, "response_format", "json_schema"):
             raise
-        mode, how = "tool", by_tool
-        answer = await llm.complete(messages=messages, model=model, **fields, **how)
-    said = _said(answer)
+        mode = {
+            "tools": [{"type": "function", "function": {"name": name, "parameters": schema}}],
+            "tool_choice": {"type": "function", "function": {"name": name}},
+        }
+        answer = await ask(messages=list(messages), **mode)
+    text = _json_of(answer)
     try:
-        result = kind.model_validate_json(said)
-    except ValidationError as unfit:
-        mode += ", repaired"
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
-            for fault in unfit.errors(include_url=False, include_input=False)
-        )
-        repair = f"That does not fit the schema ({faults}). Answer again, with JSON that does and nothing else."
-        retold: list[Message | dict[str, Any]] = [
-            *messages,
-            {"role": "assistant", "content": said},
-            {"role": "user", "content": repair},
-        ]
-        answer = await llm.complete(messages=retold, model=model, **fields, **how)
+        result = kind.model_validate_json(text)
+        repaired = False
+    except ValidationError as error:
+        repaired = True
+        answer = await ask(messages=[*messages, *_repair(text, error)], **mode)
         try:
-            result = kind.model_validate_json(_said(answer))
+            result = kind.model_validate_json(_json_of(answer))
         except ValidationError:
-            raise ProviderError(f"Model {llm.record.model!r} gave no answer that fits {name}.") from None
-    log.info("parsed", kind=name, model=llm.record.model, mode=mode)
+            model = answer.call.answered_by.name
+            raise ProviderError(f"Model {model!r} gave no answer that fits {name}.") from None
+    by = "tool" if "tools" in mode else "schema"
+    log.info("parsed", kind=name, model=answer.call.answered_by.name, mode=by, repaired=repaired)
     return result
 
 
-def _said(answer: ChatResponse) -> str:
-    """Return an answer's JSON: its tool call's arguments, else its text."""
-    message = answer.choices[0].message
-    if message.tool_calls:
-        return str(message.tool_calls[0]["function"]["arguments"])
-    return message.content or ""
+def _repair(text: str, error: ValidationError) -> list[dict[str, Any]]:
+    """Return the messages that show a model its answer and what is wrong with it."""
+    faults = "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False)
+    )
+    request = f"That does not fit the schema ({faults}). Answer again, with JSON that does and nothing else."
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": request}]
+
+
+def _json_of(answer: Answer) -> str:
+    """Return an answer's JSON: its tool call's arguments, else its text.
+
+    Raises:
+        ProviderError: it has neither where OpenAI's protocol puts them.
+    """
+    message = answer.body["choices"][0]["message"]
+    try:
+        if message.get("tool_calls"):
+            return str(message["tool_calls"][0]["function"]["arguments"])
+        return str(message.get("content") or "")
+    except (LookupError, TypeError):
+        raise unreadable(answer.call.answered_by.name) from None
 
 
 def _is_about(refusal: InvalidRequest | ProviderRefused, *names: str) -> bool:

@@ -1,16 +1,14 @@
 """Rows of the model table, resolved once at start: which way, which address, which key."""
 
-import ipaddress
-import urllib.request
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from app.config import ModelEntry, SettingsError
 from app.errors import ProviderNotConfigured
+from app.network import proxy_for
 
-Way = Literal["direct", "litellm", "demo"]
+AdapterName = Literal["direct", "litellm", "demo"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Target:
         name: its public name.
         provider: LiteLLM's name of its provider.
         model: what the provider is asked for.
-        way: how it is reached.
+        adapter: how it is reached.
         entry: the row it comes from.
         api_base: where it is; None leaves that to LiteLLM.
         key: what the provider asks of us; None sends none.
@@ -70,7 +68,7 @@ class Target:
     name: str
     provider: str
     model: str
-    way: Way
+    adapter: AdapterName
     entry: ModelEntry
     api_base: str | None = None
     key: str | None = field(default=None, repr=False)
@@ -152,21 +150,3 @@ def _via_litellm(name: str, entry: ModelEntry, provider: str, environ: Mapping[s
     elif not any(environ.get(variable) for variable in SINGLE_KEY.get(provider, ())):
         missing = next(iter(SINGLE_KEY.get(provider, ())), None)
     return Target(name, provider, upstream, "litellm", entry, api_base, key or None, missing)
-
-
-def proxy_for(address: str) -> str | None:
-    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY put before an address, or None."""
-    parts = urlsplit(address)
-    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address is this machine's own."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

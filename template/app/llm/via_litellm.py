@@ -1,6 +1,7 @@
-"""The way via LiteLLM: every provider that doesn't speak OpenAI's protocol itself.
+"""The adapter via LiteLLM: every provider that does not speak OpenAI's protocol itself.
 
-LiteLLM is imported here alone, in a thread, and only when a model of the table needs it: that takes seconds and 160 MB.
+Only this module imports LiteLLM, in a thread, and only when a model of the table needs it: that takes
+seconds and 160 MB.
 """
 
 import asyncio
@@ -16,14 +17,15 @@ from pydantic_core import to_json
 
 from app.config import Timeouts
 from app.errors import AppError, InvalidRequest
-from app.llm.clock import Clock
+from app.llm.call import Call
+from app.llm.deadlines import Deadlines
 from app.llm.failures import cut_off, unreadable
 from app.llm.litellm_errors import litellm_failure
-from app.llm.relay import StreamWatch
+from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.targets import Target
 from app.models import addresses
-from app.tracing import inject
+from app.telemetry.tracing import inject
 
 FORWARDED = frozenset(
     """
@@ -43,9 +45,9 @@ class ViaLiteLLM:
     """Calls providers through LiteLLM.
 
     Args:
-        timeouts: limits; `connect` goes to LiteLLM, the others are kept by each call's clock.
-        image_hosts: hosts whose images and files may come over http, or from the own network.
-        traced: pass the trace's context on.
+        timeouts: time limits, in seconds. LiteLLM keeps `connect`; each call's deadlines keep the others.
+        image_hosts: hosts whose images and files may be fetched over http, or from the private network.
+        traced: pass the trace's context on to the provider.
     """
 
     def __init__(self, timeouts: Timeouts, image_hosts: Sequence[str] = (), *, traced: bool = False) -> None:
@@ -58,15 +60,18 @@ class ViaLiteLLM:
         """Begin to load LiteLLM, without waiting for it."""
         self._loading = asyncio.create_task(asyncio.to_thread(_load, self._image_hosts))
 
+    def failing(self) -> list[str]:
+        """Return what is not ready yet, one sentence each."""
+        return [] if self._is_loaded else ["LiteLLM is not loaded."]
+
     @property
-    def ready(self) -> bool:
-        """Whether LiteLLM is loaded."""
+    def _is_loaded(self) -> bool:
         return self._loading.done() and self._loading.exception() is None
 
     async def close(self) -> None:
         """Close LiteLLM's connections, after its logging worker has drained."""
         await asyncio.gather(self._loading, return_exceptions=True)
-        if not self.ready:
+        if not self._is_loaded:
             return
         from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
@@ -80,56 +85,53 @@ class ViaLiteLLM:
         if shared := vars(litellm).pop("module_level_aclient", None):  # some providers' client; made when asked for
             await shared.close()
 
-    async def complete(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments and errors as in `Direct.complete`."""
-        clock.start_answer(target.name)
-        answer = await self._call("acompletion", target, fields, clock)
+        call.deadlines.start_answer(target.name)
+        answer = await self._call("acompletion", target, call)
         try:
             return _completion(answer)
         except (AttributeError, TypeError):
             raise unreadable(target.name) from None
 
-    async def embed(self, target: Target, fields: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """Return embeddings; arguments and errors as in `Direct.complete`."""
-        clock.start_answer(target.name)
-        answer = await self._call("aembedding", target, fields, clock)
+        call.deadlines.start_answer(target.name)
+        answer = await self._call("aembedding", target, call)
         body: dict[str, Any] = answer.model_dump(exclude_none=True)
         return body
 
-    async def stream(
-        self, target: Target, fields: dict[str, Any], clock: Clock, watch: StreamWatch
-    ) -> AsyncGenerator[bytes, None]:
+    async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, `[DONE]` last; arguments and errors as in `Direct.stream`.
 
         Raises:
             InvalidRequest: several choices are asked for; LiteLLM loses all their finish reasons but one.
         """
-        if watch.choices > 1:
+        if state.choices > 1:
             raise InvalidRequest(f"Model {target.name!r} streams one choice at a time: leave out n.", param="n")
-        clock.start_stream(target.name)
-        stream = await self._call("acompletion", target, fields, clock, stream=True)
+        call.deadlines.start_stream(target.name)
+        stream = await self._call("acompletion", target, call, stream=True)
         try:
             chunks = aiter(stream)
-            while (chunk := await self._next(target, chunks, clock)) is not None:
+            while (chunk := await self._next(target, chunks, call.deadlines)) is not None:
                 body = _chunk(chunk)
-                # An upstream that is cut off gets an invented ending from LiteLLM: it is told by this attribute alone.
+                # LiteLLM invents an ending for an upstream that is cut off; only this attribute tells.
                 if stream.received_finish_reason is None and any(c["finish_reason"] for c in body["choices"]):
                     raise cut_off(target.name)
                 usage_is_told = _forget_chunks(stream)
-                if ("usage" not in body or usage_is_told) and watch.see(body):
+                if ("usage" not in body or usage_is_told) and state.see(body):
                     yield b"data: " + to_json(body) + b"\n\n"
-                clock.next_event()
-            if stream.received_finish_reason is None or watch.lost_a_choice:
+                call.deadlines.next_event()
+            if stream.received_finish_reason is None or state.lost_a_choice:
                 raise cut_off(target.name)
             yield DONE
         finally:
             await _close(stream)
 
-    async def _call(
-        self, function: str, target: Target, fields: dict[str, Any], clock: Clock, *, stream: bool = False
-    ) -> Any:
+    async def _call(self, function: str, target: Target, call: Call, *, stream: bool = False) -> Any:
+        fields = call.fields
         try:
-            async with clock.limit():
+            async with call.deadlines.limit():
                 litellm = await asyncio.shield(self._loading)
                 httpx = sys.modules["httpx"]  # LiteLLM's
                 if function == "acompletion":
@@ -154,19 +156,19 @@ class ViaLiteLLM:
                     **arguments,
                 )
         except TimeoutError:
-            raise clock.expired() from None
+            raise call.deadlines.expired() from None
         except AppError:
             raise
         except Exception as error:
             raise litellm_failure(target, error, fields) from None
 
     @staticmethod
-    async def _next(target: Target, chunks: Any, clock: Clock) -> Any:
+    async def _next(target: Target, chunks: Any, deadlines: Deadlines) -> Any:
         try:
-            async with clock.limit():
+            async with deadlines.limit():
                 return await anext(chunks, None)
         except TimeoutError:
-            raise clock.expired() from None
+            raise deadlines.expired() from None
         except Exception as error:
             raise litellm_failure(target, error) from None
 

@@ -1,12 +1,13 @@
 """POST /v1/embeddings."""
 
 from fastapi import APIRouter, Request
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
+from app.http.openapi import described
+from app.http.routing import BytesRoute
 from app.models import EmbeddingRequest, EmbeddingResponse
-from app.openapi import described
-from app.routing import BytesRoute
 
 router = APIRouter(tags=["embeddings"], route_class=BytesRoute)
 
@@ -15,5 +16,5 @@ router = APIRouter(tags=["embeddings"], route_class=BytesRoute)
 async def embeddings(request: Request) -> Response:
     """Turn texts into vectors."""
     llm = await get_llm(request)
-    body = await llm.embeddings(await read_body(request, EmbeddingRequest))
-    return Response(body, headers=llm.record.headers, media_type="application/json")
+    answer = await llm.embeddings(await read_body(request, EmbeddingRequest))
+    return Response(to_json(answer.body), headers=answer.call.headers, media_type="application/json")

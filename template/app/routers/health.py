@@ -3,7 +3,8 @@
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from app.openapi import NO_KEY
+from app.http.application import state_of
+from app.http.openapi import NO_KEY
 
 router = APIRouter(tags=["health"])
 
@@ -16,12 +17,14 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: {"description": "Not able to serve; `failing` says why."}}, openapi_extra=NO_KEY)
 async def ready(request: Request) -> JSONResponse:
-    """Tell whether this process can serve: 503 while LiteLLM loads, and while it drains."""
-    state = request.app.state
-    failing = state.llm.failing()
+    """Tell whether this process can serve: 503 while LiteLLM is loading, and while the process is shutting down."""
+    state = state_of(request)
+    failing = state.upstreams.failing()
     if state.drain.draining:
         failing.append("The server is shutting down.")
     if failing:
         return JSONResponse({"status": "not ready", "failing": failing}, 503, {"Retry-After": "1"})
-    degraded = ["The limit storage does not answer: each process counts alone."] if state.llm.limiter.degraded else []
-    return JSONResponse({"status": "ready", **({"degraded": degraded} if degraded else {})})
+    if state.upstreams.limiter.degraded:
+        degraded = ["The limit storage does not answer: each process counts for itself."]
+        return JSONResponse({"status": "ready", "degraded": degraded})
+    return JSONResponse({"status": "ready"})

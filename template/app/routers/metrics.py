@@ -1,4 +1,4 @@
-"""GET /metrics, for this machine and for callers that may read it."""
+"""GET /metrics: for requests from this machine, and for callers that may read it."""
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -6,16 +6,17 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.dependencies import get_caller, is_local
 from app.errors import ModelNotAllowed
-from app.openapi import ERRORS
+from app.http.application import state_of
+from app.http.openapi import ERRORS
 
 router = APIRouter(tags=["health"], responses=ERRORS)
 
 
 @router.get("/metrics", response_class=PlainTextResponse, openapi_extra={"security": [{"key": []}, {}]})
 async def metrics(request: Request) -> Response:
-    """Tell the numbers, in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     if not is_local(request):
         caller = await get_caller(request)
         if not caller.may_read_metrics:
             raise ModelNotAllowed("This key may not read metrics (metrics = true in its table).", code="not_allowed")
-    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(state_of(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -4,9 +4,10 @@ from fastapi import APIRouter, Request
 
 from app.dependencies import LLM
 from app.errors import ModelNotFound
+from app.http.application import state_of
+from app.http.openapi import ERRORS
 from app.llm.targets import Target
 from app.models import ModelCard, ModelList
-from app.openapi import ERRORS
 
 router = APIRouter(tags=["models"], responses=ERRORS)
 
@@ -27,4 +28,4 @@ async def get_model(request: Request, model: str, llm: LLM) -> ModelCard:
 
 
 def _card(request: Request, target: Target) -> ModelCard:
-    return ModelCard(id=target.name, created=request.app.state.started_at, owned_by=target.provider)
+    return ModelCard(id=target.name, created=state_of(request).started_at, owned_by=target.provider)

@@ -1,4 +1,4 @@
-"""GET /playground: a page to try the models on. `/` leads there."""
+"""GET /playground: a page to try the models on. `/` redirects there."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from app.dependencies import Config
+from app.http.application import state_of
 
 FILES = Path(__file__).parent.parent / "playground"
 HEADERS = {
@@ -22,7 +23,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def index() -> Response:
-    """Lead to the playground."""
+    """Redirect to the playground."""
     return RedirectResponse("/playground", 307)
 
 
@@ -35,7 +36,7 @@ async def page() -> Response:
 @router.get("/playground/config.json")
 async def config(request: Request, settings: Config) -> dict[str, object]:
     """Tell the page what it can ask for: no secrets, only names and bounds."""
-    targets = request.app.state.llm.targets.values()
+    targets = state_of(request).upstreams.targets.values()
     return {
         "models": [{"name": target.name, "needs": target.missing} for target in targets],
         "default_model": settings.default_model,

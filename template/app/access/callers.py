@@ -41,8 +41,8 @@ class Caller:
         """Return whether a model is open to this caller."""
         return self.models is None or model in self.models
 
-    def refuse(self, model: str) -> ModelNotAllowed | Unauthorized:
-        """Return the error for a model that isn't."""
+    def refusal(self, model: str) -> ModelNotAllowed | Unauthorized:
+        """Return the error for a model that is not open to this caller."""
         if self.anonymous:
             return Unauthorized(f"This service serves only its demo model without a key. {HOW_TO_ADD}")
         return ModelNotAllowed(f"This key may not use model {model!r}.", param="model")
@@ -52,7 +52,7 @@ LOCAL = Caller("local")
 """The developer, on the developer's own machine."""
 
 
-class Keys:
+class CallerKeys:
     """Finds a caller by key.
 
     Args:
@@ -70,7 +70,7 @@ class Keys:
         return bool(self._callers)
 
     def find(self, key: str) -> Caller | None:
-        """Return the caller that has a key, or None. Every hash is compared, each in constant time."""
+        """Return the caller that has a key, or None. The key is compared with every hash, each in constant time."""
         digest = hash_key(key)
         found = None
         for known, expires, caller in self._callers:

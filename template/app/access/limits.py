@@ -1,13 +1,13 @@
-"""What a caller, or a model, may use in a minute, and how much at once.
+"""Limits: what a caller, or a model, may use in a minute, and how many calls may be in flight.
 
-Requests and tokens are counted by `limits`, in this process or in a Valkey that all workers and replicas share. Calls
-in flight are counted in this process.
+Requests and tokens are counted in this process, or in a Valkey that all workers and replicas share (by the library
+`limits`). Calls in flight are counted in this process.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, cast
 
@@ -16,25 +16,30 @@ from limits.aio.storage import RedisStorage
 from limits.storage import storage_from_string
 from pydantic_core import to_json
 
-from app.callers import Caller
-from app.config import Limits, Settings
+from app.access.callers import Caller
+from app.access.process_storage import ProcessStorage
+from app.config import Limits, ModelEntry, Settings
 from app.errors import RateLimited
-from app.llm.targets import Target
-from app.metrics import Metrics
-from app.process_storage import ProcessStorage
+from app.telemetry.metrics import Metrics
 
-STORAGE_TICK, STORAGE_TICKS = 0.025, 10
-"""All of a request's work on a shared storage may take 250 ms, in ticks. A tick that comes late isn't counted: then it
-is this process that is busy, and to count alone because of that would let too much in."""
-STORAGE_TURNS = 64
-"""Requests that work on a shared storage at once, each on a connection of its own."""
+STORAGE_TIMEOUT = 1.0
+"""Seconds that a call's reservation, or its settlement, may take on a shared storage.
+
+Much longer than a storage takes: a burst of requests keeps this process busy, and must not look like a storage that has
+stalled, since then each process would count for itself and let too much in.
+"""
+STORAGE_CONNECTIONS = 64
+"""Calls that use a shared storage at once, each on a connection of its own."""
 STORAGE_PAUSE = 2.0
-"""Seconds after a failure before a shared storage is tried again, by one request."""
+"""Seconds after a failure of a shared storage before one call tries it again."""
 UNSET_MAX_TOKENS = 1024
 """Tokens that are reserved for an answer whose length nothing bounds."""
 
 Scope = tuple[str, str, Limits]
+"""`caller` or `model`, its name, and its limits."""
 Storage = ProcessStorage | RedisStorage
+
+log = structlog.get_logger("app.limits")
 
 
 def estimate(fields: dict[str, Any]) -> int:
@@ -47,53 +52,53 @@ class Limiter:
 
     Args:
         settings: `limit_storage` says where requests and tokens are counted.
-        metrics: told of every decision, and whether the storage answers.
+        metrics: told of every decision, and of whether the storage answers.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
         self.degraded = False
-        """Whether the shared storage fails, so that this process counts alone."""
+        """Whether the shared storage fails, so that this process counts for itself."""
         self.in_flight: Counter[tuple[str, str]] = Counter()
         self._own = ProcessStorage()
         self._shared: Storage | None = None
         if settings.limit_storage != "async+memory://":
-            waits = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}  # behind our own deadline
+            waits = {"socket_timeout": STORAGE_TIMEOUT, "socket_connect_timeout": STORAGE_TIMEOUT}
             self._shared = cast(RedisStorage, storage_from_string(settings.limit_storage, **waits))
-        self._turns = asyncio.Semaphore(STORAGE_TURNS)
+        self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
         self._retry_at = 0.0
-        self._log = structlog.get_logger("app.limits")
 
-    def admit(self, caller: Caller | None, target: Target, fields: dict[str, Any]) -> "Admission":
+    def admit(self, caller: Caller | None, model: str, entry: ModelEntry, fields: dict[str, Any]) -> "Admission":
         """Return a context that a call is made in; entering it may raise RateLimited.
 
         Args:
-            caller: who calls; None is this application itself, whom only the model's limits bind.
-            target: the model.
+            caller: who calls; None is this application itself, which only the model's limits bind.
+            model: public name of the model.
+            entry: the model's row, with its limits.
             fields: the request's fields.
         """
         scopes: list[Scope] = []
         if caller and caller.limits and caller.limits.any:
             scopes.append(("caller", caller.name, caller.limits))
-        if target.entry.any:
-            scopes.append(("model", target.name, target.entry))
-        return Admission(self, scopes, target.entry.defaults | fields)
+        if entry.any:
+            scopes.append(("model", model, entry))
+        return Admission(self, scopes, entry.defaults | fields)
 
-    async def on_storage(self, ticks: Iterator[int], work: Callable[[Storage], Coroutine[Any, Any, None]]) -> None:
-        """Do a request's work on the shared storage, or, while that fails, on this process's own.
+    async def on_storage(self, work: Callable[[Storage], Awaitable[None]]) -> None:
+        """Do a call's work on the shared storage, or, while that fails, on this process's own.
 
         Args:
-            ticks: what is left of the request's time.
-            work: does it; may raise RateLimited.
+            work: reserves or settles; may raise RateLimited.
         """
         if self._shared is not None:
-            async with self._turns:
+            async with self._connections:
                 if (now := time.monotonic()) >= self._retry_at:
                     probes = self.degraded
                     if probes:
                         self._retry_at = now + STORAGE_PAUSE
                     try:
-                        await _within(ticks, work(self._shared))
+                        async with asyncio.timeout(STORAGE_TIMEOUT):
+                            await work(self._shared)
                     except RateLimited:
                         self._answered(probes=probes)
                         raise
@@ -109,37 +114,24 @@ class Limiter:
         if not self.degraded:
             self.degraded = True
             self.metrics.storage_up.set(0)
-            self._log.error("limit storage fails: each process counts alone", error=type(error).__name__)
+            log.error("limit storage fails: each process counts for itself", error=type(error).__name__)
 
     def _answered(self, *, probes: bool) -> None:
         if probes:
             self.degraded = False
             self._retry_at = 0.0
             self.metrics.storage_up.set(1)
-            self._log.info("limit storage is back")
-
-
-async def _within(ticks: Iterator[int], work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
-    try:
-        while not task.done():
-            began = time.monotonic()
-            await asyncio.wait([task], timeout=STORAGE_TICK)
-            if not task.done() and time.monotonic() < began + 2 * STORAGE_TICK and next(ticks, None) is None:
-                raise TimeoutError
-        task.result()
-    finally:
-        task.cancel()
+            log.info("limit storage is back")
 
 
 class Admission:
     """One call's share of its limits: reserved on entering, settled on leaving.
 
-    Set `used` to the tokens that the call really took, before leaving. A call that failed took none; one whose client
-    left before anything came took nobody knows how many, and what was reserved stays.
+    Before leaving, set `used` to the tokens that the call really used. A call that failed used none. If the client left
+    before anything came, nobody knows how many were used, and the reservation stays.
     """
 
-    __slots__ = ("_charged", "_fields", "_limiter", "_places", "_reserved", "_scopes", "_ticks", "headers", "used")
+    __slots__ = ("_charged", "_fields", "_limiter", "_places", "_reserved", "_scopes", "headers", "used")
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any]) -> None:
         self._limiter = limiter
@@ -148,7 +140,6 @@ class Admission:
         self._places: list[tuple[str, str]] = []
         self._reserved: list[tuple[str, int, float]] = []
         self._charged: Storage | None = None
-        self._ticks = iter(range(1, STORAGE_TICKS))
         self.headers: dict[str, str] = {}
         self.used = 0
 
@@ -158,7 +149,7 @@ class Admission:
         try:
             self._take_places()
             if any(limits.requests_per_minute or limits.tokens_per_minute for _, _, limits in self._scopes):
-                await self._limiter.on_storage(self._ticks, self._reserve)
+                await self._limiter.on_storage(self._reserve)
         except BaseException as error:
             self._leave_places()
             if isinstance(error, RateLimited):
@@ -170,7 +161,7 @@ class Admission:
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         self._leave_places()
         if self._reserved and (self.used or kind is not asyncio.CancelledError):
-            await self._limiter.on_storage(self._ticks, self._settle)
+            await self._limiter.on_storage(self._settle)
 
     def _take_places(self) -> None:
         in_flight = self._limiter.in_flight
@@ -199,7 +190,7 @@ class Admission:
                 key = f"requests/{kind}/{name}"
                 admitted = await storage.acquire_entry(key, limit, 60)
                 window_start, count = await storage.get_moving_window(key, limit, 60)
-                self._tell("requests", limit, limit - count, window_start + 60)
+                self._set_headers("requests", limit, limit - count, window_start + 60)
                 if not admitted:
                     await self._refuse(storage, kind, f"{limit} requests", window_start + 60)
             if limits.tokens_per_minute:
@@ -208,7 +199,7 @@ class Admission:
                 count = await storage.incr(key, 60, amount=cost)
                 reset_at = await storage.get_expiry(key)
                 self._reserved.append((key, cost, reset_at))
-                self._tell("tokens", limits.tokens_per_minute, limits.tokens_per_minute - count, reset_at)
+                self._set_headers("tokens", limits.tokens_per_minute, limits.tokens_per_minute - count, reset_at)
                 if cost > limits.tokens_per_minute:
                     await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", None)
                 if count > limits.tokens_per_minute:
@@ -236,7 +227,7 @@ class Admission:
 
     def _count(self, decision: str) -> None:
         for kind, _, _ in self._scopes:
-            self._limiter.metrics.of(self._limiter.metrics.decisions, kind, decision).inc()
+            self._limiter.metrics.decisions(kind, decision).inc()
 
     def _estimate(self) -> int:
         """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""
@@ -244,7 +235,7 @@ class Admission:
         answer = bound * (self._fields.get("n") or 1) if "messages" in self._fields else 0
         return estimate(self._fields) + answer
 
-    def _tell(self, what: str, limit: int, remaining: int, reset_at: float) -> None:
+    def _set_headers(self, what: str, limit: int, remaining: int, reset_at: float) -> None:
         """Set OpenAI's `x-ratelimit-*` headers, for the tightest limit where there are two."""
         remaining = max(0, remaining)
         known = self.headers.get(f"x-ratelimit-remaining-{what}")

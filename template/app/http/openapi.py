@@ -1,9 +1,8 @@
-"""What the OpenAPI page says of keys, of errors, and of endpoints that read and write bytes themselves."""
+"""What the OpenAPI page says about keys, about errors, and about endpoints that read and write bytes themselves."""
 
 from http import HTTPStatus
 from typing import Any, Literal
 
-from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app.errors import PROBLEM_JSON
@@ -11,7 +10,7 @@ from app.models import Problem
 
 
 def _schema(model: type[BaseModel], mode: Literal["validation", "serialization"] = "serialization") -> Any:
-    """Return a model's JSON schema with its definitions put where they are used: it stands inside a larger document."""
+    """Return a model's JSON schema with its definitions inlined, since it becomes part of a larger document."""
     schema = model.model_json_schema(mode=mode)
     definitions = schema.pop("$defs", {})
 
@@ -33,18 +32,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status in (400, 401, 403, 404, 413, 415, 422, 429, 431, 500, 502, 503, 504)
 }
 NO_KEY: dict[str, Any] = {"security": []}
-"""`openapi_extra` of routes that are open to all."""
-
-
-class App(FastAPI):
-    """FastAPI, whose OpenAPI page says that a key is needed but where a route is open to all."""
-
-    def openapi(self) -> dict[str, Any]:
-        """Return the page."""
-        page = super().openapi()
-        page.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        page["security"] = [{"key": []}]
-        return page
+"""`openapi_extra` of routes that need no key."""
 
 
 def described(request: type[BaseModel], response: type[BaseModel], *, stream: bool = False) -> dict[str, Any]:

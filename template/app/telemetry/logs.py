@@ -1,10 +1,13 @@
-"""Logs: one structlog for everything, also for what libraries write through `logging`."""
+"""Logs: structlog renders every line, also those that libraries write through `logging`.
+
+Each module has its own logger: `log = structlog.get_logger("app.limits")`.
+"""
 
 import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from pydantic_core import to_json
@@ -12,11 +15,12 @@ from pydantic_core import to_json
 from app.config import Settings
 
 QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
-"""Loggers that may quote a request. They speak from WARNING on, whatever the level."""
+"""Loggers that may quote a request: they write warnings and errors only, whatever the level."""
 
 
 def configure_logs(settings: Settings) -> None:
-    """Send every log line to stdout, in one format, from one level on."""
+    """Write every log line from one level up to stdout, in one format."""
+    output = cast(TextIO, _Stdout())
     level = getattr(logging, settings.log_level.upper())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -30,10 +34,10 @@ def configure_logs(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, _without_message_of_exception],
@@ -46,8 +50,18 @@ def configure_logs(settings: Settings) -> None:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
-def where(error: BaseException) -> dict[str, str]:
-    """Return an exception's type and stack for a log line. Its message stays out: it may quote a prompt or a key."""
+class _Stdout:
+    """Whatever `sys.stdout` is when a line is written: a test may replace and close the one of today."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def exception_fields(error: BaseException) -> dict[str, str]:
+    """Return an exception's type and stack for a log line. Its message is left out: it may quote a prompt or a key."""
     return {"error": type(error).__name__, "stack": "".join(traceback.format_tb(error.__traceback__))}
 
 
@@ -58,5 +72,5 @@ def _without_message_of_exception(
     error = found[1] if isinstance(found, tuple) else found
     if isinstance(error, BaseException):
         event["event"] = event["event"].partition("\n")[0]  # asyncio goes on to quote the exception
-        event.update(where(error))
+        event.update(exception_fields(error))
     return event

@@ -1,4 +1,4 @@
-"""The time limits of one call, each with its own error."""
+"""The time limits of one call, each with an error of its own."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,11 +7,14 @@ from app.config import Timeouts
 from app.errors import ProviderTimeout
 
 
-class Clock:
+class Deadlines:
     """Keeps one call within its `timeouts`.
 
-    A stream's wait for its next event counts from when we begin to wait, so a slow client uses up none of it.
+    The wait for a stream's next event starts when we begin to read it, so a slow client uses up none of that time.
     `total` runs from the first attempt on.
+
+    Args:
+        timeouts: the settings, in seconds.
     """
 
     __slots__ = ("_end", "_limit", "_time", "deadline", "model", "timeouts")
@@ -47,7 +50,7 @@ class Clock:
 
     @property
     def over(self) -> bool:
-        """Whether `total` has passed. A loop may fire a timer some milliseconds early."""
+        """Whether `total` has passed. The event loop may fire a timer a few milliseconds early."""
         return self.remaining() < 0.01
 
     def limit(self) -> asyncio.Timeout:
@@ -66,19 +69,19 @@ class Clock:
 
 
 class Watchdog:
-    """Fails a stream's read when what its clock waits for doesn't come in time.
+    """Ends a stream's read when nothing arrives before the deadline.
 
-    One timer for all of a stream's reads: an `asyncio.timeout` around each costs more than all else that a read takes.
+    One timer serves all reads of a stream: an `asyncio.timeout` around each costs more than the rest of a read.
 
     Args:
-        clock: tells the deadline.
+        deadlines: tells until when the next read may take.
         fail: makes the read that is waiting raise an error.
     """
 
-    __slots__ = ("_clock", "_fail", "_loop", "_timer", "_timer_at", "_waiting")
+    __slots__ = ("_deadlines", "_fail", "_loop", "_timer", "_timer_at", "_waiting")
 
-    def __init__(self, clock: Clock, fail: Callable[[Exception], None]) -> None:
-        self._clock = clock
+    def __init__(self, deadlines: Deadlines, fail: Callable[[Exception], None]) -> None:
+        self._deadlines = deadlines
         self._fail = fail
         self._loop = asyncio.get_running_loop()
         self._waiting = False
@@ -86,30 +89,30 @@ class Watchdog:
         self._timer_at = float("inf")
 
     def wait(self) -> None:
-        """Watch a read that begins now."""
+        """Start watching a read."""
         self._waiting = True
-        if self._clock.deadline < self._timer_at:
+        if self._deadlines.deadline < self._timer_at:
             self._set_timer()
 
     def rest(self) -> None:
-        """Watch nothing until the next read: what takes time now isn't the provider."""
+        """Stop watching until the next read: time that passes now is not the provider's."""
         self._waiting = False
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching for good."""
         if self._timer:
             self._timer.cancel()
 
     def _set_timer(self) -> None:
         self.stop()
-        self._timer_at = self._clock.deadline
+        self._timer_at = self._deadlines.deadline
         self._timer = self._loop.call_at(self._timer_at, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_at = float("inf")
         if not self._waiting:
-            return  # the next read sets it again
-        if self._loop.time() < self._clock.deadline - 0.001:
+            return  # the next read sets the timer again
+        if self._loop.time() < self._deadlines.deadline - 0.001:
             self._set_timer()
         else:
-            self._fail(self._clock.expired())
+            self._fail(self._deadlines.expired())

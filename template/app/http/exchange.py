@@ -1,4 +1,4 @@
-"""One request and its response, from the outside of the application to its innermost part."""
+"""Exchange: one request and its response, known to every layer of the application from the outermost in."""
 
 import asyncio
 import re
@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import AppError
-from app.llm.record import CallRecord
+from app.llm.call import CallTotals
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 SECURITY_HEADERS = [
@@ -19,21 +19,31 @@ SECURITY_HEADERS = [
 
 
 class Exchange:
-    """A request's id, its record, and what happens when its client leaves or the server ends.
+    """A request's id, what is logged about it, and what happens when its client leaves or the server shuts down.
 
     Args:
-        scope: the request, as ASGI describes it.
-        receive: brings its body, and tells when the client leaves.
-        send: takes the response.
-        max_body_bytes: largest body that is received.
+        scope: the request's ASGI scope.
+        receive: ASGI's; it brings the body, and tells when the client leaves.
+        send: ASGI's; it takes the response.
+        max_body_bytes: largest body that is received, in bytes.
+
+    Attributes:
+        headers: the request's headers as they arrived, by name in lower case; of several with one name, the first.
+        request_id: the client's `X-Request-ID` if it is well-formed, else a new one.
+        caller: name of the caller, once it is known.
+        totals: the sum of the request's calls of models.
+        status: the response's status; 0 until it has started.
+        error: code of the error that was sent.
+        aborted_by: the error that the server ends this request with.
+        client_left: whether the client has left before the response was complete.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
         self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
-        """The request's as they came in, by their names in lower case; of several with one name the first."""
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        self.record = CallRecord()
+        self.caller: str | None = None
+        self.totals = CallTotals()
         self.status = 0
         self.error: str | None = None
         self.aborted_by: AppError | None = None
@@ -60,7 +70,7 @@ class Exchange:
         return HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes (setting max_body_bytes).")
 
     async def receive(self) -> Message:
-        """Receive, as ASGI says; once we listen for the client's leaving, that is all there is to hear.
+        """Receive, as ASGI says. Once we listen for the client's leaving, only that can still be received.
 
         Raises:
             HTTPException: 413, the body is larger than it may be.
@@ -95,18 +105,18 @@ class Exchange:
         await self._send(message)
 
     def cancel_on_disconnect(self) -> None:
-        """Cancel the endpoint as soon as its client has left."""
+        """From now on, cancel the endpoint as soon as the client leaves."""
         self._wants_cancel = True
         self._listen()
 
     def abort(self, error: AppError) -> None:
-        """End this request with an error, wherever it is."""
+        """End this request with an error, whatever it is doing."""
         if self.aborted_by is None and not self._sent_all and self._task:
             self.aborted_by = error
             self._task.cancel()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening for the client's leaving."""
         if self._listener:
             self._listener.cancel()
             self._listener = None
@@ -124,6 +134,6 @@ class Exchange:
 
 
 def exchange_of(scope: Scope) -> Exchange:
-    """Return the exchange that a request is part of."""
+    """Return the exchange of a request, given its ASGI scope."""
     exchange: Exchange = scope["app.exchange"]
     return exchange

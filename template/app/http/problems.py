@@ -1,11 +1,10 @@
-"""Renders every error as problem details (RFC 9457), whoever raised it."""
+"""Renders every error as problem details (RFC 9457), whatever raised it."""
 
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
@@ -34,8 +33,9 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None) -> Re
     """Return the response for an error.
 
     Args:
-        error: ours, or one that FastAPI, Starlette or an endpoint has raised; its detail is shown if it is text.
-        scope: of the request, for its id.
+        error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint; its detail is shown if it is
+            text.
+        scope: the request's ASGI scope, for its id; None outside a request.
     """
     exchange = scope.get("app.exchange") if scope else None
     if isinstance(error, AppError):
@@ -49,7 +49,7 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None) -> Re
     if exchange:
         exchange.error = code
     body = problem(status, code, message, param, request_id=exchange.request_id if exchange else "none")
-    return Response(to_json(body), status, headers, PROBLEM_JSON)
+    return Response(body.model_dump_json(), status, headers, PROBLEM_JSON)
 
 
 def install_problem_handlers(app: FastAPI) -> None:

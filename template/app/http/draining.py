@@ -1,7 +1,8 @@
-"""The end of the service, in good order.
+"""Graceful shutdown.
 
-On SIGTERM or SIGINT the socket stays open: new work is told to go elsewhere, open streams finish. When nothing is in
-flight, or the grace is over and what is left has had its error, the server's own handler is called.
+After SIGTERM or SIGINT the socket stays open: new requests get 503 `draining`, and open ones may finish. When nothing
+is in flight any more, or when `shutdown_grace` is over and the rest has been ended with an error, the server's own
+handler is called.
 """
 
 import asyncio
@@ -9,55 +10,50 @@ import contextlib
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from app.errors import Draining
+from app.http.exchange import Exchange
 
 AFTER_EXIT = 1.6
-"""Seconds for what was aborted to send its last words, and for the server to end by itself.
+"""Seconds after which the server is told a second time to exit.
 
-It would wait for ever for a client that has stopped reading.
+Aborted requests send their error meanwhile. The server alone would wait for ever for a client that has stopped reading.
 """
 
 
-class Abortable(Protocol):
-    """A request in flight."""
-
-    def abort(self, error: Draining) -> None: ...
-
-
 class Drain:
-    """Knows what is in flight, and ends it.
+    """Knows which requests are in flight, and ends them at shutdown.
 
     Args:
-        grace: seconds that what is in flight gets to finish.
+        grace: seconds that requests in flight get to finish.
     """
 
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self.draining = False
-        self._in_flight: set[Abortable] = set()
+        self._in_flight: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._previous: dict[int, Any] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def enter(self, request: Abortable) -> None:
-        """Count a request in."""
+    def enter(self, request: Exchange) -> None:
+        """A request has arrived."""
         self._in_flight.add(request)
 
-    def leave(self, request: Abortable) -> None:
-        """Count a request out."""
+    def leave(self, request: Exchange) -> None:
+        """A request has ended."""
         self._in_flight.discard(request)
         if self.draining and not self._in_flight:
             self._idle.set()
 
     def error(self) -> Draining:
-        """Return the error for new work."""
+        """Return the error for new requests."""
         message = "This server is shutting down. Try again: another one will answer."
         return Draining(message, retry_after=1, headers={"Connection": "close"})
 
     def install(self) -> None:
-        """Put ourselves before the server's signal handlers. Needs the main thread; elsewhere nobody gets signals."""
+        """Replace the server's signal handlers; they are called later. Outside the main thread there are none."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             previous = signal.getsignal(number)
@@ -68,7 +64,7 @@ class Drain:
             self._previous[number] = previous
 
     def uninstall(self) -> None:
-        """Give the signals back."""
+        """Put the server's signal handlers back."""
         if self._task:
             self._task.cancel()
         for number, previous in self._previous.items():
@@ -78,7 +74,7 @@ class Drain:
     def _on_signal(self, loop: asyncio.AbstractEventLoop, previous: Any) -> Callable[[int, FrameType | None], None]:
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self.draining and number == signal.SIGINT:
-                previous(number, frame)  # asked twice: at once
+                previous(number, frame)  # a second Ctrl-C: exit at once
             elif not self.draining:
                 self.draining = True
                 loop.call_soon_threadsafe(self._begin, number, previous)
@@ -97,4 +93,4 @@ class Drain:
             request.abort(self.error())
         previous(number, None)
         await asyncio.sleep(AFTER_EXIT)
-        previous(signal.SIGINT, None)  # asked twice: at once
+        previous(signal.SIGINT, None)  # told twice, the server exits at once

@@ -1,22 +1,22 @@
-"""Sends a stream of the models to the client, so that it is never silent for long."""
+"""EventStream: a model's stream as a response, with comments that keep the connection alive."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.errors import AppError, error_event
-from app.exchange import exchange_of
+from app.http.exchange import exchange_of
+from app.llm.client import OpenStream
 from app.llm.sse import DONE
-from app.logs import where
+from app.telemetry.logs import exception_fields
 
 FIRST_EVENT = 10.0
-"""Seconds that a stream's first event is waited for before the response starts without it."""
+"""Seconds that the response waits for the first event; then it starts without it, and pings."""
 PING_EVERY = 15.0
-"""Seconds of silence after which a comment keeps proxies awake."""
+"""Seconds of silence after which a comment is sent, so that proxies keep the connection open."""
 PING = b": ping\n\n"
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -28,16 +28,17 @@ log = structlog.get_logger("app.errors")
 
 
 class EventStream(Response):
-    """A stream of the models as a response. An error before its first byte is raised, and so gets its own status.
+    """A model's stream as a response.
+
+    An error before the first byte is raised, and so gets its own status. A later one becomes the last event.
 
     Args:
-        packets: from `LLMClient.events`: one or more whole events at a time, `[DONE]` last.
-        headers: further response headers, complete when the first packet is there.
+        opening: from `LLMClient.open_stream`; entered when the response begins.
     """
 
-    def __init__(self, packets: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
-        self._packets = packets
-        self._further = headers
+    def __init__(self, opening: AbstractAsyncContextManager[OpenStream]) -> None:
+        self._opening = opening
+        self._start_headers = STREAM_HEADERS
         self._started = False
         self._whole = False
         self._sending = False
@@ -47,23 +48,20 @@ class EventStream(Response):
         self._exchange = exchange_of(scope)
         self._send = send
         self._loop = asyncio.get_running_loop()
-        async with aclosing(self._packets) as packets:
-            # in a task of its own: each packet wakes that alone, and not all the coroutines around a request too
-            await asyncio.create_task(self._run(packets))
+        # A task of its own, for speed: a packet then resumes only this task, and not every coroutine around a request.
+        await asyncio.create_task(self._run())
 
-    async def _run(self, packets: AsyncIterator[bytes]) -> None:
-        """Send every packet; an error after the first byte becomes the stream's last event."""
+    async def _run(self) -> None:
         failure: AppError | None = None
-        self._spoke_at = self._loop.time()
+        self._sent_at = self._loop.time()
         self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         try:
-            async for packet in packets:
-                if self._ping:
-                    await self._until_pinged()
-                self._sending = True
-                await self._write(packet)
-                self._sending = False
-                self._spoke_at = self._loop.time()
+            async with self._opening as stream:
+                of_call = [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.call.headers.items()]
+                self._start_headers = STREAM_HEADERS + of_call
+                await self._pass_on(stream.first)
+                async for packet in stream.packets:
+                    await self._pass_on(packet)
         except AppError as error:
             failure = error
         except asyncio.CancelledError:
@@ -71,7 +69,7 @@ class EventStream(Response):
             if failure is None or self._exchange.client_left:
                 raise
         except Exception as error:
-            log.error("unexpected", request_id=self._exchange.request_id, **where(error))
+            log.error("unexpected", request_id=self._exchange.request_id, **exception_fields(error))
             failure = AppError()
         finally:
             self._timer.cancel()
@@ -83,13 +81,19 @@ class EventStream(Response):
             await self._write(error_event(failure, self._exchange.request_id))
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _pass_on(self, packet: bytes) -> None:
+        if self._ping:
+            await self._until_pinged()
+        self._sending = True
+        await self._write(packet)
+        self._sending = False
+        self._sent_at = self._loop.time()
+
     async def _write(self, data: bytes) -> None:
-        """Send whole events or a comment, so that a ping can stand between any two."""
+        """Send whole events or a comment, so that a ping can be sent between any two."""
         if not self._started:
             self._started = True
-            headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in self._further.items()]
-            start = {"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS + headers}
-            await self._send(start)
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._start_headers})
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._whole = self._whole or data.endswith(DONE)
 
@@ -98,7 +102,8 @@ class EventStream(Response):
             await asyncio.wait([self._ping])
 
     def _on_timer(self) -> None:
-        silence = self._loop.time() - self._spoke_at
+        """Send a ping if nothing has been sent for long enough; set the timer again."""
+        silence = self._loop.time() - self._sent_at
         if self._started and silence < PING_EVERY:
             self._timer = self._loop.call_later(PING_EVERY - silence, self._on_timer)
             return

@@ -7,10 +7,10 @@ import aiohttp
 import jwt
 import structlog
 
-from app.callers import Caller
+from app.access.callers import Caller
 from app.config import JwtSettings
 from app.errors import AuthUnavailable, Unauthorized
-from app.llm.targets import proxy_for
+from app.network import proxy_for
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Signatures with a public key only: a shared secret would have to be here, and `none` is no signature."""
@@ -23,6 +23,9 @@ FETCH_WITHIN = 5.0
 
 UNREADABLE = (jwt.PyJWTError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What tokens and key sets raise that aren't as they should be."""
+
+
+log = structlog.get_logger("app.auth")
 
 
 class JwtAuth:
@@ -86,7 +89,7 @@ class JwtAuth:
             ):
                 keys = jwt.PyJWKSet.from_dict(await answer.json(content_type=None))
         except (aiohttp.ClientError, TimeoutError, *UNREADABLE) as error:
-            structlog.get_logger("app").error("the issuer's keys can't be had", error=type(error).__name__)
+            log.error("the issuer's keys can't be had", error=type(error).__name__)
         else:
             self._keys = {key.key_id: key for key in keys.keys}
             self._fetched_at = time.monotonic()

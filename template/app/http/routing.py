@@ -1,4 +1,4 @@
-"""Routes whose endpoints read and write bytes themselves."""
+"""BytesRoute: a route whose endpoint reads and writes bytes itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,16 @@ from starlette.types import Receive, Scope, Send
 
 
 class BytesRoute(APIRoute):
-    """A route that FastAPI documents and does nothing else for: no dependencies, no parsing, no exit stacks.
+    """A route that FastAPI documents, and for which it does nothing else: no dependencies, no parsing, no exit stacks.
 
-    Those cost a third of a byte proxy's whole request. The endpoint is async, takes the request and returns a
+    These cost a third of a whole request of a byte proxy. The endpoint is async, takes the request and returns a
     response.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         if self.dependencies:
-            raise ValueError(f"{path}: nothing would look at its dependencies")
+            raise ValueError(f"{path}: a BytesRoute runs no dependencies")
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the endpoint."""

@@ -1,0 +1,61 @@
+"""App: FastAPI with a typed `state`, and with an OpenAPI page that knows about keys."""
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import State
+
+from app.access.callers import Caller, CallerKeys
+from app.config import Settings
+from app.http.draining import Drain
+from app.llm.client import LLMClient
+from app.llm.upstreams import Upstreams
+from app.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from app.access.jwt_auth import JwtAuth  # which imports PyJWT; only a configured issuer needs it
+
+
+class AppState(State):
+    """What the application holds while it runs. A team may set further attributes.
+
+    Attributes:
+        settings: the settings that it was made with.
+        drain: knows what is in flight.
+        keys: the callers of the table.
+        jwt_auth: the issuer of tokens, if one is configured.
+        anonymous: the caller without a key; it may use only the demo model.
+        metrics: all metrics.
+        upstreams: the models of the table.
+        llm: a client of them for the application itself, outside any request.
+        started_at: when the application was made, in seconds since 1970.
+    """
+
+    settings: Settings
+    drain: Drain
+    keys: CallerKeys
+    jwt_auth: "JwtAuth | None"
+    anonymous: Caller
+    metrics: Metrics
+    upstreams: Upstreams
+    llm: LLMClient
+    started_at: int
+
+
+class App(FastAPI):
+    """FastAPI whose OpenAPI page says that a key is needed, except where a route is open to all."""
+
+    state: AppState
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI page."""
+        page = super().openapi()
+        page.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        page["security"] = [{"key": []}]
+        return page
+
+
+def state_of(request: Request) -> AppState:
+    """Return the state of the application that a request is for."""
+    state: AppState = request.app.state
+    return state

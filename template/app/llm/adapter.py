@@ -1,0 +1,22 @@
+"""What LLMClient needs of an adapter: one for each way in which a model may be reached."""
+
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+from app.llm.call import Call
+from app.llm.relay import StreamState
+from app.llm.targets import Target
+
+
+class Adapter(Protocol):
+    """Speaks to providers. `app.llm.direct.Direct` documents what the methods take, return and raise.
+
+    A call's fallbacks have targets of their own, so the target is an argument beside the call.
+    """
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    def failing(self) -> list[str]: ...
+    async def complete(self, call: Call, target: Target) -> dict[str, Any]: ...
+    async def embed(self, call: Call, target: Target) -> dict[str, Any]: ...
+    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]: ...

@@ -1,0 +1,92 @@
+"""One call of a model, as a value: what is asked, by whom, how long it may take, and what came of it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.access.callers import Caller
+from app.llm.deadlines import Deadlines
+from app.llm.relay import StreamState
+from app.llm.targets import Target
+
+Operation = Literal["chat", "embeddings"]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a model. Made by LLMClient for each call and passed down; no two calls share anything in it.
+
+    Attributes:
+        operation: what is asked for.
+        target: the model that was asked for.
+        fields: the request's fields, in OpenAI's terms.
+        deadlines: the call's time limits.
+        caller: who calls; None is the application itself.
+        tried: the models that were tried, in order, one entry for each attempt.
+        began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
+        headers: what a response tells about this call: `X-Model` and `x-ratelimit-*`.
+        stream: what the stream of the newest attempt has said so far; None where a whole answer is asked for.
+        response_model: the provider's name of the model that answered.
+        finish_reasons: why the answer ended, one reason for each choice.
+        prompt_tokens: tokens of the request, as the provider counted them, else estimated.
+        completion_tokens: tokens of the answer.
+    """
+
+    operation: Operation
+    target: Target
+    fields: dict[str, Any]
+    deadlines: Deadlines
+    caller: Caller | None = None
+    tried: list[Target] = field(default_factory=list)
+    began_at: float | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    stream: StreamState | None = None
+    response_model: str | None = None
+    finish_reasons: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def answered_by(self) -> Target:
+        """The model that answered, or was tried last."""
+        return self.tried[-1] if self.tried else self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        body: OpenAI's object.
+        call: the call that brought it.
+    """
+
+    body: dict[str, Any]
+    call: Call
+
+
+@dataclass(slots=True)
+class CallTotals:
+    """The sum of one request's calls, for its log line and metrics. A call is added when it has ended.
+
+    Attributes:
+        models: public names of the models that answered, or were tried last; each once.
+        tried: public names of all models that were tried, in the order in which the calls ended.
+        prompt_tokens: tokens of all requests to models.
+        completion_tokens: tokens of all answers.
+        calls: how many calls there were.
+    """
+
+    models: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    calls: int = 0
+
+    def add(self, call: Call) -> None:
+        """Count a call that has ended."""
+        self.calls += 1
+        if call.tried and call.answered_by.name not in self.models:
+            self.models.append(call.answered_by.name)
+        self.tried += [target.name for target in call.tried]
+        self.prompt_tokens += call.prompt_tokens
+        self.completion_tokens += call.completion_tokens

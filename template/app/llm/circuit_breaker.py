@@ -1,0 +1,51 @@
+"""A circuit breaker for each model: a model that keeps failing is skipped for a while."""
+
+import time
+from collections.abc import Callable
+
+FAILURES = 3
+"""Failed calls in a row after which a model is skipped."""
+SECONDS = 30.0
+"""How long it is skipped; then one call tries it again."""
+
+
+class CircuitBreakers:
+    """Counts each model's failures in a row.
+
+    A breaker is closed at first. After `FAILURES` failures in a row it opens: `SECONDS` long the model is skipped. Then
+    it is half-open: exactly one call is let through to try the model; its success closes the breaker, its failure opens
+    it again.
+
+    Args:
+        now: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._failures: dict[str, int] = {}
+        self._open_until: dict[str, float] = {}
+
+    def lets_through(self, model: str) -> bool:
+        """Return whether a call may try a model now. A half-open breaker lets one call through, and waits for it."""
+        open_until = self._open_until.get(model)
+        if open_until is None:
+            return True
+        if self._now() < open_until:
+            return False
+        self._open_until[model] = self._now() + SECONDS
+        return True
+
+    def failed(self, model: str) -> None:
+        """Count a failed call."""
+        self._failures[model] = self._failures.get(model, 0) + 1
+        if self._failures[model] >= FAILURES:
+            self._open_until[model] = self._now() + SECONDS
+
+    def succeeded(self, model: str) -> bool:
+        """Close a model's breaker; return whether it was open."""
+        self._failures.pop(model, None)
+        return self._open_until.pop(model, None) is not None
+
+    def is_open(self, model: str) -> bool:
+        """Return whether a model's breaker is open or half-open."""
+        return model in self._open_until

@@ -1,0 +1,133 @@
+"""Retries and fallbacks. Only here is a call tried again, and only before its first byte has been sent."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from random import random
+from typing import TypeVar
+
+from app.errors import InvalidRequest, ProviderError
+from app.llm.call import Call
+from app.llm.circuit_breaker import CircuitBreakers
+from app.llm.targets import Target
+from app.telemetry.metrics import Metrics
+
+FIRST_PAUSE = 0.4
+"""Seconds before the first retry, at most; each further pause is twice as long."""
+LONGEST_PAUSE = 5.0
+"""Seconds that a pause lasts at most, unless the provider asks for more."""
+MAX_RETRY_AFTER = 10.0
+"""Seconds. If a provider asks for a longer wait, its error is passed on with its `Retry-After`."""
+
+T = TypeVar("T")
+
+
+class Retries:
+    """Tries a model, and then its fallbacks.
+
+    Args:
+        targets: the model table.
+        retries: how often one model is tried again, 0 or more.
+        metrics: told of every attempt.
+    """
+
+    def __init__(self, targets: Mapping[str, Target], retries: int, metrics: Metrics) -> None:
+        self._targets = targets
+        self._retries = retries
+        self._metrics = metrics
+        self._breakers = CircuitBreakers()
+
+    async def run(self, call: Call, attempt: Callable[[Target], Awaitable[T]]) -> T:
+        """Return what `attempt` returns for the call's model, or for the first of its fallbacks that begins to answer.
+
+        Args:
+            call: the call; each attempt is added to its `tried`.
+            attempt: begins an answer; when it returns or fails, nothing has been sent to the client yet.
+
+        Raises:
+            ProviderError: every model has failed; this is the last error.
+            InvalidRequest: the model that was asked for can't take this request.
+        """
+        failure: ProviderError | None = None
+        failed = ""
+        for candidate in self._candidates(call):
+            if failure:
+                self._metrics.fallbacks(failed).inc()
+            try:
+                answer = await self._attempts(call, candidate, attempt)
+            except InvalidRequest:
+                if failure is None:
+                    raise
+                # A fallback that can't take this request is no reason to blame the request.
+            except ProviderError as error:
+                if not error.fall_back:
+                    self._succeeded(candidate)
+                    if failure is None:
+                        raise
+                    continue
+                failure, failed = error, candidate.name
+                self._breakers.failed(failed)
+                self._metrics.circuit_open(failed).set(self._breakers.is_open(failed))
+                if call.deadlines.over:
+                    raise
+            else:
+                self._succeeded(candidate)
+                call.headers["X-Model"] = candidate.name.encode().decode("latin-1")  # as headers are encoded
+                return answer
+        raise failure or AssertionError("there is always one candidate")
+
+    def _succeeded(self, target: Target) -> None:
+        if self._breakers.succeeded(target.name):
+            self._metrics.circuit_open(target.name).set(0)
+
+    def _candidates(self, call: Call) -> Iterator[Target]:
+        """Yield a call's model and those fallbacks that its caller may use.
+
+        Those whose circuit breaker is open are left out, unless no other is left. A breaker is asked when the turn of
+        its model comes, since a half-open one lets a single call through.
+        """
+        names = dict.fromkeys(call.target.entry.fallbacks)
+        fallbacks = [self._targets[name] for name in names if call.caller is None or call.caller.may_use(name)]
+        candidates = [call.target, *fallbacks]
+        skipped = 0
+        for candidate in candidates:
+            if self._breakers.lets_through(candidate.name):
+                yield candidate
+            else:
+                skipped += 1
+        if skipped == len(candidates):
+            yield from candidates
+
+    async def _attempts(self, call: Call, target: Target, attempt: Callable[[Target], Awaitable[T]]) -> T:
+        """Try one model until it begins to answer, or until its retries are used up."""
+        for number in itertools.count():
+            call.tried.append(target)
+            if number:
+                self._metrics.retries(target.name).inc()
+            try:
+                target.check_configured()
+                return await attempt(target)  # success is counted by Accounting, when the answer ends
+            except ProviderError as error:
+                self._metrics.upstream_calls(target.name, error.kind).inc()
+                pause = pause_after(error, number)
+                if not error.retry or number == self._retries or pause is None or pause >= call.deadlines.remaining():
+                    raise
+            except asyncio.CancelledError:
+                self._metrics.upstream_calls(target.name, "cancelled").inc()
+                raise
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+
+def pause_after(failure: ProviderError, attempt: int) -> float | None:
+    """Return the seconds before the next attempt, or None where the provider asks for more than MAX_RETRY_AFTER.
+
+    Exponential backoff with jitter, unless the provider says how long.
+
+    Args:
+        failure: why the last attempt failed.
+        attempt: its number, from 0.
+    """
+    if failure.retry_after is None:
+        return min(FIRST_PAUSE * float(2**attempt), LONGEST_PAUSE) * (0.5 + random() / 2)
+    return failure.retry_after if failure.retry_after <= MAX_RETRY_AFTER else None

@@ -1,0 +1,66 @@
+"""What all calls share: the model table, the adapters, limits, retries and metrics."""
+
+import os
+from collections.abc import Mapping
+from typing import Self
+
+from app.access.limits import Limiter
+from app.config import Settings
+from app.llm.accounting import Accounting
+from app.llm.adapter import Adapter
+from app.llm.demo import Demo
+from app.llm.direct import Direct
+from app.llm.retries import Retries
+from app.llm.targets import AdapterName, resolve
+from app.llm.via_litellm import ViaLiteLLM
+from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import Tracing
+
+
+class Upstreams:
+    """The models of the table. Calls are made while its context is entered (`async with`).
+
+    One serves the whole application. It keeps nothing of past calls.
+
+    Args:
+        settings: the model table, time limits and retries.
+        environ: where the providers' keys are looked up.
+        metrics: told of every call; None makes some that nobody reads.
+
+    Raises:
+        SettingsError: a row of the model table can't work.
+    """
+
+    def __init__(
+        self, settings: Settings, environ: Mapping[str, str] = os.environ, metrics: Metrics | None = None
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self.targets = {name: resolve(name, entry, environ) for name, entry in settings.models.items()}
+        self.limiter = Limiter(settings, self.metrics)
+        self.retries = Retries(self.targets, settings.retries, self.metrics)
+        self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
+        self.adapters = {name: _adapter(name, settings) for name in {t.adapter for t in self.targets.values()}}
+
+    async def __aenter__(self) -> Self:
+        """Open what the adapters need. LiteLLM goes on loading in a thread; `failing` tells when it is there."""
+        for adapter in self.adapters.values():
+            await adapter.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close every connection."""
+        for adapter in self.adapters.values():
+            await adapter.close()
+
+    def failing(self) -> list[str]:
+        """Return what is not ready yet, one sentence each."""
+        return [sentence for adapter in self.adapters.values() for sentence in adapter.failing()]
+
+
+def _adapter(name: AdapterName, settings: Settings) -> Adapter:
+    if name == "direct":
+        return Direct(settings.timeouts, traced=settings.telemetry)
+    if name == "litellm":
+        return ViaLiteLLM(settings.timeouts, settings.image_hosts, traced=settings.telemetry)
+    return Demo()

@@ -1,0 +1,93 @@
+"""Prometheus metrics. Labels hold names from the tables alone, never what a client sent.
+
+With several workers, each writes to files of its own (`PROMETHEUS_MULTIPROC_DIR`, set by `python -m app`), and a scrape
+of any worker adds them up.
+"""
+
+import os
+import re
+from functools import cache, partial
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+CHUNK_PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """All metrics of one application, in a registry of their own.
+
+    A metric with labels is a function of their values, in the order in which they are named here:
+    `metrics.retries("gpt-4o").inc()`. It remembers what it has returned, since that is on the path of every request.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        counter = partial(Counter, registry=self._registry)
+        gauge = partial(Gauge, registry=self._registry, multiprocess_mode="livesum")
+        histogram = partial(Histogram, registry=self._registry, buckets=DURATIONS)
+        self.requests_in_flight = gauge("http_requests_in_flight", "HTTP requests being answered now.")
+        self.storage_up = gauge("limit_storage_up", "1 while the limit storage answers.", multiprocess_mode="livemin")
+        self.storage_up.set(1)
+        self.requests = cache(
+            histogram(
+                "http_request_duration_seconds",
+                "From a request's arrival to the last byte of its response.",
+                ["route", "status", "model"],
+            ).labels
+        )
+        self.disconnects = cache(
+            counter(
+                "client_disconnects", "Requests whose client left before the end of the response.", ["route"]
+            ).labels
+        )
+        self.first_chunk = cache(
+            histogram(
+                "llm_time_to_first_chunk_seconds", "From a call's start to the first chunk of its stream.", ["model"]
+            ).labels
+        )
+        self.per_chunk = cache(
+            histogram(
+                "llm_time_per_chunk_seconds",
+                "Mean time between two chunks of a stream.",
+                ["model"],
+                buckets=CHUNK_PAUSES,
+            ).labels
+        )
+        self.tokens = cache(
+            counter("llm_tokens", "Tokens, counted or estimated.", ["model", "caller", "direction"]).labels
+        )
+        self.calls_in_flight = cache(gauge("llm_calls_in_flight", "Calls of a model going on now.", ["model"]).labels)
+        self.upstream_calls = cache(
+            counter(
+                "llm_upstream_calls", "Attempts by outcome: ok, cancelled, or an error.", ["model", "outcome"]
+            ).labels
+        )
+        self.retries = cache(counter("llm_retries", "Attempts after the first one.", ["model"]).labels)
+        self.fallbacks = cache(
+            counter("llm_fallbacks", "Calls passed on to a fallback, by the model that failed.", ["model"]).labels
+        )
+        self.truncated = cache(
+            counter("llm_streams_truncated", "Streams that their provider cut off.", ["model"]).labels
+        )
+        self.decisions = cache(
+            counter("limiter_decisions", "Calls that were admitted or refused.", ["scope", "decision"]).labels
+        )
+        self.circuit_open = cache(
+            gauge("llm_model_cooling", "Workers whose circuit breaker for a model is open.", ["model"]).labels
+        )
+
+    def render(self) -> bytes:
+        """Return the numbers of all workers in Prometheus' text format."""
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if not directory:
+            return generate_latest(self._registry)
+        for file in Path(directory).glob("gauge_live*.db"):
+            found = re.search(r"_(\d+)\.db$", file.name)
+            if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc").exists():
+                mark_process_dead(int(found[1]))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return generate_latest(registry)

@@ -1,0 +1,112 @@
+"""Traces, where the setting `telemetry` is on: FastAPI's server spans, and a client span around each call of a model.
+
+Exporters are set by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, ...). Names follow its semantic
+conventions for generative AI. No prompt and no answer is ever recorded.
+"""
+
+from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+
+from opentelemetry import propagate, trace
+from opentelemetry.trace import SpanKind, StatusCode
+
+from app.config import SettingsError
+
+
+def check_sdk() -> None:
+    """Raise SettingsError where OpenTelemetry's SDK is not installed."""
+    if find_spec("opentelemetry.sdk") is None:
+        raise SettingsError("telemetry needs OpenTelemetry's SDK: uv sync --extra telemetry")
+
+
+def trace_id() -> str | None:
+    """Return the current trace's id, as logs carry it."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
+
+class Tracing:
+    """Starts the spans of calls."""
+
+    def __init__(self) -> None:
+        self._tracer = trace.get_tracer("app.llm")
+
+    def start(self, operation: str, name: str, provider: str, model: str) -> "Span":
+        """Start the span of a call.
+
+        Args:
+            operation: `chat` or `embeddings`.
+            name: public name of the model that was asked for.
+            provider: its provider.
+            model: the provider's name of it.
+        """
+        span = self._tracer.start_span(f"{operation} {name}", kind=SpanKind.CLIENT)
+        span.set_attribute("gen_ai.operation.name", operation)
+        span.set_attribute("gen_ai.provider.name", provider)
+        span.set_attribute("gen_ai.request.model", model)
+        return Span(span)
+
+
+class Span:
+    """A client span around one call of a model.
+
+    Args:
+        span: OpenTelemetry's own.
+    """
+
+    def __init__(self, span: trace.Span) -> None:
+        self.span = span
+
+    def fail(self, code: str) -> None:
+        """Mark the call as failed, with the code of its error."""
+        self.span.set_attribute("error.type", code)
+        self.span.set_status(StatusCode.ERROR)
+
+    def end(
+        self,
+        *,
+        provider: str,
+        model: str,
+        response_model: str | None,
+        finish_reasons: Sequence[str],
+        input_tokens: int,
+        output_tokens: int,
+        tried: Sequence[str],
+    ) -> None:
+        """End the span, and record what came of the call.
+
+        Args:
+            provider: the provider that answered, or was tried last.
+            model: its model, as the request named it.
+            response_model: its model, as the answer named it.
+            finish_reasons: why the answer ended, one reason for each choice.
+            input_tokens: tokens of the request.
+            output_tokens: tokens of the answer.
+            tried: public names of the models that were tried, one for each attempt.
+        """
+        self.span.set_attribute("gen_ai.provider.name", provider)
+        self.span.set_attribute("gen_ai.request.model", model)
+        if response_model:
+            self.span.set_attribute("gen_ai.response.model", response_model)
+        if finish_reasons:
+            self.span.set_attribute("gen_ai.response.finish_reasons", finish_reasons)
+        self.span.set_attribute("gen_ai.usage.input_tokens", input_tokens)
+        self.span.set_attribute("gen_ai.usage.output_tokens", output_tokens)
+        self.span.set_attribute("app.models.tried", tried)
+        self.span.end()
+
+
+def current(span: Span | None) -> AbstractContextManager[object]:
+    """Return a context in which a span is the current one, so that requests to a provider carry its trace.
+
+    Never enter it around the `yield` of a generator: the one who reads the generator would see the span as current.
+    """
+    if span is None:
+        return nullcontext()
+    return trace.use_span(span.span, record_exception=False, set_status_on_exception=False)
+
+
+def inject(headers: MutableMapping[str, str]) -> None:
+    """Put the current trace's context into request headers (W3C Trace Context)."""
+    propagate.inject(headers)
