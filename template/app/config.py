@@ -1,7 +1,7 @@
-"""What this service can be told, and where it is told.
+"""Settings: what can be configured, and where.
 
-Strongest first: arguments, environment (`APP_` prefix, `__` between levels), `.env`, `settings.toml`, the defaults
-below.
+Strongest source first: arguments, the environment (prefix `APP_`, `__` between levels), `.env`, `settings.toml`, the
+defaults below.
 """
 
 import json
@@ -23,7 +23,7 @@ from pydantic_settings import (
 
 SETTINGS_FILE = Path(__file__).with_name("settings.toml")
 TABLES = ("models", "callers")
-"""Tables whose keys the team chooses. A stronger source replaces such a table whole."""
+"""Tables whose keys the team chooses. A stronger source replaces the whole table."""
 
 
 def _split(value: Any) -> Any:
@@ -41,7 +41,7 @@ Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
 class SettingsError(ValueError):
-    """The settings are wrong. The text says where and how, and never shows a value."""
+    """The settings are wrong. The message says where and how, and never shows a value."""
 
 
 class Group(BaseModel):
@@ -49,7 +49,7 @@ class Group(BaseModel):
 
 
 class Limits(Group):
-    """What one caller, or one model, may use. None is no limit."""
+    """What one caller, or one model, may use. None means no limit."""
 
     requests_per_minute: int | None = Field(default=None, gt=0)
     tokens_per_minute: int | None = Field(default=None, gt=0)
@@ -62,17 +62,17 @@ class Limits(Group):
 
 
 class ModelEntry(Limits):
-    """One row of the model table: a public name's way to a model.
+    """One row of the model table: where a public name leads.
 
     Attributes:
-        upstream: LiteLLM's name, `provider/model`; a bare name is OpenAI's.
-        fallbacks: public names, tried in order when this model fails before its first byte.
-        defaults: request fields that are sent where a request leaves them out.
-        api_base: address of the provider's API, where it isn't the vendor's own; without a key in it.
+        upstream: LiteLLM's name of the model, `provider/model`; a name without a provider is OpenAI's.
+        fallbacks: public names of the models that are tried, in order, if this one fails before its first byte.
+        defaults: request fields that are sent if a request leaves them out.
+        api_base: address of the API, if it is not the vendor's own; without a key in it.
         api_key_env: the environment variable that holds the key for `api_base`.
-        protocol: how to speak to it; None picks by provider.
-        max_tokens_limit: upper bound for this model, in tokens; None takes the setting of that name.
-        stream_usage: ask for a stream's usage; turn off for servers that refuse `stream_options`.
+        protocol: how to speak to it; None chooses by provider.
+        max_tokens_limit: upper bound on a request's `max_tokens` for this model; None takes the setting of that name.
+        stream_usage: ask for usage in streams; turn it off for servers that refuse `stream_options`.
     """
 
     upstream: str = Field(min_length=1)
@@ -89,8 +89,8 @@ class CallerKey(Group):
     """One of a caller's keys.
 
     Attributes:
-        sha256: its hash.
-        expires: the first day on which it is refused, in UTC; None is never.
+        sha256: the key's hash.
+        expires: the first day on which the key is refused, in UTC; None means never.
     """
 
     sha256: Sha256
@@ -98,13 +98,13 @@ class CallerKey(Group):
 
 
 class CallerEntry(Limits):
-    """Who may call: the hash of a key (`python -m app callers add NAME`) and what it opens.
+    """One row of the table of callers: the hash of a key (`python -m app callers add NAME`), and what it allows.
 
     Attributes:
         key_sha256: one hash, or several while a key is being rotated.
-        keys: further keys, each with its end.
-        models: public names this caller may use; None is all.
-        metrics: may read `/metrics`.
+        keys: further keys, each with a day on which it expires.
+        models: public names that this caller may use; None means all.
+        metrics: whether this caller may read `/metrics`.
     """
 
     key_sha256: Annotated[list[Sha256], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
@@ -120,14 +120,14 @@ class CallerEntry(Limits):
 
 
 class JwtSettings(Limits):
-    """People as callers: each subject of an issuer's tokens is a caller with these limits.
+    """JSON Web Tokens: each subject of an issuer is a caller, with these limits.
 
     Attributes:
         issuer: the tokens' `iss`.
         audience: the tokens' `aud`.
-        jwks_url: where the issuer publishes its keys.
-        subject: the claim that names a caller.
-        models: public names they may use; None is all.
+        jwks_url: where the issuer publishes its public keys.
+        subject: the claim that holds the caller's name.
+        models: public names that they may use; None means all.
     """
 
     issuer: str
@@ -138,19 +138,19 @@ class JwtSettings(Limits):
 
 
 class Auth(Group):
-    """How callers may be known besides by a key of the table."""
+    """Further ways to authenticate, besides the keys of the table of callers."""
 
     jwt: JwtSettings | None = None
 
 
 class Timeouts(Group):
-    """Limits on waiting for a provider, in seconds.
+    """Time limits on a provider, in seconds.
 
     Attributes:
-        connect: until a connection stands.
+        connect: until the connection is made.
         first_token: until a stream's first event.
         idle: between two events of a stream.
-        total: for the whole call, retries and fallbacks included.
+        total: for the whole call, with retries and fallbacks.
     """
 
     connect: Seconds = 10
@@ -160,7 +160,7 @@ class Timeouts(Group):
 
 
 class Settings(BaseSettings):
-    """All settings, each with a default that works. Constructed directly, it reads the same sources."""
+    """All settings, each with a default that works. `Settings()` reads all sources but `.env`; see load_settings."""
 
     model_config = SettingsConfigDict(
         env_prefix="APP_",
@@ -246,7 +246,7 @@ class Settings(BaseSettings):
 
 
 class _Environment(EnvSettingsSource):
-    """`APP_` variables, each table as one JSON value, and the `PORT` that platforms set."""
+    """`APP_` variables, a table as one JSON value, and the `PORT` that hosting platforms set."""
 
     def __call__(self) -> dict[str, Any]:
         values = _without_tables_of(self.current_state, super().__call__())

@@ -1,4 +1,4 @@
-"""Loads the settings once, at start: reads `.env`, and turns every mistake into one clear sentence."""
+"""Loads the settings once, at the start: reads `.env`, and turns every mistake into one clear sentence."""
 
 import difflib
 import os
@@ -18,10 +18,13 @@ FILE_VARIABLES = {"APP_SETTINGS_FILE", "APP_ENV_FILE"}
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings from all sources; `overrides` are the strongest.
+    """Return the settings from all sources.
 
-    `.env` goes into the process environment, overriding nothing, so that LiteLLM sees its keys too.
-    `APP_ENV_FILE` and `APP_SETTINGS_FILE` name other files; an empty `APP_ENV_FILE` means none.
+    `.env` is copied into the process environment, so that LiteLLM finds its keys there too; variables that are set
+    already are kept. `APP_ENV_FILE` and `APP_SETTINGS_FILE` name other files; an empty `APP_ENV_FILE` means none.
+
+    Args:
+        **overrides: settings by name; the strongest source.
 
     Raises:
         SettingsError: a name or a value is wrong, or a file can't be read.
@@ -53,7 +56,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def unknown_variables(environ: Iterable[str] = os.environ) -> list[str]:
-    """Return the `APP_` variables that name no setting, for one warning at start."""
+    """Return the `APP_` variables that are no setting, for one warning at the start."""
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
     return sorted(name for name in environ if name.upper().startswith("APP_") and name.upper() not in known)
 
@@ -81,7 +84,7 @@ def _variables(group: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _group(annotation: Any) -> type[Group] | None:
-    """Return the settings group that a field holds, or may hold."""
+    """Return the group of settings that a field holds, if it holds one."""
     kinds = [annotation, *get_args(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Group)), None)
 
@@ -106,7 +109,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 
 
 def _names_beside(location: list[str]) -> list[str]:
-    """Return the names that are known where an unknown one was found."""
+    """Return the known names of the group in which an unknown name was found."""
     group: type[BaseModel] = Settings
     for part in location[:-1]:
         if part in TABLES:

@@ -15,15 +15,15 @@ HOW_TO_ADD = "Add a caller with `python -m app callers add NAME` and send its ke
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Someone who may call.
+    """Someone who may call: an application with a key, a person with a token, or the developer.
 
     Attributes:
-        name: as in the table of callers; safe for logs and metrics.
-        models: the public names that are open; None is all.
-        limits: what this caller may use; None is no limit.
-        may_read_metrics: may read `/metrics`.
-        anonymous: sent no key.
-        label: the name in metrics.
+        name: from the table of callers, or the token's subject; shown in logs.
+        models: public names of the models that this caller may use; None means all.
+        limits: how much this caller may use; None means no limit.
+        may_read_metrics: whether this caller may read `/metrics`.
+        anonymous: whether no key was sent.
+        label: the name in metrics; empty takes `name`.
     """
 
     name: str

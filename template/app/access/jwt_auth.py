@@ -1,4 +1,4 @@
-"""People as callers: JSON Web Tokens (RFC 7519) of one issuer, checked by the keys that it publishes (RFC 7517)."""
+"""JWT authentication: tokens (RFC 7519) of one issuer, checked with the public keys that it publishes (RFC 7517)."""
 
 import asyncio
 import time
@@ -13,16 +13,16 @@ from app.errors import AuthUnavailable, Unauthorized
 from app.network import proxy_for
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""Signatures with a public key only: a shared secret would have to be here, and `none` is no signature."""
+"""Signatures with public keys only: a shared secret would have to be stored here, and `none` is no signature."""
 KEYS_FOR = 3600.0
-"""Seconds that fetched keys are taken for current."""
+"""Seconds after which the issuer's keys are fetched again."""
 FETCH_AGAIN_AFTER = 10.0
-"""Seconds between two fetches at the least, whatever key ids tokens name."""
+"""Minimum seconds between two fetches, whatever key ids the tokens name."""
 FETCH_WITHIN = 5.0
-"""Seconds that the issuer gets to answer."""
+"""Seconds that the issuer may take to answer."""
 
 UNREADABLE = (jwt.PyJWTError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What tokens and key sets raise that aren't as they should be."""
+"""What malformed tokens and key sets make the library raise."""
 
 
 log = structlog.get_logger("app.auth")
@@ -46,8 +46,8 @@ class JwtAuth:
         """Return the caller that a token names.
 
         Raises:
-            Unauthorized: the token is not for us, not signed by the issuer, or not valid now.
-            AuthUnavailable: the issuer's keys can't be had.
+            Unauthorized: the token is not for this service, not signed by the issuer, or not valid now.
+            AuthUnavailable: the issuer's keys can't be fetched.
         """
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
@@ -80,7 +80,7 @@ class JwtAuth:
         return self._keys[key_id]
 
     async def _fetch(self) -> None:
-        """Take the issuer's keys; those that we have stay when it doesn't answer."""
+        """Fetch the issuer's keys. If that fails, the keys that we have stay valid."""
         url = self._settings.jwks_url
         try:
             async with (
@@ -89,7 +89,7 @@ class JwtAuth:
             ):
                 keys = jwt.PyJWKSet.from_dict(await answer.json(content_type=None))
         except (aiohttp.ClientError, TimeoutError, *UNREADABLE) as error:
-            log.error("the issuer's keys can't be had", error=type(error).__name__)
+            log.error("the issuer's keys can't be fetched", error=type(error).__name__)
         else:
             self._keys = {key.key_id: key for key in keys.keys}
             self._fetched_at = time.monotonic()

@@ -1,13 +1,13 @@
-"""Where requests and tokens are counted when nothing is shared: in this process."""
+"""ProcessStorage: counts requests and tokens in this process's memory."""
 
 import time
 from collections import deque
 
 
 class ProcessStorage:
-    """Fixed and moving windows in memory, by the calls that `limits` has for a Valkey.
+    """Fixed and moving windows, with those methods of a storage of the library `limits` that Limiter uses.
 
-    The library's own storage in memory hops to a thread at every request.
+    The library's own storage in memory switches to a thread at every request.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class ProcessStorage:
         return len(self._counts) + len(self._entries)
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Add to a fixed window's count, which begins with its first use; return the count."""
+        """Add to the count of a fixed window, which starts with its first use; return the count."""
         now = self._swept()
         end, count = self._counts.get(key, (0.0, 0))
         if end <= now:
@@ -32,7 +32,7 @@ class ProcessStorage:
         return self._counts[key][0]
 
     async def acquire_entry(self, key: str, limit: int, expiry: int) -> bool:
-        """Enter a moving window, if there is room."""
+        """Add an entry to a moving window and return True, or return False if it is full."""
         now = self._swept()
         entries = self._entries.setdefault(key, deque())
         while entries and entries[0] <= now - expiry:
@@ -43,12 +43,12 @@ class ProcessStorage:
         return True
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """Return when the oldest entry of a window came, and how many there are."""
+        """Return the time of the oldest entry in a moving window, and the number of entries."""
         entries = self._entries[key]
         return entries[0], len(entries)
 
     def _swept(self) -> float:
-        """Return the time; once a minute, forget what nobody counts any more, since callers come and go."""
+        """Return the time. Once a minute, delete windows that have ended, since callers come and go."""
         now = time.time()
         if now >= self._sweep_at:
             self._sweep_at = now + 60

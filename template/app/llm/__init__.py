@@ -1,1 +1,1 @@
-"""The path to the models. Nothing in here knows of FastAPI."""
+"""The path to the models. Nothing in this folder imports FastAPI."""

@@ -16,12 +16,12 @@ from app.llm.sse import DONE
 from app.llm.targets import Target
 
 PAUSE = 0.02
-"""Seconds between two chunks, so that a stream looks like one."""
+"""Seconds between two chunks, so that one can see it stream."""
 DIMENSIONS = 64
 
 
 class Demo:
-    """Echoes what it is told, offers a call for an offered tool, and fills a JSON schema."""
+    """Echoes the last message, calls an offered tool, and answers a JSON schema with a valid instance."""
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -149,7 +149,7 @@ def _usage(fields: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
 
 
 def _instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
-    """Return the smallest value that fits a JSON schema, for the parts of it that models are given."""
+    """Return a small value that fits a JSON schema; of JSON Schema, only what models are usually given is read."""
     if not isinstance(schema, dict) or depth > 16:
         return None
     if isinstance(reference := schema.get("$ref"), str):

@@ -25,9 +25,9 @@ from app.telemetry.tracing import inject
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 ERROR_WITHIN = 2.0
-"""Seconds that a provider gets to send an error's body."""
+"""Seconds that a provider may take to send an error's body."""
 AFTER_DONE = 1.0
-"""Seconds that a provider gets to end its response after `[DONE]`."""
+"""Seconds that a provider may take to end its response after `[DONE]`."""
 
 READ_ERRORS = (aiohttp.ClientError, OSError)
 
@@ -160,7 +160,7 @@ class Direct:
                 data=to_json(fields),
                 headers=headers,
                 proxy=target.proxy,
-                allow_redirects=False,  # a key goes to its own host only
+                allow_redirects=False,  # a redirect must not take the key to another host
             )
         except aiohttp.ConnectionTimeoutError:
             message = f"The provider of model {target.name!r} took no connection within {self._timeouts.connect:g} s"
@@ -171,7 +171,7 @@ class Direct:
     async def _refusal(self, target: Target, response: aiohttp.ClientResponse) -> ProviderError:
         error = None
         with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError, ValueError):
-            async with asyncio.timeout(ERROR_WITHIN):  # the status says enough
+            async with asyncio.timeout(ERROR_WITHIN):  # without a body, the status says enough
                 body = from_json(await self._read(target, response, MAX_ERROR_BYTES))
             error = body.get("error") if isinstance(body, dict) else None
         return provider_failure(target.name, response.status, error, response.headers, [target.key])

@@ -1,4 +1,4 @@
-"""Turns what a provider did wrong into one of our errors. Our statuses are in the table of errors."""
+"""Turns a provider's failure into one of our errors (app/errors.py)."""
 
 import os
 import re
@@ -25,7 +25,7 @@ log = structlog.get_logger("app.llm")
 KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*]{6,}", re.IGNORECASE)
 
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CRED", re.IGNORECASE)
-"""Of variables, as vendors call them: LiteLLM takes their keys from there by itself."""
+"""Names of environment variables that hold a secret: LiteLLM reads its keys from them by itself."""
 
 
 def provider_failure(
@@ -35,14 +35,14 @@ def provider_failure(
     headers: Mapping[str, str] | None = None,
     secrets: Iterable[str | None] = (),
 ) -> ProviderError:
-    """Return our error for a provider's refusal.
+    """Return our error for a provider's error response.
 
     Args:
-        model: the public name, which the text may show.
+        model: the model's public name.
         status: the provider's HTTP status.
-        error: the provider's `error` member, if its body had one.
+        error: the provider's `error` object, if its body had one.
         headers: the provider's response headers, for `Retry-After`.
-        secrets: values that a text from the provider must not carry.
+        secrets: values that are removed from the provider's text.
     """
     member = error if isinstance(error, dict) else {}
     code = member.get("code") or member.get("type")
@@ -57,7 +57,7 @@ def provider_failure(
         reason = {401: "our key", 402: "our account", 404: "the model's name or address", 429: "our quota"}
         return ProviderMisconfigured(
             f"The provider of model {model!r} does not accept {reason.get(status, 'us')} ({status}). "
-            "This is for the operators of this service to mend."
+            "Only the operators of this service can fix that."
         )
     if status == 429:
         return ProviderRateLimited(
@@ -71,7 +71,7 @@ def provider_failure(
 
 
 def failure_in_body(model: str, error: Any, secrets: Iterable[str | None] = ()) -> ProviderError:
-    """Return our error for an `error` member that came with status 200, in a body or in a stream's event."""
+    """Return our error for an `error` object that came with status 200, in a body or in a stream's event."""
     code = error.get("code") if isinstance(error, dict) else None
     status = int(code) if isinstance(code, int | str) and re.fullmatch("[45][0-9]{2}", str(code)) else 500
     if status != 500:
@@ -80,21 +80,21 @@ def failure_in_body(model: str, error: Any, secrets: Iterable[str | None] = ()) 
 
 
 def unreadable(model: str) -> ProviderError:
-    """Return our error for an answer that isn't what OpenAI's protocol says."""
+    """Return our error for an answer that does not follow OpenAI's protocol."""
     return ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
 
 
 def cut_off(model: str) -> ProviderError:
-    """Return our error for an answer that ended before its end."""
+    """Return our error for an answer that stopped before it was complete."""
     return ProviderError(f"The answer of model {model!r} was cut off by its provider.", retry=True, truncated=True)
 
 
 def unreachable(target: Target, reason: str) -> ProviderError:
-    """Return our error for a connection that could not be made, or was lost before an answer; tell the log why.
+    """Return our error for a connection that could not be made, or was lost before an answer; log the reason.
 
     Args:
         target: the model.
-        reason: name of the exception that tells.
+        reason: name of the exception.
     """
     hint = {}
     if (
@@ -102,7 +102,7 @@ def unreachable(target: Target, reason: str) -> ProviderError:
         and is_loopback(urlsplit(target.api_base or "").hostname or "")
         and _in_container()
     ):
-        hint["hint"] = "a container's localhost is the container itself; its host is host.docker.internal"
+        hint["hint"] = "inside a container, localhost is the container itself; the host is host.docker.internal"
     log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
     return ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
 
@@ -114,7 +114,7 @@ def _in_container() -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how long a provider asks to wait, in seconds: seconds or a date (RFC 9110, section 10.2.3)."""
+    """Return the seconds that a provider asks to wait; `Retry-After` may be a date (RFC 9110, section 10.2.3)."""
     value = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
         return float(value)
@@ -125,7 +125,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def redact(text: str, secrets: Iterable[str | None]) -> str:
-    """Return a provider's text without our keys and without what looks like one, 1,000 characters at the most."""
+    """Return a provider's text, at most 1,000 characters, without our keys and anything that looks like a key."""
     ours = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
     for secret in sorted({*filter(None, secrets), *ours}, key=len, reverse=True):
         text = text.replace(secret, "[removed]")

@@ -1,4 +1,4 @@
-"""What LiteLLM's exceptions really say. Their statuses need correcting, and their messages may quote a key."""
+"""Turns LiteLLM's exceptions into our errors. Their statuses need correction, and their messages may quote a key."""
 
 import re
 from collections.abc import Iterable
@@ -17,12 +17,20 @@ CUT_OFF = {
     "RemoteProtocolError",
     "IncompleteRead",
     "ReadError",
-    "StopAsyncIteration",  # a stream's end without a finish reason, where LiteLLM doesn't invent one
+    "StopAsyncIteration",  # a stream that ends without a finish reason, if LiteLLM does not invent one
     "TransferEncodingError",
 }
 NO_ANSWER_IN_TIME = {"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"}
-OWN = {"APIConnectionError", "AttributeError", "Exception", "IndexError", "KeyError", "TypeError", "ValueError"}
-"""What LiteLLM stumbles into by itself, over a request or over an answer; it calls that a lost connection."""
+TRANSLATION_ERRORS = {
+    "APIConnectionError",
+    "AttributeError",
+    "Exception",
+    "IndexError",
+    "KeyError",
+    "TypeError",
+    "ValueError",
+}
+"""LiteLLM's own bugs in translating a request or an answer, which it reports as connection errors."""
 NO_CONNECTION_IN_TIME = {"ConnectTimeout", "ConnectionTimeoutError"}
 
 
@@ -31,8 +39,8 @@ def litellm_failure(target: Target, error: Exception, sent: Iterable[str] = ()) 
 
     Args:
         target: the model that was called.
-        error: what LiteLLM raised; of its text, only what a refusal says to the caller is used.
-        sent: names of the request's fields, one of which LiteLLM may have refused.
+        error: what LiteLLM raised. Its text is used only where a provider refuses the request.
+        sent: names of the request's fields; LiteLLM may have refused one of them.
     """
     error = getattr(error, "original_exception", None) or error
     causes = {type(cause).__name__ for cause in _causes(error)}
@@ -48,21 +56,21 @@ def litellm_failure(target: Target, error: Exception, sent: Iterable[str] = ()) 
     status = getattr(error, "status_code", None)
     if not isinstance(status, int) or not 400 <= status < 600:
         status = 500
-    if status == 500 and causes <= OWN:
+    if status == 500 and causes <= TRANSLATION_ERRORS:
         return ProviderError(f"The request to model {target.name!r}, or its answer, could not be translated.")
     if type(error).__name__ == "BudgetExceededError":
         status = 429
     headers = getattr(error, "litellm_response_headers", None) or {}
     member = _member(error)
     if status == 400 and not headers and member is None and (param := _first_named(sent, str(error))):
-        # refused by LiteLLM itself, before anything was sent
+        # LiteLLM itself refused it, before anything was sent
         text = f"The provider of model {target.name!r} does not take {param!r} as it is here."
         return InvalidRequest(text, param=param)
     return provider_failure(target.name, status, member, CIMultiDict(headers), [target.key])
 
 
 def _first_named(names: Iterable[str], text: str) -> str | None:
-    """Return which of these parameters a text names first, with or without underscores."""
+    """Return the parameter that a text names first, written with or without underscores."""
     places = {}
     for name in set(names) - {"model", "messages"}:
         if place := re.search(rf"\b{re.escape(name).replace('_', '[_ ]')}\b", text):
@@ -79,8 +87,8 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _member(error: Exception) -> dict[str, Any] | None:
-    """Return the provider's `error` member: from a body in the chain, else from the JSON that the text quotes."""
-    for cause in _causes(error):  # LiteLLM's own exception may have lost the body of the one that it stands for
+    """Return the provider's `error` object: from a body in the chain of exceptions, else from JSON in the text."""
+    for cause in _causes(error):  # LiteLLM's own exception may have lost the body of its cause
         body = getattr(cause, "body", None)
         if isinstance(body, dict) and body.get("message"):
             return body

@@ -1,4 +1,4 @@
-"""Passes an upstream's stream on, event for event, and finds out whether it is whole."""
+"""Relay: passes a provider's stream on, event by event, and checks that it is complete."""
 
 from typing import Annotated, Any
 
@@ -12,13 +12,13 @@ from app.llm.sse import DONE, Events, EventTooLong, event_data
 
 
 class PlainChoice(Struct, gc=False):
-    """A choice that goes on."""
+    """A choice without finish_reason."""
 
     finish_reason: None = None
 
 
 class PlainChunk(Struct, gc=False):
-    """A chunk that tells nothing to take note of: no end, no usage, no error. What else it has is passed over."""
+    """A chunk without finish_reason, usage or error. Its other fields are not read."""
 
     choices: Annotated[list[PlainChoice], Meta(min_length=1)]
     model: str | None = None
@@ -27,7 +27,7 @@ class PlainChunk(Struct, gc=False):
 
 
 read_plain = Decoder(PlainChunk).decode_lines
-"""Dicts of all that a chunk has would cost four times as much."""
+"""Decodes one chunk a line. Decoding whole chunks into dicts would cost four times as much."""
 
 
 class StreamState:
@@ -36,6 +36,12 @@ class StreamState:
     Args:
         choices: how many the request asked for (`n`).
         wants_usage: whether the client asked for the usage chunk.
+
+    Attributes:
+        chunks: how many chunks with a choice have come.
+        usage: the provider's usage, once it has come.
+        finish_reasons: why each choice ended, by its index.
+        model: the provider's name of the model.
     """
 
     __slots__ = ("_wants_usage", "choices", "chunks", "finish_reasons", "model", "usage")
@@ -49,7 +55,7 @@ class StreamState:
         self.model: str | None = None
 
     def see(self, chunk: dict[str, Any]) -> bool:
-        """Take note of a chunk; return whether the client is to get it."""
+        """Record what a chunk says; return whether it is passed on to the client."""
         usage = chunk.get("usage")
         if usage:
             self.usage = usage
@@ -70,15 +76,15 @@ class StreamState:
 
     @property
     def lost_a_choice(self) -> bool:
-        """Whether a choice lacks its finish reason, though another has one or several were asked for."""
+        """Whether a choice has no finish reason, although another has one, or several were asked for."""
         return (bool(self.finish_reasons) or self.choices > 1) and not self.finished
 
 
 class Relay:
-    """Takes an upstream's packets and gives what the client is to get.
+    """Takes a provider's packets, and returns what the client gets.
 
-    The bytes of an event are passed as they came. What is left out: a usage chunk that nobody asked for,
-    comments before the first chunk, and all that follows `[DONE]`. Exactly one `[DONE]` ends a whole stream.
+    An event's bytes are passed on as they came. Left out are: a usage chunk that the client did not ask for, comments
+    before the first chunk, and everything after `[DONE]`. Exactly one `[DONE]` ends a complete stream.
 
     Args:
         model: the model's public name, for errors.
@@ -90,14 +96,14 @@ class Relay:
         self._state = state
         self._events = Events()
         self.spoke = False
-        """Whether the last packet held a chunk, and not only comments."""
+        """Whether the last packet had a chunk in it, and not only comments."""
         self.ended = False
-        """Whether the stream has come to its end, good or bad."""
+        """Whether the stream has ended, well or badly."""
         self.failure: ProviderError | None = None
-        """What is wrong with the stream; to be raised after what `feed` has given."""
+        """What is wrong with the stream. Whoever reads it raises this after passing on what `feed` returned."""
 
     def feed(self, packet: bytes) -> bytes:
-        """Return what goes on to the client for one packet; an empty packet is the connection's end."""
+        """Return what the client gets for one packet; an empty packet means that the connection has ended."""
         plain = self._plain(packet)
         self.spoke = plain > 0
         if plain == len(packet) > 0:
@@ -122,10 +128,10 @@ class Relay:
         return b"".join(out)
 
     def _plain(self, packet: bytes) -> int:
-        """Return how much of a packet is whole events of plain chunks: checked at once, passed as it is.
+        """Return how many bytes of a packet are whole events of plain chunks, which are passed on as they are.
 
-        Mostly that is all of it; of a stream's last packet it is all but the last three events, which are its end; else
-        it is nothing.
+        Usually that is the whole packet. In a stream's last packet it is all but the last three events, which are the
+        end of the stream. Otherwise it is 0.
         """
         if self._events.rest or b"\r" in packet:
             return 0
@@ -143,10 +149,10 @@ class Relay:
         lines = b"\n".join(events)
         try:
             chunks = read_plain(lines)
-            lines.decode()  # of what it passes over, the decoder doesn't look at the encoding
+            lines.decode()  # the decoder does not check the encoding of fields that it does not read
         except (DecodeError, RecursionError, UnicodeDecodeError):
             return False
-        if not len(chunks) == len(events) == lines.count(b"\n") + 1:  # one of several lines
+        if not len(chunks) == len(events) == lines.count(b"\n") + 1:  # an event of several lines
             return False
         self._state.chunks += len(chunks)
         self._state.model = chunks[-1].model
@@ -169,7 +175,7 @@ class Relay:
             raise unreadable(self._model) from None
 
     def _end(self, *, said_done: bool) -> None:
-        """A stream is whole if it says `[DONE]`, or if every choice has its finish reason."""
+        """End the stream. It is complete if it says `[DONE]`, or if every choice has its finish reason."""
         self.ended = True
         if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._model)

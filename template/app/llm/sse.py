@@ -1,6 +1,6 @@
-"""Server-sent events: where one ends, and what it says.
+"""Server-sent events: where an event ends, and what data it has.
 
-Source: WHATWG HTML, section 9.2.6, interpreting an event stream.
+Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream".
 """
 
 import re
@@ -18,7 +18,7 @@ class EventTooLong(ValueError):
 
 
 class Events:
-    """Cuts bytes, as they arrive in packets, into whole events. Nothing is changed and nothing is lost."""
+    """Cuts packets into whole events. No byte is changed, and none is lost."""
 
     __slots__ = ("_rest", "_scanned")
 
@@ -27,10 +27,10 @@ class Events:
         self._scanned = 0
 
     def feed(self, packet: bytes) -> Iterator[bytes]:
-        """Yield each event that is complete with this packet, its end included.
+        """Yield each event that this packet completes, with the blank line that ends it.
 
         Raises:
-            EventTooLong: an event goes on for more than MAX_EVENT_BYTES.
+            EventTooLong: an event is longer than MAX_EVENT_BYTES.
         """
         buffer = self._rest + packet if self._rest else packet
         start = 0
@@ -44,12 +44,12 @@ class Events:
 
     @property
     def rest(self) -> bytes:
-        """What has arrived since the last whole event."""
+        """The bytes that have arrived since the last whole event."""
         return self._rest
 
 
 def event_data(event: bytes) -> bytes | None:
-    """Return an event's data, its lines joined; None where it has none, as a comment has."""
+    """Return an event's data, its lines joined; None if it has no data, as a comment has none."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
     lines = [line for line in END_OF_LINE.split(event) if line.startswith(b"data")]

@@ -1,4 +1,4 @@
-"""Rows of the model table, resolved once at start: which way, which address, which key."""
+"""Targets: rows of the model table, resolved once at the start into an adapter, an address and a key."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ AdapterName = Literal["direct", "litellm", "demo"]
 
 @dataclass(frozen=True)
 class Vendor:
-    """Where an OpenAI-compatible provider is, and which variables say otherwise."""
+    """The address of an OpenAI-compatible provider, and the variables that hold its key and another address."""
 
     key: str
     base: str
@@ -44,9 +44,9 @@ SINGLE_KEY = {
     "together_ai": ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_TOKEN"),
     "xai": ("XAI_API_KEY",),
 }
-"""Providers whose one key LiteLLM takes from one of these variables.
+"""Providers that need one key, which LiteLLM reads from one of these variables.
 
-Others may have ambient credentials, and are not judged."""
+Others may have ambient credentials, so whether they are configured is not checked here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,13 @@ class Target:
     Attributes:
         name: its public name.
         provider: LiteLLM's name of its provider.
-        model: what the provider is asked for.
+        model: the provider's name of the model.
         adapter: how it is reached.
-        entry: the row it comes from.
-        api_base: where it is; None leaves that to LiteLLM.
-        key: what the provider asks of us; None sends none.
-        missing: the variable that must be set before it can answer.
-        proxy: the HTTP proxy on the way to it.
+        entry: its row of the table.
+        api_base: address of the API; None leaves that to LiteLLM.
+        key: our key at the provider; None sends none.
+        missing: the environment variable that must be set before the model can be called.
+        proxy: the HTTP proxy between us and the provider.
     """
 
     name: str
@@ -76,11 +76,11 @@ class Target:
     proxy: str | None = field(default=None, repr=False)
 
     def fields(self, sent: dict[str, Any], known: Container[str] | None = None) -> dict[str, Any]:
-        """Return what goes to the provider: what the request sent, and the row's `defaults` where it left them out.
+        """Return the fields that the provider gets: the request's, and those of the row's `defaults` that it left out.
 
         Args:
             sent: the request's fields.
-            known: the defaults that this provider takes; None takes all.
+            known: the names of defaults that this provider accepts; None means all.
         """
         fields = {**self.entry.defaults, **sent, "model": self.model}
         for name in self.entry.defaults.keys() - sent.keys():
@@ -89,18 +89,18 @@ class Target:
         return fields
 
     def check_configured(self) -> None:
-        """Raise ProviderNotConfigured, naming the variable, where this model can't be called."""
+        """Raise ProviderNotConfigured, which names the variable, if this model can't be called."""
         if self.missing:
             raise ProviderNotConfigured(f"Model {self.name!r} is not configured here: {self.missing} is not set.")
 
 
 def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
-    """Return the target of a row of the model table.
+    """Return the target for a row of the model table.
 
     Args:
         name: the public name.
         entry: the row.
-        environ: where keys and addresses are looked up, under the names that vendors gave them.
+        environ: the environment: keys and addresses are read from it, under their vendors' names.
 
     Raises:
         SettingsError: the row can't work.
@@ -113,7 +113,7 @@ def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
     if (entry.protocol or ("openai" if provider in DIRECT else "litellm")) == "litellm":
         return _via_litellm(name, entry, provider, environ)
     if provider not in DIRECT and provider not in SINGLE_KEY:
-        model = entry.upstream  # an owner's name, as in "meta-llama/Llama-3.1-8B", is no provider
+        model = entry.upstream  # in "meta-llama/Llama-3.1-8B", the first part is the model's owner, not a provider
     vendor = DIRECT.get(provider)
     api_base, key, missing = entry.api_base, None, None
     if entry.api_key_env:

@@ -35,8 +35,8 @@ FORWARDED = frozenset(
     verbosity web_search_options
     """.split()
 )
-"""What a caller may set besides model, messages and streaming. Anything else could be one of LiteLLM's own controls
-(`api_base` sends our key elsewhere, `mock_response` answers for nothing), so this list is written out."""
+"""Fields that a caller may set besides model, messages and streaming. The list is written out, because any other field
+could be an option of LiteLLM's: `api_base` sends our key elsewhere, `mock_response` gives a fake answer."""
 
 EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 
@@ -57,7 +57,7 @@ class ViaLiteLLM:
         self._parameters: dict[str, frozenset[str]] = {}
 
     async def start(self) -> None:
-        """Begin to load LiteLLM, without waiting for it."""
+        """Start to load LiteLLM in a thread, without waiting for it."""
         self._loading = asyncio.create_task(asyncio.to_thread(_load, self._image_hosts))
 
     def failing(self) -> list[str]:
@@ -81,8 +81,8 @@ class ViaLiteLLM:
         await GLOBAL_LOGGING_WORKER.stop()
         litellm = self._loading.result()
         await litellm.close_litellm_async_clients()
-        litellm.in_memory_llm_clients_cache.flush_cache()  # else another event loop may be given one that is closed
-        if shared := vars(litellm).pop("module_level_aclient", None):  # some providers' client; made when asked for
+        litellm.in_memory_llm_clients_cache.flush_cache()  # else another event loop might get a closed client
+        if shared := vars(litellm).pop("module_level_aclient", None):  # a client of some providers, made on first use
             await shared.close()
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class ViaLiteLLM:
                 litellm = await asyncio.shield(self._loading)
                 httpx = sys.modules["httpx"]  # LiteLLM's
                 if function == "acompletion":
-                    # offered tools are the provider's affair: else LiteLLM wants its MCP gateway, which isn't installed
+                    # Tools are passed to the provider. Otherwise LiteLLM looks for its MCP gateway, which is not installed.
                     arguments = self._arguments(target, fields) | {"_skip_mcp_handler": True}
                 else:
                     arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
@@ -173,10 +173,11 @@ class ViaLiteLLM:
             raise litellm_failure(target, error) from None
 
     def _arguments(self, target: Target, sent: dict[str, Any]) -> dict[str, Any]:
-        """Return what goes to LiteLLM: fields that this provider knows.
+        """Return LiteLLM's arguments: the fields that this provider accepts.
 
         Raises:
-            InvalidRequest: the request sets one that it doesn't, or has an image or a file fetched without encryption.
+            InvalidRequest: the request sets a field that the provider does not accept, or the address of an image or a
+                file is not https.
         """
         parts = [message["content"] for message in sent["messages"] if isinstance(message.get("content"), list)]
         if any(scheme != "https" and host not in self._image_hosts for scheme, host in addresses(parts)):
@@ -221,7 +222,7 @@ def _refuse_unknown_parts(target: Target, messages: list[dict[str, Any]]) -> Non
 
 
 async def _close(stream: Any) -> None:
-    """Close a stream down to its connection: LiteLLM's own closing stops short of it for some providers."""
+    """Close a stream and its connection. For some providers, LiteLLM's own `aclose` leaves the connection open."""
     inner = stream.completion_stream
     await stream.aclose()
     for lines in {getattr(inner, "streaming_response", None), getattr(inner, "response_iterator", None)}:
@@ -230,10 +231,10 @@ async def _close(stream: Any) -> None:
 
 
 def _forget_chunks(stream: Any) -> bool:
-    """Drop what LiteLLM would keep to a stream's end: its text, and 6 kB for each chunk but those that tell usage.
+    """Drop what LiteLLM keeps until a stream's end: its text, and 6 kB for each chunk. Chunks with usage stay.
 
     Returns:
-        Whether the provider has told its usage. If not, what LiteLLM adds at the end is a guess.
+        Whether the provider has sent its usage. If not, the usage that LiteLLM adds at the end is an estimate.
     """
     stream.response_uptil_now = ""
     stream.chunks[1:] = [chunk for chunk in stream.chunks[1:] if getattr(chunk, "usage", None)]
@@ -243,7 +244,7 @@ def _forget_chunks(stream: Any) -> bool:
 def _load(image_hosts: list[str]) -> Any:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
     os.environ["LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS"] = "True"  # else a call of Anthropic's API fetches another list
-    os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` by itself
+    os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` itself
     os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
     for name in ("LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"):
         os.environ[name] = "False"  # httpx's own transport would follow redirects; see `_follow_no_redirects`
@@ -255,14 +256,14 @@ def _load(image_hosts: list[str]) -> Any:
     litellm.user_url_validation = True  # it fetches nothing from private addresses
     litellm.user_url_allowed_hosts = image_hosts
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).disabled = True  # they quote requests, and each failure becomes one of our errors
+        logging.getLogger(name).disabled = True  # they quote requests; failures become errors of ours, which are logged
     _follow_no_redirects()
     return litellm
 
 
 @functools.cache
 def _follow_no_redirects() -> None:
-    """Keep keys at the host they are meant for: LiteLLM follows redirects, with every key but an `Authorization`."""
+    """Stop LiteLLM from following redirects, which would send every key header but `Authorization` to another host."""
     from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
 
     transport: Any = LiteLLMAiohttpTransport
