@@ -135,7 +135,7 @@ class ViaLiteLLM:
                 litellm = await asyncio.shield(self._loading)
                 httpx = sys.modules["httpx"]  # LiteLLM's
                 if function == "acompletion":
-                    # Tools are passed to the provider. Otherwise LiteLLM looks for its MCP gateway, which is not installed.
+                    # Else LiteLLM looks for its MCP gateway, which is not installed, when tools are offered.
                     arguments = self._arguments(target, fields) | {"_skip_mcp_handler": True}
                 else:
                     arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
