@@ -27,10 +27,14 @@ def trace_id() -> str | None:
 
 
 class Tracing:
-    """Starts the spans of calls."""
+    """Starts the spans of calls.
 
-    def __init__(self) -> None:
-        self._tracer = trace.get_tracer("app.llm")
+    Args:
+        tracer: makes the spans; None takes the one that OpenTelemetry is configured with.
+    """
+
+    def __init__(self, tracer: trace.Tracer | None = None) -> None:
+        self._tracer = tracer or trace.get_tracer("app.llm")
 
     def start(self, operation: str, name: str, provider: str, model: str) -> "Span":
         """Start the span of a call.
