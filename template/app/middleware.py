@@ -43,6 +43,7 @@ class RequestContext:
         self.drain = drain
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
+        self._log: Any = None  # bound at the first request, for speed: by then the logs are configured
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +69,8 @@ class RequestContext:
         totals = exchange.totals
         route = getattr(scope.get("route"), "path", "none")
         status = 499 if exchange.client_left else exchange.status
-        model = ("none", totals.models[0] if totals.models else "none", "several")[min(len(totals.models), 2)]
+        models = totals.models
+        model = models[0] if len(models) == 1 else "several" if models else "none"
         self.metrics.requests(route, status, model).observe(seconds)
         if exchange.client_left:
             self.metrics.disconnects(route).inc()
@@ -83,8 +85,8 @@ class RequestContext:
             line["trace_id"] = trace
         if exchange.caller:
             line["caller"] = exchange.caller
-        if totals.models:
-            line["model"] = ", ".join(totals.models)
+        if models:
+            line["model"] = ", ".join(models)
             line["tokens_in"], line["tokens_out"] = totals.prompt_tokens, totals.completion_tokens
         if totals.calls > 1:
             line["calls"] = totals.calls
@@ -92,7 +94,9 @@ class RequestContext:
             line["tried"] = totals.tried
         if exchange.error:
             line["error"] = exchange.error
-        log.info("request", **line)
+        if self._log is None:
+            self._log = log.bind()
+        self._log.info("request", **line)
 
 
 class LoadShedding:

@@ -1,87 +1,104 @@
 """What is done around every call, whole or streamed: limits, the gauge of calls in flight, a span, and its numbers."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from time import perf_counter
+from types import TracebackType
 
 from app.access.limits import Limiter, estimate
 from app.errors import AppError, ProviderError
 from app.llm.call import Call, CallTotals
+from app.llm.relay import StreamState
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Span, Tracing
 
 
+@dataclass(frozen=True, slots=True)
 class Accounting:
-    """Counts calls.
+    """What calls are counted with.
 
-    Args:
+    Attributes:
         limiter: admits calls within the limits of their callers and models.
         metrics: told of every call.
-        tracing: makes the spans; None makes none.
+        tracing: starts the spans; None starts none.
     """
 
-    def __init__(self, limiter: Limiter, metrics: Metrics, tracing: Tracing | None) -> None:
-        self._limiter = limiter
-        self._metrics = metrics
-        self._tracing = tracing
+    limiter: Limiter
+    metrics: Metrics
+    tracing: Tracing | None
 
-    @asynccontextmanager
-    async def around(self, call: Call, totals: CallTotals | None) -> AsyncIterator[Span | None]:
-        """Admit a call, and count it when it has ended, however it ends. Yields the call's span, if it has one.
 
-        Args:
-            call: the call.
-            totals: the call is added to it when it has ended.
+class AccountedCall:
+    """The context in which a call is made: it admits the call, and counts it when it has ended, however it ends.
+
+    Args:
+        accounting: what the call is counted with.
+        call: the call.
+        totals: the call is added to it when it has ended; None keeps nothing.
+    """
+
+    __slots__ = ("_accounting", "_admission", "_call", "_span", "_totals")
+
+    def __init__(self, accounting: Accounting, call: Call, totals: CallTotals | None) -> None:
+        target = call.target
+        self._accounting = accounting
+        self._call = call
+        self._totals = totals
+        self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, call.fields)
+        self._span: Span | None = None
+
+    async def __aenter__(self) -> Span | None:
+        """Admit the call; return its span, if calls are traced.
 
         Raises:
             RateLimited: a limit of the caller's or of the model's is reached.
         """
-        target = call.target
-        async with self._limiter.admit(call.caller, target.name, target.entry, call.fields) as admission:
-            call.headers |= admission.headers
-            span = self._start_span(call)
-            outcome = "cancelled"
-            try:
-                with self._metrics.calls_in_flight(target.name).track_inprogress():
-                    yield span
-                outcome = "ok"
-            except AppError as error:
-                outcome = error.kind
-                if span:
-                    span.fail(error.code)
-                if isinstance(error, ProviderError) and error.truncated and call.stream and call.began_at is not None:
-                    self._metrics.truncated(call.answered_by.name).inc()
-                raise
-            finally:
-                if call.began_at is not None:  # else Retries has counted each attempt
-                    self._count(call, outcome, call.began_at)
-                admission.used = call.prompt_tokens + call.completion_tokens
-                if span:
-                    self._end_span(span, call)
-                if totals:
-                    totals.add(call)
+        call, accounting = self._call, self._accounting
+        await self._admission.__aenter__()
+        call.headers |= self._admission.headers
+        accounting.metrics.calls_in_flight(call.target.name).inc()
+        if accounting.tracing:
+            target = call.target
+            self._span = accounting.tracing.start(call.operation, target.name, target.provider, target.model)
+        return self._span
 
-    def _count(self, call: Call, outcome: str, began_at: float) -> None:
-        model = call.answered_by.name
-        self._metrics.upstream_calls(model, outcome).inc()
-        if stream := call.stream:
-            if stream.chunks > 1:
-                self._metrics.per_chunk(model).observe((perf_counter() - began_at) / (stream.chunks - 1))
-            call.response_model = stream.model
-            call.finish_reasons = list(stream.finish_reasons.values())
-            usage = stream.usage or {"prompt_tokens": estimate(call.fields), "completion_tokens": stream.chunks}
-            call.prompt_tokens, call.completion_tokens = tokens(usage)
-        caller = call.caller.label if call.caller else "app"
-        self._metrics.tokens(model, caller, "in").inc(call.prompt_tokens)
-        self._metrics.tokens(model, caller, "out").inc(call.completion_tokens)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        call, metrics = self._call, self._accounting.metrics
+        metrics.calls_in_flight(call.target.name).dec()
+        if call.began_at is not None:  # else Retries has counted each attempt
+            model = call.answered_by.name
+            outcome = error.kind if isinstance(error, AppError) else "cancelled" if error else "ok"
+            metrics.upstream_calls(model, outcome).inc()
+            if call.stream:
+                self._read(call.stream, call.began_at)
+                if isinstance(error, ProviderError) and error.truncated:
+                    metrics.truncated(model).inc()
+            caller = call.caller.label if call.caller else "app"
+            metrics.tokens(model, caller, "in").inc(call.prompt_tokens)
+            metrics.tokens(model, caller, "out").inc(call.completion_tokens)
+        if self._span:
+            self._end_span(self._span, error)
+        if self._totals:
+            self._totals.add(call)
+        self._admission.used = call.prompt_tokens + call.completion_tokens
+        await self._admission.__aexit__(kind, error, trace)
 
-    def _start_span(self, call: Call) -> Span | None:
-        if self._tracing is None:
-            return None
-        return self._tracing.start(call.operation, call.target.name, call.target.provider, call.target.model)
+    def _read(self, stream: StreamState, began_at: float) -> None:
+        """Copy what the stream has said about the call. Tokens that the provider has not counted are estimated."""
+        call = self._call
+        if stream.chunks > 1:
+            pause = (perf_counter() - began_at) / (stream.chunks - 1)
+            self._accounting.metrics.per_chunk(call.answered_by.name).observe(pause)
+        call.response_model = stream.model
+        call.finish_reasons = list(stream.finish_reasons.values())
+        usage = stream.usage or {"prompt_tokens": estimate(call.fields), "completion_tokens": stream.chunks}
+        call.prompt_tokens, call.completion_tokens = tokens(usage)
 
-    @staticmethod
-    def _end_span(span: Span, call: Call) -> None:
+    def _end_span(self, span: Span, error: BaseException | None) -> None:
+        call = self._call
+        if isinstance(error, AppError):
+            span.fail(error.code)
         span.end(
             provider=call.answered_by.provider,
             model=call.answered_by.model,

@@ -1,7 +1,7 @@
 """LLMClient: one interface to every model of the table."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from app.access.callers import Caller
 from app.errors import InvalidRequest, ModelNotFound, invalid_request
-from app.llm.accounting import tokens
+from app.llm.accounting import AccountedCall, tokens
 from app.llm.adapter import Adapter
 from app.llm.call import Answer, Call, CallTotals, Operation
 from app.llm.deadlines import Deadlines
@@ -23,7 +23,7 @@ from app.llm.structured import M, parse
 from app.llm.targets import Target
 from app.llm.upstreams import Upstreams
 from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
-from app.telemetry.tracing import Span, current
+from app.telemetry.tracing import current
 
 Messages = Sequence[Message | dict[str, Any]]
 
@@ -169,8 +169,8 @@ class LLMClient:
     def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
         return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
 
-    def _accounted(self, call: Call) -> AbstractAsyncContextManager[Span | None]:
-        return self._upstreams.accounting.around(call, self._totals)
+    def _accounted(self, call: Call) -> AccountedCall:
+        return AccountedCall(self._upstreams.accounting, call, self._totals)
 
     def _adapter(self, target: Target) -> Adapter:
         return self._upstreams.adapters[target.adapter]
