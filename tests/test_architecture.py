@@ -159,7 +159,7 @@ def order_of(model: str) -> list[tuple[str, str]]:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return [(file, function) for file, function in json.loads(done.stderr)]
+    return [(file, function) for file, function in json.loads(done.stderr.splitlines()[-1])]
 
 
 def out_of_order(steps: list[tuple[str, str]], entered: list[tuple[str, str]]) -> list[tuple[str, str]]:
