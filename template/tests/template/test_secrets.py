@@ -16,11 +16,11 @@ from app import own
 from app.config import Settings
 from app.llm.failures import redact
 from app.main import create_app
-from tests import leaks
-from tests.faults import FAULTS
-from tests.leaks import CANARY, EMBEDDINGS, KEYS, PROMPT
 from tests.serving import Backend, Process, serve
 from tests.stub import TEXT, Stub
+from tests.template import leaks
+from tests.template.faults import FAULTS
+from tests.template.leaks import CANARY, EMBEDDINGS, KEYS, PROMPT
 from tests.wire import CHAT, HELLO
 
 OFTEN = """400 without a body|400|401|429|500|502 as an HTML page|no answer, the connection closed|200 with an error|\

@@ -8,9 +8,9 @@ from typing import Any
 import httpx2
 
 from app.access.callers import hash_key
-from tests.faults import Fault
 from tests.serving import free_port
 from tests.stub import Behaviour, Stub
+from tests.template.faults import Fault
 from tests.wire import CHAT, HELLO, Call
 
 EMBEDDINGS = "/v1/embeddings"

@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tests.raw import CHAT, HELLO, MESSAGES, PATIENCE, ask
+from stub.raw import CHAT, HELLO, MESSAGES, PATIENCE, ask
 from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
 
 

@@ -13,9 +13,9 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from tests.faults import FAULTS, LEGAL_VARIANTS, Fault
 from tests.serving import Backend
 from tests.stub import TEXT, Behaviour, Stub
+from tests.template.faults import FAULTS, LEGAL_VARIANTS, Fault
 
 WAYS = ("direct", "litellm", "anthropic")
 KINDS = ("whole", "stream")

@@ -13,10 +13,10 @@ import pytest
 import app.telemetry.tracing
 from app.config import SettingsError
 from app.main import create_app
-from tests.collector import Collector, Seen
 from tests.conftest import MakeSettings
 from tests.serving import Process
 from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
+from tests.template.collector import Collector, Seen
 
 PROMPT = "a prompt that nobody else is to see"
 ANSWER_TOKENS = len(TEXT.split()) + 1

@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 
-from tests.faults import FAULTS, LEGAL_VARIANTS, Fault
-from tests.raw import CHAT, MESSAGES, PATIENCE, Raw, ask
+from tests.template.faults import FAULTS, LEGAL_VARIANTS, Fault
+from stub.raw import CHAT, MESSAGES, PATIENCE, Raw, ask
 from tests.stub import Stub
 
 
