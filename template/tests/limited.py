@@ -61,7 +61,7 @@ def is_refused(response: httpx2.Response) -> bool:
 
 def until(ask: Ask, condition: Callable[[httpx2.Response], bool]) -> httpx2.Response:
     """Ask until an answer fits; return the last one."""
-    for _ in range(50):
+    for _ in range(500):
         if condition(answer := ask()):
             break
         time.sleep(0.02)

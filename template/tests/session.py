@@ -150,9 +150,15 @@ def shown(url: str) -> Numbers:
     return numbers
 
 
-def shown_once_settled(url: str, expected: Numbers, seconds: float = 10) -> Numbers:
-    """Return what `/metrics` shows as soon as that is what is expected, or after so many seconds."""
+def shown_once_settled(url: str, expected: Numbers, seconds: float = 30) -> Numbers:
+    """Return what `/metrics` shows as soon as that is what is expected, or after so many seconds.
+
+    Metrics of which nothing is expected are left out: a project may have some of its own.
+    """
+    names = {name for name, *_ in expected}
     deadline = time.monotonic() + seconds
-    while (numbers := shown(url)) != expected and time.monotonic() < deadline:
+    while True:
+        numbers = {key: value for key, value in shown(url).items() if key[0] in names}
+        if numbers == expected or time.monotonic() > deadline:
+            return numbers
         time.sleep(0.05)
-    return numbers

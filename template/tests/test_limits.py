@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
+from app import middleware
 from app.config import ModelEntry, Settings
 from app.errors import RateLimited
 from app.llm.client import LLMClient
@@ -137,7 +138,7 @@ def test_what_is_reserved_is_not_given_to_another_call(served: Callable[..., Ser
         next(call.events)
         assert is_refused(server.ask(max_tokens=1000))
         assert not is_refused(server.ask(max_tokens=100))
-    assert stub.requests[0].closed.wait(5)
+    assert stub.requests[0].closed.wait(20)
     assert not is_refused(until(lambda: server.ask(max_tokens=1000), lambda answer: answer.status_code == 200))
 
 
@@ -190,7 +191,7 @@ def test_a_stream_whose_client_left_takes_what_was_sent(served: Callable[..., Se
     with server.stream(max_tokens=4000) as call:
         for _ in range(20):
             next(call.events)
-    assert stub.requests[0].closed.wait(5)
+    assert stub.requests[0].closed.wait(20)
     answer = until(lambda: server.ask(max_tokens=10), lambda answer: remaining(answer) > 8000)
     assert 9000 - 60 - 40 - USED * 50 < remaining(answer) < 9000 - 20
 
@@ -204,7 +205,7 @@ def test_a_call_whose_client_left_before_anything_came_keeps_what_was_reserved(
     stub.queue(Behaviour(delay_headers=60))
     with Call(server.url, "a", max_tokens=4000, stream=stream):
         assert stub.wait_until(lambda: bool(stub.requests))
-    assert stub.requests[0].closed.wait(5)
+    assert stub.requests[0].closed.wait(20)
     assert remaining(server.ask(max_tokens=10)) < 5000
 
 
@@ -263,8 +264,9 @@ def test_a_call_that_has_ended_leaves_its_place(
 
 
 def test_a_process_that_has_too_much_to_do_refuses_more_but_answers_probes(
-    served: Callable[..., Served], stub: Stub
+    served: Callable[..., Served], stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(middleware, "WAIT_FOR_PLACE", 0.1)
     server = served(settings={"max_in_flight": 1})
     stub.default = STALLS
     with server.stream() as call:
@@ -279,7 +281,10 @@ def test_a_process_that_has_too_much_to_do_refuses_more_but_answers_probes(
     assert until(server.ask, lambda answer: answer.status_code == 200).status_code == 200
 
 
-def test_a_request_waits_a_moment_for_its_place(served: Callable[..., Served], stub: Stub) -> None:
+def test_a_request_waits_a_moment_for_its_place(
+    served: Callable[..., Served], stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "WAIT_FOR_PLACE", 30)
     server = served(settings={"max_in_flight": 1})
     stub.queue(Behaviour(delay_headers=0.2))
     with ThreadPoolExecutor(2) as pool:

@@ -26,11 +26,11 @@ class Ask:
     """
 
     def __init__(self, app: FastAPI, url: str, key: str, calls: contextlib.ExitStack) -> None:
-        self._app, self._url, self._key, self._calls = app, url, key, calls
+        self.url, self._app, self._key, self._calls = url, app, key, calls
 
     def __call__(self, model: str, **fields: Any) -> Call:
         """Send a request at once."""
-        return self._calls.enter_context(Call(self._url, self._key, model=model, **fields))
+        return self._calls.enter_context(Call(self.url, self._key, model=model, **fields))
 
     @contextlib.contextmanager
     def waiting(self, **seconds: float) -> Iterator[None]:

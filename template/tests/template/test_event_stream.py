@@ -19,10 +19,17 @@ from app.llm.call import Call as ModelCall
 from app.llm.client import OpenStream
 from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.targets import resolve
+from tests.serving import Backend
 from tests.stub import Behaviour, Stub
 from tests.template.running import Ask, row, running
+from tests.wire import Call
 
+# LiteLLM runs in this process, and warns of itself.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic", "ignore::DeprecationWarning:litellm")
 kinds = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+MEGABYTE = 1_000_000
+BIG = Behaviour(text="x" * 10_000, repeat=10_000)
+"""A stream of 100 MB."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def provider() -> Iterator[Stub]:
 @pytest.fixture(scope="module")
 def shared(key: str, provider: Stub) -> Iterator[Ask]:
     """A server that is as patient as the default settings."""
-    with running(key, {"direct": row(provider)}) as ask:
+    with running(key, {"direct": row(provider), "litellm": row(provider, protocol="litellm")}) as ask:
         yield ask
 
 
@@ -79,6 +86,30 @@ def test_a_request_leaves_no_work_to_the_collector(ask: Ask, stream: bool) -> No
         assert eventually(lambda: alive(Exchange) == 0, collect=False)
     finally:
         gc.enable()
+
+
+def test_a_stream_that_goes_on_has_no_pings(ask: Ask, provider: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream lasts longer than the silence after which a ping would come, and each of its pauses is far shorter."""
+    monkeypatch.setattr(event_stream, "FIRST_EVENT", 1.5)
+    monkeypatch.setattr(event_stream, "PING_EVERY", 1.5)
+    provider.default = Behaviour(pace=0.25)
+    calls = [ask(way, stream=True) for way in ("direct", "litellm")]
+    assert not [event for call in calls for event in call.events if event == ": ping"]
+
+
+@pytest.mark.parametrize("way", ["direct", "litellm"])
+def test_a_reader_that_stops_costs_no_memory(backend: Backend, key: str, way: str) -> None:
+    stub, process = backend.stub, backend.process
+    for seconds in (0.5, 1):
+        before = process.rss
+        stub.queue(BIG)
+        with Call(process.url, key, model=way, stream=True, window=64_000) as call:
+            assert next(call.events)
+            time.sleep(seconds)
+            grown = process.rss - before
+            assert stub.requests[-1].sent < 30 * MEGABYTE, "the provider is held back"
+        assert stub.wait_until(lambda: stub.in_flight == 0)
+    assert grown < 5 * MEGABYTE, "a second stream finds the memory that the first one took"
 
 
 def alive(kind: type) -> int:
@@ -158,7 +189,7 @@ def test_an_end_that_was_never_sent_is_followed_by_an_error() -> None:
         async def send(message: Any) -> None:
             if b"[DONE]" in message.get("body", b"") and exchange.aborted_by is None:
                 exchange.abort(Draining("The server ends."))
-                await asyncio.sleep(5)  # uvicorn waits here, before it writes
+                await asyncio.sleep(60)  # uvicorn waits here, before it writes
             sent.append(message.get("body", b""))
 
         async def receive() -> Any:
