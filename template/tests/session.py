@@ -80,7 +80,7 @@ def play(url: str, stub: Stub) -> None:
     ask("main", key="wrong")
     ask("no-such-model")
     for path in ("/v1/models/main", "/nowhere/42"):
-        httpx2.get(url + path, headers={"Authorization": f"Bearer {KEYS['web']}"})
+        httpx2.get(url + path, headers={"Authorization": f"Bearer {KEYS['web']}"}, timeout=60)
 
 
 def implied() -> Numbers:
@@ -141,7 +141,7 @@ def implied() -> Numbers:
 
 def shown(url: str) -> Numbers:
     """Return what `/metrics` shows, but for times, and for probes and scrapes, of which there may be any number."""
-    text = httpx2.get(f"{url}/metrics").text
+    text = httpx2.get(f"{url}/metrics", timeout=60).text
     numbers = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

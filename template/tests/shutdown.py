@@ -146,7 +146,7 @@ def end(scene: Scene, process: Process, stub: Stub, key: str) -> Ending:
 
 
 def get(url: str, path: str) -> Response:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("GET", path)
     response = connection.getresponse()
     body = json.loads(response.read())

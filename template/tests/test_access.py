@@ -33,12 +33,12 @@ def chat(url: str, model: str | None = "gpt-4o", key: str | None = None, **heade
     if key:
         sent["Authorization"] = f"Bearer {key}"
     body = {"messages": HELLO} | ({"model": model} if model else {})
-    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=sent)
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=sent, timeout=60)
 
 
 def models(url: str, key: str | None = None) -> set[str]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return {model["id"] for model in httpx2.get(f"{url}/v1/models", headers=headers).json()["data"]}
+    return {model["id"] for model in httpx2.get(f"{url}/v1/models", headers=headers, timeout=60).json()["data"]}
 
 
 def code_of(response: httpx2.Response) -> tuple[int, str]:
@@ -106,7 +106,7 @@ def test_without_callers_only_the_demo_model_is_listed(closed: str) -> None:
 def test_without_callers_no_embedding_is_made_but_by_the_demo_model(closed: str) -> None:
     for model, status in [("gpt-4o", 401), ("demo", 200)]:
         asked = {"model": model, "input": "Hello"}
-        assert httpx2.post(f"{closed}/v1/embeddings", json=asked).status_code == status
+        assert httpx2.post(f"{closed}/v1/embeddings", json=asked, timeout=60).status_code == status
 
 
 # Keys.
@@ -159,7 +159,7 @@ def test_a_wrong_key_is_refused(keyed: str, authorization: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/demo"])
 def test_models_are_listed_to_nobody_without_a_key(keyed: str, path: str) -> None:
-    assert httpx2.get(keyed + path).status_code == 401
+    assert httpx2.get(keyed + path, timeout=60).status_code == 401
 
 
 def test_a_caller_may_use_its_own_models(keyed: str) -> None:
@@ -178,7 +178,7 @@ def test_a_caller_sees_the_models_that_it_may_use(keyed: str) -> None:
 
 def test_a_model_that_a_caller_may_not_use_is_not_found(keyed: str) -> None:
     for key, status in [("new", 200), ("batch", 404)]:
-        response = httpx2.get(f"{keyed}/v1/models/gpt-4o", headers={"Authorization": f"Bearer {key}"})
+        response = httpx2.get(f"{keyed}/v1/models/gpt-4o", headers={"Authorization": f"Bearer {key}"}, timeout=60)
         assert response.status_code == status
 
 
@@ -229,7 +229,7 @@ def test_dev_serves_nobody_else_without_a_key(dev: str, header: dict[str, str]) 
 
 
 def test_dev_lists_models_to_nobody_else(dev: str) -> None:
-    assert httpx2.get(f"{dev}/v1/models", headers={"Origin": "https://example.com"}).status_code == 401
+    assert httpx2.get(f"{dev}/v1/models", headers={"Origin": "https://example.com"}, timeout=60).status_code == 401
 
 
 def test_dev_serves_a_key_from_anywhere(dev: str) -> None:

@@ -26,7 +26,7 @@ DONE = b"data: [DONE]\n\n"
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=20) as client:
+    with httpx2.Client(timeout=60) as client:
         yield client
 
 
@@ -276,7 +276,7 @@ def test_a_process_that_has_too_much_to_do_refuses_more_but_answers_probes(
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
             assert refused.headers["retry-after"] == "1"
         for path in ("/health", "/ready", "/metrics"):
-            assert httpx2.get(server.url + path).status_code == 200
+            assert httpx2.get(server.url + path, timeout=60).status_code == 200
     stub.default = Behaviour()
     assert until(server.ask, lambda answer: answer.status_code == 200).status_code == 200
 

@@ -78,7 +78,7 @@ def walk(url: str, stub: Stub, faults: Iterable[Fault]) -> Iterator[str]:
         stub: its provider, whose errors quote every key that there is.
         faults: the provider's.
     """
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20) as client:
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
         for model in WAYS:
             for fault in faults:
                 for kind in sorted(fault.answers):

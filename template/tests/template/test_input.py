@@ -20,7 +20,7 @@ from tests.stub import Stub
 from tests.template.bad_input import BAD, CANARY, EMBEDDINGS, LIMIT, PLAIN, RAW, Bad
 from tests.wire import CHAT
 
-SOON = 20
+SOON = 60
 """Seconds, generous, within which everything is answered."""
 
 

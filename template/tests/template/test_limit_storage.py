@@ -27,7 +27,7 @@ from tests.wire import HELLO
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=20) as client:
+    with httpx2.Client(timeout=60) as client:
         yield client
 
 
@@ -121,7 +121,7 @@ def test_while_the_storage_fails_each_process_counts_alone(
 ) -> None:
     storage = SHARED.format(port=request.getfixturevalue(kind))
     server = served(requests_per_minute=20, settings={"limit_storage": storage})
-    assert httpx2.get(f"{server.url}/ready").json() == {"status": "ready"}
+    assert httpx2.get(f"{server.url}/ready", timeout=60).json() == {"status": "ready"}
     assert server.metric("limit_storage_up") == 1
     with capture_logs() as lines, ThreadPoolExecutor(30) as pool:
         began = time.monotonic()
@@ -129,7 +129,7 @@ def test_while_the_storage_fails_each_process_counts_alone(
         waited = time.monotonic() - began
     assert sorted(answer.status_code for answer in answers) == [200] * 20 + [429] * 10
     assert waited < 15 * limits.STORAGE_TIMEOUT, "30 calls wait for the storage together, not one after another"
-    ready = httpx2.get(f"{server.url}/ready")
+    ready = httpx2.get(f"{server.url}/ready", timeout=60)
     assert ready.status_code == 200
     assert ready.json()["degraded"] == ["The limit storage does not answer: each process counts for itself."]
     assert server.metric("limit_storage_up") == 0
@@ -193,10 +193,10 @@ def test_the_storage_heals_by_itself(served: Callable[..., Served], shared: Shar
         shared.up = False
         alone = server.ask(max_tokens=100)
         assert remaining(alone) == before, "this process's own count begins at nothing"
-        assert "degraded" in httpx2.get(f"{server.url}/ready").json()
+        assert "degraded" in httpx2.get(f"{server.url}/ready", timeout=60).json()
         shared.up = True
         until(lambda: server.ask(max_tokens=100), lambda _: server.metric("limit_storage_up") == 1)
-    assert "degraded" not in httpx2.get(f"{server.url}/ready").json()
+    assert "degraded" not in httpx2.get(f"{server.url}/ready", timeout=60).json()
     assert remaining(server.ask(max_tokens=100)) < before - USED, "what was used before counts again"
     assert [line["event"] for line in lines if "storage" in line["event"]] == [FAILS, "limit storage is back"]
     assert "password" not in str(lines)

@@ -61,7 +61,7 @@ def test_no_secret_and_no_prompt_comes_out_whatever_fails(
     app = create_app(settings)
     assert CANARY not in f"{settings!r} {app.state.upstreams.targets!r}"
     with serve(app) as url:
-        while httpx2.get(f"{url}/ready").status_code != 200:
+        while httpx2.get(f"{url}/ready", timeout=60).status_code != 200:
             time.sleep(0.1)
         answers = list(leaks.walk(url, stub, [FAULTS[name] for name in OFTEN]))
     gc.collect()  # calls that LiteLLM has left, which warn at their end
@@ -180,7 +180,7 @@ CONTROLS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def client(headers: dict[str, str]) -> Iterator[httpx2.Client]:
-    with httpx2.Client(headers=headers, timeout=20) as client:
+    with httpx2.Client(headers=headers, timeout=60) as client:
         yield client
 
 
