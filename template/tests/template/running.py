@@ -60,6 +60,8 @@ def running(key: str, models: dict[str, Any], **given: Any) -> Iterator[Ask]:
     }
     app = create_app(Settings.model_validate(defaults | given))
     with contextlib.ExitStack() as calls, serve(app) as url:
+        while app.state.upstreams.failing():  # LiteLLM is still being loaded
+            time.sleep(0.02)
         yield Ask(app, url, key, calls)
 
 
