@@ -77,7 +77,7 @@ def test_a_changed_line_that_a_team_has_edited_is_caught(later: Later, tmp_path:
 def test_a_file_that_is_no_longer_the_teams_alone_is_caught(later: Later, tmp_path: Path) -> None:
     def change(repository: Path) -> None:
         replace(repository, "[README.md, app/own.py]", "[README.md]", "copier.yml")
-        replace(repository, "updates never touch", "updates do touch", "template/app/own.py")
+        replace(repository, "updates never change", "updates do change", "template/app/own.py")
 
     with pytest.raises(AssertionError, match=r"unmerged: \['app/own.py'\]"):
         check(later, tmp_path, change)
