@@ -22,7 +22,7 @@ from updates.projects import (
     files,
     update,
 )
-from updates.releases import VERSIONS, commit, newest
+from updates.releases import AUTHOR, VERSIONS, commit, newest
 from workspace import ROOT, run
 
 ALL = OPTIONS["all on"]
@@ -196,3 +196,33 @@ def test_where_an_edit_needs_a_hand_the_changelog_tells_which(start: Start) -> N
     assert "`app/config.py`" in told
     assert "`image_hosts`" in told
     assert "`max_in_flight`" in told
+
+
+@pytest.mark.parametrize("start_at", [VERSIONS[-1], newest()])
+def test_a_global_gitignore_takes_no_line_of_the_env_example(later: Later, tmp_path: Path, start_at: str) -> None:
+    """From 0.4.0, whose own .gitignore doesn't name the file, as long as git tracks it: CHANGELOG.md says so."""
+
+    def change(repository: Path) -> None:
+        path = repository / "template/.env.example"
+        path.write_text(path.read_text("utf-8").replace("# Copy this file to .env", "# Copy this to .env"), "utf-8")
+
+    repository, _ = later(change)
+    (tmp_path / "ignore").write_text(".env*\n")
+    (tmp_path / "gitconfig").write_text(f"[core]\nexcludesFile = {tmp_path / 'ignore'}\n")
+    env = os.environ | {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")}
+    project = tmp_path / "project"
+    version = ["--vcs-ref", f"v{start_at}"]
+    run(COPIER, "copy", "--defaults", *version, repository, project, cwd=tmp_path, env=env)
+    with (project / ".env.example").open("a") as file:
+        file.write("# OUR_KEY=\n")
+    run("git", "init", "--quiet", cwd=project)
+    run("git", "add", "--all", cwd=project, env=env)
+    hidden = ".env.example" not in run("git", "ls-files", cwd=project).splitlines()
+    assert hidden == (start_at == "0.4.0"), "later releases name it in .gitignore"
+    if hidden:
+        run("git", "add", "--force", ".env.example", cwd=project, env=env)
+    run("git", *AUTHOR, "commit", "--quiet", "--message", "Start", cwd=project)
+    run(COPIER, "update", "--defaults", cwd=project, env=env)
+    text = (project / ".env.example").read_text()
+    assert text.startswith("# Copy this to .env")
+    assert text.endswith("# OUR_KEY=\n")
