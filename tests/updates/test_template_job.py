@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from updates.conftest import Later, Start
 from updates.projects import COPIER, OPTIONS, copy
 from updates.releases import after, commit, newest
+from workspace import run
 
 FOLDERS = ["/home/somebody/copier-ai-backend", "../copier-ai-backend", "~/copier-ai-backend", "C:\\copier-ai-backend"]
 
@@ -26,9 +28,9 @@ def script(project: Path) -> str:
     return str(step["run"])
 
 
-def look(project: Path, tmp_path: Path) -> tuple[int, str]:
-    """Run the job with the real Copier; return its exit code, and what it printed and put out."""
-    (tmp_path / "uvx").write_text(f'#!/bin/sh\nshift; exec {COPIER} "$@"\n')
+def look(project: Path, tmp_path: Path, uvx: str = f'shift; exec {COPIER} "$@"') -> tuple[int, str]:
+    """Run the job with the real Copier, or another script for uvx; return its exit code, and all that it wrote."""
+    (tmp_path / "uvx").write_text(f"#!/bin/sh\n{uvx}\n")
     (tmp_path / "uvx").chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_OUTPUT": str(tmp_path / "output")}
     command = ["bash", "-e", "-c", script(project)]
@@ -56,15 +58,25 @@ def test_a_folder_of_one_machine_is_reported_in_a_sentence(start: Start, tmp_pat
         point_to(project, folder)
         code, said = look(project, tmp_path)
         assert code == 1, said
-        told = f"_src_path in .copier-answers.yml is a folder of one machine, {folder}. UPDATING.md says how to change it.\n"
-        assert said.removeprefix("::error::") == told
-    assert "_src_path" in (project / "UPDATING.md").read_text()
+        told = f"a folder of one machine, {folder}. UPDATING.md says how to change it.\n"
+        assert said.removeprefix("::error::") == f"_src_path in .copier-answers.yml is {told}"
+
+
+def test_updating_md_has_the_command_that_changes_the_address(start: Start, tmp_path: Path) -> None:
+    project = start(newest(), OPTIONS["GitLab"])
+    page = (project / "UPDATING.md").read_text("utf-8")
+    [command] = re.findall(r"^sed .*_src_path.*$", page, re.MULTILINE)
+    run("bash", "-e", "-c", command, cwd=project)
+    answers = yaml.safe_load((project / ".copier-answers.yml").read_text("utf-8"))
+    assert answers["_src_path"] == "https://git.example.com/copier-ai-backend.git"
+    code, said = look(project, tmp_path, uvx="true")
+    assert (code, said) == (0, "")
 
 
 def test_github_gets_to_know_a_newer_release(later: Later, tmp_path: Path) -> None:
     repository, _ = later(lambda _: None)
     project = copy(repository, newest(), tmp_path / "project", OPTIONS["GitHub"])
-    point_to(project, repository.as_uri())
+    point_to(project, f"git+{repository.as_uri()}")
     code, said = look(project, tmp_path)
     assert code == 0, said
     found = json.loads(said.removeprefix("found="))
@@ -74,7 +86,7 @@ def test_github_gets_to_know_a_newer_release(later: Later, tmp_path: Path) -> No
 def test_gitlabs_job_fails_at_a_newer_release_alone(later: Later, template: Path, tmp_path: Path) -> None:
     repository, _ = later(lambda _: None)
     project = copy(repository, newest(), tmp_path / "project", OPTIONS["GitLab"])
-    point_to(project, template.as_uri())
+    point_to(project, f"git+{template.as_uri()}")
     assert look(project, tmp_path) == (0, "")
-    point_to(project, repository.as_uri())
+    point_to(project, f"git+{repository.as_uri()}")
     assert look(project, tmp_path) == (2, "")
