@@ -60,11 +60,16 @@ def test_every_file_that_left_the_template_has_a_pointer_and_is_named_in_the_cha
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_edit_of_a_file_that_moved_is_shown_as_a_conflict(start: Start, version: str) -> None:
+    """The team can take the pointer as UPDATING.md says; where it had deleted the old file, there is none."""
     project = start(version, OFF)
+    (project / "app/problems.py").unlink()
     edited = edit_moved_files(project)
     run(COPIER, "update", "--defaults", cwd=project)
     assert neither_shown_nor_kept(project, edited) == []
     assert run("git", "diff", "--name-only", "--diff-filter=U", cwd=project).splitlines() == sorted(edited)
+    assert not (project / "app/problems.py").exists()
+    run("git", "checkout", "--theirs", *edited, cwd=project)
+    assert {name: (project / name).read_bytes() for name in edited}.items() <= pointers(version).items()
 
 
 @pytest.mark.parametrize(("entry", "text"), POINTERS, ids=lambda value: value.old if isinstance(value, Moved) else "")
@@ -106,7 +111,10 @@ def test_the_changelogs_command_shows_what_the_update_to_040_took(start: Start) 
             commit(project, "Our edit")
         update(project, "--vcs-ref", "v0.4.0")
         commit(project, "Update to 0.4.0")
-        commit(project, "Something later")
+        update(project)
+        commit(project, "Update to the newest, which brings a pointer")
+        (project / "app/answers.py").unlink()
+        commit(project, "Delete the pointer")
         shown = run("bash", "-e", "-c", command, cwd=project)
         assert (f"\n+{MARK}" in shown) if edited else shown == "", shown
 
