@@ -7,7 +7,7 @@ import pytest
 
 from updates.conftest import Later, Start
 from updates.moved import MOVED, Moved, check_moves, pointer, pointers, upgrading
-from updates.projects import COPIER, OFF, copy, differences, files, update
+from updates.projects import COPIER, OFF, THE_TEAMS, copy, differences, files, update
 from updates.releases import VERSIONS, commit, newest
 from workspace import ROOT, run
 
@@ -86,7 +86,7 @@ def test_pointers_of_an_updated_project_are_the_teams_to_keep_or_delete(later: L
     commit(project, "Our own in place of pointers")
     update(project)
     left = {name: text for name, text in pointers("0.4.0").items() if name != "app/limits.py"}
-    the_teams = {"app/logs.py": MARK.encode(), "app/own.py": (project / "app/own.py").read_bytes()}
+    the_teams = {"app/logs.py": MARK.encode()} | {name: (project / name).read_bytes() for name in THE_TEAMS}
     assert differences(project, files(fresh(OFF)) | left | the_teams) == []
 
 
