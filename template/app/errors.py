@@ -184,7 +184,7 @@ def problem(status: int, code: str, message: str, param: str | None = None, *, r
 
     Args:
         status: the HTTP status, 400 to 599.
-        code: what programs look at, from the table of errors.
+        code: what programs look at.
         message: what people read.
         param: the request field at fault.
         request_id: ties the body to the log line.

@@ -72,7 +72,7 @@ class LLMClient:
             **fields: any other field of OpenAI's request.
 
         Raises:
-            AppError: as the table of errors says (app/errors.py).
+            AppError: one of the errors in app/errors.py.
         """
         answer = await self._ask(model=model, messages=list(messages), **fields)
         return _typed(ChatResponse, answer.body, answer.call)

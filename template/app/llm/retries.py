@@ -106,7 +106,7 @@ class Retries:
                 self._metrics.retries(target.name).inc()
             try:
                 target.check_configured()
-                return await attempt(target)  # success is counted by Accounting, when the answer ends
+                return await attempt(target)  # success is counted by AccountedCall, when the answer ends
             except ProviderError as error:
                 self._metrics.upstream_calls(target.name, error.kind).inc()
                 pause = pause_after(error, number)
