@@ -4,7 +4,6 @@ Only this module imports LiteLLM, in a thread, and only if a model of the table 
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -19,6 +18,7 @@ from app.errors import AppError, InvalidRequest
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.failures import cut_off, unreadable
+from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
@@ -72,17 +72,7 @@ class ViaLiteLLM:
         await asyncio.gather(self._loading, return_exceptions=True)
         if not self._is_loaded:
             return
-        from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
-
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await GLOBAL_LOGGING_WORKER.flush()
-        await GLOBAL_LOGGING_WORKER.stop()
-        litellm = self._loading.result()
-        await litellm.close_litellm_async_clients()
-        litellm.in_memory_llm_clients_cache.flush_cache()  # else another event loop might get a closed client
-        if shared := vars(litellm).pop("module_level_aclient", None):  # a client of some providers, made on first use
-            await shared.close()
+        await close_clients(self._loading.result())
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments and errors as in `Direct.complete`."""
