@@ -127,7 +127,7 @@ class LoadShedding:
                 async with asyncio.timeout(WAIT_FOR_PLACE):
                     await self.places.acquire()
             except TimeoutError:
-                overloaded = Overloaded("This server has too much to do. Try again in a moment.", retry_after=1)
+                overloaded = Overloaded("This server is overloaded. Try again in a moment.", retry_after=1)
                 await problem_response(overloaded, scope)(scope, receive, send)
                 return
         else:

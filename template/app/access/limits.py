@@ -215,7 +215,7 @@ class Admission:
         self._reserved.clear()
         if reset_at is None:
             raise RateLimited(
-                f"This request alone may take more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
+                f"This request alone could use more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
                 headers=self.headers | {"X-Should-Retry": "false"},
             )
         wait = max(1.0, reset_at - time.time())

@@ -120,7 +120,7 @@ class Direct:
                     packet = await response.content.readany()
                 except READ_ERRORS:
                     raise cut_off(target.name) from None
-                watchdog.rest()
+                watchdog.pause()
                 if out := relay.feed(packet):
                     yield out
             if relay.failure:
@@ -163,8 +163,9 @@ class Direct:
                 allow_redirects=False,  # a redirect must not take the key to another host
             )
         except aiohttp.ConnectionTimeoutError:
-            message = f"The provider of model {target.name!r} took no connection within {self._timeouts.connect:g} s"
-            raise ProviderTimeout(f"{message} (timeouts.connect).", retry=True) from None
+            within = f"within {self._timeouts.connect:g} s (timeouts.connect)"
+            message = f"The provider of model {target.name!r} did not accept a connection {within}."
+            raise ProviderTimeout(message, retry=True) from None
         except READ_ERRORS as error:
             raise unreachable(target, type(error).__name__) from None
 
