@@ -33,8 +33,8 @@ class RequestContext:
 
     Args:
         app: the application inside.
-        drain: told of requests in flight.
-        metrics: told of every request.
+        drain: knows the requests in flight.
+        metrics: counts every request.
         max_body_bytes: largest body, declared or counted, in bytes.
     """
 

@@ -52,7 +52,7 @@ class Limiter:
 
     Args:
         settings: `limit_storage` says where requests and tokens are counted.
-        metrics: told of every decision, and of whether the storage answers.
+        metrics: counts every decision, and shows whether the storage answers.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -72,7 +72,7 @@ class Limiter:
         """Return a context that a call is made in; entering it may raise RateLimited.
 
         Args:
-            caller: who calls; None is this application itself, which only the model's limits bind.
+            caller: who calls; None is this application itself, which only the model's limits apply to.
             model: public name of the model.
             entry: the model's row, with its limits.
             fields: the request's fields.

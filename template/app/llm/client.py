@@ -48,7 +48,7 @@ class LLMClient:
 
     Args:
         upstreams: the models.
-        caller: who calls; None is the application itself, which only the models' limits bind.
+        caller: who calls; None is the application itself, to which only the models' limits apply.
         totals: each call is added to it when it ends; None keeps nothing.
     """
 

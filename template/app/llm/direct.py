@@ -88,7 +88,7 @@ class Direct:
         Args:
             call: as in `complete`.
             target: as in `complete`.
-            state: told of every chunk.
+            state: records every chunk.
 
         Raises:
             ProviderError: the provider failed, before the first item or in mid-stream.
