@@ -72,7 +72,7 @@ class Limiter:
         """Return a context that a call is made in; entering it may raise RateLimited.
 
         Args:
-            caller: who calls; None is this application itself, which only the model's limits apply to.
+            caller: who calls; None is the application itself, to which only the model's limits apply.
             model: public name of the model.
             entry: the model's row, with its limits.
             fields: the request's fields.
