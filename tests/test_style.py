@@ -23,14 +23,14 @@ def test_ruff_finds_nothing(render: Render, install: Install, once: Once, answer
         run(tools / "ruff", "check", cwd=project)
         run(tools / "ruff", "format", "--check", cwd=project)
 
-    once((tools, python_of(project, "ruff.toml")), check)
+    once(python_of(project, "ruff.toml"), check)
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
 def test_mypy_finds_nothing(render: Render, install: Install, once: Once, answers: dict[str, str | bool]) -> None:
     project = render(**answers)
     tools = install(project)
-    once((tools, python_of(project, "mypy.ini")), lambda: run(tools / "mypy", cwd=project))
+    once(python_of(project, "mypy.ini"), lambda: run(tools / "mypy", cwd=project))
 
 
 def test_this_repository_is_clean_and_so_is_the_template_where_it_stands() -> None:
