@@ -92,8 +92,11 @@ class AccountedCall:
             self._accounting.metrics.per_chunk(call.answered_by.name).observe(pause)
         call.response_model = stream.model
         call.finish_reasons = list(stream.finish_reasons.values())
-        usage = stream.usage or {"prompt_tokens": estimate(call.fields), "completion_tokens": stream.chunks}
-        call.prompt_tokens, call.completion_tokens = tokens(usage)
+        if stream.usage:
+            call.prompt_tokens, call.completion_tokens = tokens(stream.usage)
+        else:
+            call.prompt_tokens = estimate(call.fields, call.target.entry.upstream)
+            call.completion_tokens = stream.chunks
 
     def _end_span(self, span: Span, error: BaseException | None) -> None:
         call = self._call

@@ -6,7 +6,6 @@ seconds and 160 MB.
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import sys
@@ -19,11 +18,13 @@ from app.config import Timeouts
 from app.errors import AppError, InvalidRequest
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
+from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, unreadable
 from app.llm.litellm_errors import litellm_failure
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.targets import Target
+from app.llm.wire import Wire, observe_transport
 from app.models import addresses
 from app.telemetry.tracing import inject
 
@@ -88,7 +89,7 @@ class ViaLiteLLM:
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments and errors as in `Direct.complete`."""
         call.deadlines.start_answer(target.name)
-        answer = await self._call("acompletion", target, call)
+        answer = await self._call("acompletion", target, call, Wire())
         try:
             return _completion(answer)
         except (AttributeError, TypeError):
@@ -97,7 +98,7 @@ class ViaLiteLLM:
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """Return embeddings; arguments and errors as in `Direct.complete`."""
         call.deadlines.start_answer(target.name)
-        answer = await self._call("aembedding", target, call)
+        answer = await self._call("aembedding", target, call, Wire())
         body: dict[str, Any] = answer.model_dump(exclude_none=True)
         return body
 
@@ -110,25 +111,33 @@ class ViaLiteLLM:
         if state.choices > 1:
             raise InvalidRequest(f"Model {target.name!r} streams one choice at a time: leave out n.", param="n")
         call.deadlines.start_stream(target.name)
-        stream = await self._call("acompletion", target, call, stream=True)
+        wire = Wire()
+        stream = None
         try:
+            stream = await self._call("acompletion", target, call, wire, stream=True)
             chunks = aiter(stream)
-            while (chunk := await self._next(target, chunks, call.deadlines)) is not None:
+            while (chunk := await self._next(target, chunks, call.deadlines, wire)) is not None:
+                if wire.is_broken:
+                    raise unreadable(target.name)
                 body = _chunk(chunk)
-                # LiteLLM invents an ending for an upstream that is cut off; only this attribute tells.
-                if stream.received_finish_reason is None and any(c["finish_reason"] for c in body["choices"]):
+                # LiteLLM invents an ending for a stream that is cut off.
+                if any(choice["finish_reason"] for choice in body["choices"]) and not _has_ended(wire, stream):
                     raise cut_off(target.name)
                 usage_is_told = _forget_chunks(stream)
                 if ("usage" not in body or usage_is_told) and state.see(body):
                     yield b"data: " + to_json(body) + b"\n\n"
                 call.deadlines.next_event()
-            if stream.received_finish_reason is None or state.lost_a_choice:
+            if wire.is_broken:
+                raise unreadable(target.name)
+            if state.lost_a_choice or not _has_ended(wire, stream):
                 raise cut_off(target.name)
             yield DONE
         finally:
-            await _close(stream)
+            if stream is not None:
+                await stream.aclose()
+            await wire.close()
 
-    async def _call(self, function: str, target: Target, call: Call, *, stream: bool = False) -> Any:
+    async def _call(self, function: str, target: Target, call: Call, wire: Wire, *, stream: bool = False) -> Any:
         fields = call.fields
         try:
             async with call.deadlines.limit():
@@ -138,7 +147,8 @@ class ViaLiteLLM:
                     # Else LiteLLM looks for its MCP gateway, which is not installed, when tools are offered.
                     arguments = self._arguments(target, fields) | {"_skip_mcp_handler": True}
                 else:
-                    arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
+                    unasked = {"model"} if target.provider in BASE64_PROVIDERS else {"model", "encoding_format"}
+                    arguments = {name: value for name, value in fields.items() if name not in unasked}
                     _refuse_unknown(target, arguments.keys() - EMBEDDING)
                 if self._traced:
                     arguments["extra_headers"] = dict[str, str]()
@@ -146,31 +156,33 @@ class ViaLiteLLM:
                 if stream:
                     options = fields.get("stream_options") or {}
                     arguments |= {"stream": True, "stream_options": {**options, "include_usage": True}}
-                return await getattr(litellm, function)(
-                    model=target.model,
-                    api_key=target.key,
-                    api_base=target.api_base,
-                    timeout=httpx.Timeout(self._timeouts.total, connect=self._timeouts.connect),
-                    num_retries=0,
-                    max_retries=0,
-                    **arguments,
-                )
+                with wire.observing():
+                    return await getattr(litellm, function)(
+                        model=target.model,
+                        api_key=target.key,
+                        api_base=target.api_base,
+                        timeout=httpx.Timeout(self._timeouts.total, connect=self._timeouts.connect),
+                        num_retries=0,
+                        max_retries=0,
+                        **arguments,
+                    )
         except TimeoutError:
             raise call.deadlines.expired() from None
         except AppError:
             raise
         except Exception as error:
-            raise litellm_failure(target, error, fields) from None
+            raise litellm_failure(target, error, wire, fields) from None
 
     @staticmethod
-    async def _next(target: Target, chunks: Any, deadlines: Deadlines) -> Any:
+    async def _next(target: Target, chunks: Any, deadlines: Deadlines, wire: Wire) -> Any:
         try:
             async with deadlines.limit():
-                return await anext(chunks, None)
+                with wire.observing():  # some providers are asked only now
+                    return await anext(chunks, None)
         except TimeoutError:
             raise deadlines.expired() from None
         except Exception as error:
-            raise litellm_failure(target, error) from None
+            raise litellm_failure(target, error, wire) from None
 
     def _arguments(self, target: Target, sent: dict[str, Any]) -> dict[str, Any]:
         """Return LiteLLM's arguments: the fields that this provider accepts.
@@ -221,13 +233,12 @@ def _refuse_unknown_parts(target: Target, messages: list[dict[str, Any]]) -> Non
                 raise InvalidRequest(text, param=param)
 
 
-async def _close(stream: Any) -> None:
-    """Close a stream and its connection. For some providers, LiteLLM's own `aclose` leaves the connection open."""
-    inner = stream.completion_stream
-    await stream.aclose()
-    for lines in {getattr(inner, "streaming_response", None), getattr(inner, "response_iterator", None)}:
-        if lines is not None and hasattr(lines, "aclose"):
-            await lines.aclose()
+def _has_ended(wire: Wire, stream: Any) -> bool:
+    """Return whether the provider's own events have ended a stream.
+
+    `received_finish_reason` of LiteLLM's is right for most providers, but always None for Gemini and Vertex AI.
+    """
+    return wire.ended or stream.received_finish_reason is not None
 
 
 def _forget_chunks(stream: Any) -> bool:
@@ -247,7 +258,7 @@ def _load(image_hosts: list[str]) -> Any:
     os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` itself
     os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
     for name in ("LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"):
-        os.environ[name] = "False"  # httpx's own transport would follow redirects; see `_follow_no_redirects`
+        os.environ[name] = "False"  # httpx's own transport would follow redirects; see `observe_transport`
     import litellm
 
     litellm.suppress_debug_info = True
@@ -257,25 +268,8 @@ def _load(image_hosts: list[str]) -> Any:
     litellm.user_url_allowed_hosts = image_hosts
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).disabled = True  # they quote requests; failures become errors of ours, which are logged
-    _follow_no_redirects()
+    observe_transport()
     return litellm
-
-
-@functools.cache
-def _follow_no_redirects() -> None:
-    """Stop LiteLLM from following redirects, which would send every key header but `Authorization` to another host."""
-    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
-
-    transport: Any = LiteLLMAiohttpTransport
-    send = transport.handle_async_request
-
-    async def send_once(self: Any, request: Any) -> Any:
-        response = await send(self, request)
-        if request.method == "POST" and response.has_redirect_location:
-            del response.headers["Location"]
-        return response
-
-    transport.handle_async_request = send_once
 
 
 def _completion(answer: Any) -> dict[str, Any]:

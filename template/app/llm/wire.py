@@ -1,0 +1,149 @@
+"""What a provider really sends, seen below LiteLLM: its status, headers, errors, and whether its stream has ended.
+
+LiteLLM's own attributes can't be believed for every provider: it invents the end of a stream that was cut off, changes
+statuses, and loses headers and bodies of errors. All its requests pass one HTTP transport, which is observed here.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+from multidict import CIMultiDict
+
+from app.llm.sse import Events, EventTooLong, event_data
+
+MAX_ERROR_BYTES = 64 * 1024
+LONGEST_MARK = 256
+"""Bytes of a stream that are kept to find a mark of its end that two packets share."""
+
+END = re.compile(
+    rb'"(?:finish_reason|finishReason|stop_reason|stopReason|done_reason|blockReason)"\s*:\s*'
+    rb'"(?!not_finished|FINISH_REASON_UNSPECIFIED|BLOCK(?:ED)?_REASON_UNSPECIFIED)[^"]'
+    rb'|"done"\s*:\s*true|"is_finished"\s*:\s*true|data:\s*\[DONE\]|"type"\s*:\s*"message_stop"'
+)
+"""How providers end a stream: OpenAI and those like it, Anthropic, Google, Bedrock, Ollama, Cohere, IBM.
+
+What a model says can't look like this: inside a JSON string, each quote has a backslash before it."""
+
+
+class Wire:
+    """The requests that one call of LiteLLM makes, and the responses to them.
+
+    Attributes:
+        sent: how many requests were sent.
+        status: status of the newest response; None if none has come.
+        headers: its headers.
+        error_body: the body of an error response, up to MAX_ERROR_BYTES.
+        ended: whether the provider's own stream has said that it has ended.
+        is_broken: whether one of its events is not JSON, though it begins like it. LiteLLM leaves such events out.
+    """
+
+    __slots__ = ("_events", "_stream", "_tail", "ended", "error_body", "headers", "is_broken", "sent", "status")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.status: int | None = None
+        self.headers: CIMultiDict[str] = CIMultiDict()
+        self.error_body = b""
+        self.ended = False
+        self.is_broken = False
+        self._tail = b""
+        self._events: Events | None = None
+        self._stream: Any = None
+
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[None]:
+        """Observe the requests that are sent in this context. It must not be kept across a `yield`."""
+        token = _observer.set(self)
+        try:
+            yield
+        finally:
+            _observer.reset(token)
+
+    async def close(self) -> None:
+        """Close the connection of a response that is not complete. LiteLLM leaves it open for some providers."""
+        if self._stream is not None:
+            with contextlib.suppress(Exception):
+                await self._stream.aclose()
+
+    def responds(self, status: int, headers: Any, stream: Any) -> None:
+        """A response has begun."""
+        self.status = status
+        self.headers = CIMultiDict(headers.items())
+        self.error_body = self._tail = b""
+        self._events = Events() if self.headers.get("content-type", "").startswith("text/event-stream") else None
+        self._stream = stream
+
+    def receives(self, data: bytes) -> None:
+        """A part of the response's body has come."""
+        if self.status is not None and self.status >= 400:
+            self.error_body = (self.error_body + data)[:MAX_ERROR_BYTES]
+            return
+        if self._events and not self.is_broken:
+            with contextlib.suppress(EventTooLong):
+                self.is_broken = any(not _is_whole(event) for event in self._events.feed(data))
+        if not self.ended:
+            tail = self._tail + data
+            self.ended = END.search(tail) is not None
+            self._tail = tail[-LONGEST_MARK:]
+
+
+def _is_whole(event: bytes) -> bool:
+    """Return whether an event's data, if it begins like a JSON object, is one."""
+    data = event_data(event) or b""
+    if not data.lstrip().startswith(b"{"):
+        return True
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+_observer: ContextVar[Wire | None] = ContextVar("_observer", default=None)
+
+
+@functools.cache
+def observe_transport() -> None:
+    """Make LiteLLM's transport tell the Wire of each call, and follow no redirects.
+
+    A redirect would send every key header but `Authorization` to another host.
+    """
+    import httpx
+    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+
+    class ObservedStream(httpx.AsyncByteStream):
+        def __init__(self, stream: Any, wire: Wire) -> None:
+            self._stream = stream
+            self._wire = wire
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async with contextlib.aclosing(aiter(self._stream)) as packets:
+                async for packet in packets:
+                    self._wire.receives(packet)
+                    yield packet
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    transport: Any = LiteLLMAiohttpTransport
+    send = transport.handle_async_request
+
+    async def send_observed(self: Any, request: Any) -> Any:
+        wire = _observer.get()
+        if wire:
+            wire.sent += 1
+            request.headers["Accept-Encoding"] = "identity"  # a compressed stream can't be observed
+        response = await send(self, request)
+        if request.method == "POST" and response.has_redirect_location:
+            del response.headers["Location"]
+        if wire:
+            wire.responds(response.status_code, response.headers, response.stream)
+            response.stream = ObservedStream(response.stream, wire)
+        return response
+
+    transport.handle_async_request = send_observed
