@@ -38,7 +38,7 @@ def way_out() -> float:
     [grace] = re.findall(
         r"shutdown_grace: float = Field\(default=(\d+)", (ROOT / "template/app/config.py").read_text("utf-8")
     )
-    return float(grace) + constant("draining", "AFTER_EXIT") + constant("__main__", "SERVER_BACKSTOP")
+    return float(grace) + constant("http/draining", "AFTER_EXIT") + constant("__main__", "SERVER_BACKSTOP")
 
 
 @pytest.fixture

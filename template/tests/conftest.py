@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,12 +17,22 @@ from app.config import Settings
 from app.main import create_app
 from tests.serving import Backend, Process
 from tests.serving import serve as serve_app
+from tests.shutdown import SCENES, Ending, play
 from tests.stub import Stub
 
 MakeSettings = Callable[..., Settings]
 Serve = Callable[[Settings], str]
 
 KEY = "sk-app-test"
+OF_THE_TEMPLATE = Path(__file__).parent / "template"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the tests of the template's own modules, unless the command line names their folder."""
+    if collection_path != OF_THE_TEMPLATE:
+        return None
+    named = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
+    return None if any(path.is_relative_to(OF_THE_TEMPLATE) for path in named) else True
 
 
 @pytest.fixture(scope="session")
@@ -77,30 +88,31 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="session", autouse=True)
 def begun(request: pytest.FixtureRequest) -> None:
-    """LiteLLM takes seconds to load, so backends that a test will want load it while the tests before it run."""
-    if any("backend" in getattr(test, "fixturenames", ()) for test in request.session.items):
-        request.getfixturevalue("backends")
+    """What takes seconds by itself begins at once, where a test will want it, and goes on beside the earlier tests."""
+    wanted = {name for test in request.session.items for name in getattr(test, "fixturenames", ())}
+    for name, slow in {"backend": "loading", "endings": "endings"}.items():
+        if name in wanted:
+            request.getfixturevalue(slow)
 
 
 @pytest.fixture(scope="session")
-def backends() -> Iterator[tuple[Future[Backend], Future[Backend]]]:
-    """The two below, as soon as each is ready."""
-    limits = {"first_token": 0.6, "idle": 0.6, "total": 1.2}
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        patient, hasty = (stack.enter_context(_backend(timeouts)) for timeouts in ({}, limits))
-        yield pool.submit(_ready, patient), pool.submit(_ready, hasty)
+def loading() -> Iterator[Future[Backend]]:
+    """The backend below, as soon as it has loaded LiteLLM."""
+    with _backend() as backend, ThreadPoolExecutor(1) as pool:
+        yield pool.submit(_ready, backend)
 
 
 @pytest.fixture(scope="session")
-def backend(backends: tuple[Future[Backend], Future[Backend]]) -> Backend:
+def backend(loading: Future[Backend]) -> Backend:
     """A server for the whole session, with models on every way to a provider."""
-    return backends[0].result()
+    return loading.result()
 
 
 @pytest.fixture(scope="session")
-def hasty(backends: tuple[Future[Backend], Future[Backend]]) -> Backend:
-    """The same, with little patience."""
-    return backends[1].result()
+def endings() -> Iterator[dict[str, Future[Ending]]]:
+    """The end of a server in every scene, some of them at a time: most of a scene is waiting."""
+    with ThreadPoolExecutor(3) as pool:
+        yield {name: pool.submit(play, scene, KEY) for name, scene in SCENES.items()}
 
 
 def _ready(backend: Backend) -> Backend:
@@ -116,7 +128,7 @@ def _ready(backend: Backend) -> Backend:
 
 
 @contextlib.contextmanager
-def _backend(timeouts: dict[str, float]) -> Iterator[Backend]:
+def _backend() -> Iterator[Backend]:
     with Stub() as stub:
         openai_api = {"api_base": f"{stub.url}/v1"}
         via_litellm = openai_api | {"protocol": "litellm"}
@@ -131,7 +143,6 @@ def _backend(timeouts: dict[str, float]) -> Iterator[Backend]:
             "APP_DEFAULT_MODEL": "direct",
             "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(KEY.encode()).hexdigest()}}),
             "APP_RETRIES": "0",
-            "APP_TIMEOUTS": json.dumps(timeouts),
         }
         with (
             Process(env=env, ready=False) as process,

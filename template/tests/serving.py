@@ -150,7 +150,7 @@ class Process:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def wait(self, seconds: float = 10) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """Wait for its end and for all of its output; return its exit code.
 
         Raises:

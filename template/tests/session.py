@@ -80,7 +80,7 @@ def play(url: str, stub: Stub) -> None:
     ask("main", key="wrong")
     ask("no-such-model")
     for path in ("/v1/models/main", "/nowhere/42"):
-        httpx2.get(url + path, headers={"Authorization": f"Bearer {KEYS['web']}"})
+        httpx2.get(url + path, headers={"Authorization": f"Bearer {KEYS['web']}"}, timeout=60)
 
 
 def implied() -> Numbers:
@@ -141,7 +141,7 @@ def implied() -> Numbers:
 
 def shown(url: str) -> Numbers:
     """Return what `/metrics` shows, but for times, and for probes and scrapes, of which there may be any number."""
-    text = httpx2.get(f"{url}/metrics").text
+    text = httpx2.get(f"{url}/metrics", timeout=60).text
     numbers = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -150,9 +150,15 @@ def shown(url: str) -> Numbers:
     return numbers
 
 
-def shown_once_settled(url: str, expected: Numbers, seconds: float = 10) -> Numbers:
-    """Return what `/metrics` shows as soon as that is what is expected, or after so many seconds."""
+def shown_once_settled(url: str, expected: Numbers, seconds: float = 30) -> Numbers:
+    """Return what `/metrics` shows as soon as that is what is expected, or after so many seconds.
+
+    Metrics of which nothing is expected are left out: a project may have some of its own.
+    """
+    names = {name for name, *_ in expected}
     deadline = time.monotonic() + seconds
-    while (numbers := shown(url)) != expected and time.monotonic() < deadline:
+    while True:
+        numbers = {key: value for key, value in shown(url).items() if key[0] in names}
+        if numbers == expected or time.monotonic() > deadline:
+            return numbers
         time.sleep(0.05)
-    return numbers

@@ -68,7 +68,7 @@ def url(provider: Stub, key: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def web(url: str, headers: dict[str, str]) -> Iterator[httpx2.Client]:
     """A client of that server: a website, with a key."""
-    with httpx2.Client(base_url=url, headers={**headers, "Origin": ORIGIN}, timeout=20) as web:
+    with httpx2.Client(base_url=url, headers={**headers, "Origin": ORIGIN}, timeout=60) as web:
         yield web
 
 
@@ -316,7 +316,7 @@ def test_the_default_model_answers_who_names_none(
 
 def test_a_stream_passes_byte_for_byte(web: httpx2.Client, provider: Stub) -> None:
     asked = HELLO | {"model": "gpt-4o", "stream": True, "stream_options": {"include_usage": True}}
-    theirs = httpx2.post(f"{provider.url}{CHAT}", json=asked).content
+    theirs = httpx2.post(f"{provider.url}{CHAT}", json=asked, timeout=60).content
     ours = web.post(CHAT, json=asked)
     assert ours.headers["content-type"].startswith("text/event-stream")
     assert ours.headers["cache-control"] == "no-cache"
@@ -328,7 +328,7 @@ def test_a_stream_passes_byte_for_byte(web: httpx2.Client, provider: Stub) -> No
 def test_a_stream_lacks_only_the_usage_that_nobody_asked_for(web: httpx2.Client, provider: Stub) -> None:
     asked = HELLO | {"model": "gpt-4o", "stream": True}
     usage = {"stream_options": {"include_usage": True}}
-    theirs = httpx2.post(f"{provider.url}{CHAT}", json=asked | usage).content.split(b"\n\n")
+    theirs = httpx2.post(f"{provider.url}{CHAT}", json=asked | usage, timeout=60).content.split(b"\n\n")
     [position] = [number for number, event in enumerate(theirs) if b'"choices": []' in event]
     del theirs[position]
     assert web.post(CHAT, json=asked).content == b"\n\n".join(theirs)
@@ -394,7 +394,7 @@ def test_a_provider_that_refuses_sampling_fields_answers_who_names_none(
 ) -> None:
     backend.stub.queue(Behaviour(refuses=frozenset({"temperature", "max_tokens", "max_completion_tokens"})))
     asked = HELLO | {"model": way, "stream": stream}
-    response = httpx2.post(f"{backend.client.base_url}chat/completions", json=asked, headers=headers, timeout=20)
+    response = httpx2.post(f"{backend.client.base_url}chat/completions", json=asked, headers=headers, timeout=60)
     assert response.status_code == 200, response.text
 
 
@@ -443,8 +443,8 @@ def test_the_same_text_has_the_same_demo_embedding_and_another_has_another(web: 
 
 def test_health_and_readiness_need_no_key_and_call_no_model(url: str, provider: Stub) -> None:
     before = len(provider.requests)
-    assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
-    assert httpx2.get(f"{url}/ready").json() == {"status": "ready"}
+    assert httpx2.get(f"{url}/health", timeout=60).json() == {"status": "ok"}
+    assert httpx2.get(f"{url}/ready", timeout=60).json() == {"status": "ready"}
     assert len(provider.requests) == before
 
 

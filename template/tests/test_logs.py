@@ -195,7 +195,7 @@ def test_libraries_write_in_our_format_and_once_and_litellm_not_at_all(
 def test_every_line_of_a_server_is_json() -> None:
     with Process(env={"APP_LOG_FORMAT": "json"}) as process:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
     lines = [json.loads(line) for line in process.lines]
     assert {line["event"] for line in lines} >= {"request", "Application startup complete."}
     assert {line.get("logger") for line in lines} == {None, "uvicorn.error"}

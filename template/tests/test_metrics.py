@@ -38,7 +38,7 @@ def test_a_session_shows_every_number_that_it_implies(played: str) -> None:
 
 
 def test_times_are_in_seconds_and_in_buckets_up_to_their_count(played: str) -> None:
-    families = {f.name: f for f in text_string_to_metric_families(httpx2.get(f"{played}/metrics").text)}
+    families = {f.name: f for f in text_string_to_metric_families(httpx2.get(f"{played}/metrics", timeout=60).text)}
     for name in ("http_request_duration_seconds", "llm_time_to_first_chunk_seconds", "llm_time_per_chunk_seconds"):
         samples = families[name].samples
         counts = [s.value for s in samples if s.name == f"{name}_count"]
@@ -47,7 +47,7 @@ def test_times_are_in_seconds_and_in_buckets_up_to_their_count(played: str) -> N
 
 
 def test_nothing_that_a_client_sent_is_a_label(played: str) -> None:
-    text = httpx2.get(f"{played}/metrics").text
+    text = httpx2.get(f"{played}/metrics", timeout=60).text
     assert not [sent for sent in ("no-such-model", "nowhere", "Hello", "sk-app", "wrong") if sent in text]
 
 
@@ -61,7 +61,7 @@ def test_calls_in_flight_are_counted_while_they_last(
         assert number(url, "llm_calls_in_flight", "gpt-4o") == 1
         assert number(url, "http_requests_in_flight") == 2
     assert stub.wait_until(lambda: stub.in_flight == 0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while number(url, "llm_calls_in_flight", "gpt-4o") and time.monotonic() < deadline:
         time.sleep(0.02)
     assert number(url, "llm_calls_in_flight", "gpt-4o") == 0
@@ -106,20 +106,20 @@ def test_from_elsewhere_metrics_are_for_callers_that_may_read_them(
     caller: Any = {"key_sha256": hash_key(key), "metrics": may_read}
     url = serve(settings(callers={"prometheus": caller}))
     elsewhere = {"Host": "backend.example.com"}
-    assert httpx2.get(f"{url}/metrics", headers=elsewhere).status_code == 401
-    assert httpx2.get(f"{url}/metrics", headers=elsewhere | headers).status_code == status
+    assert httpx2.get(f"{url}/metrics", headers=elsewhere, timeout=60).status_code == 401
+    assert httpx2.get(f"{url}/metrics", headers=elsewhere | headers, timeout=60).status_code == status
 
 
 def test_metrics_can_be_turned_off(settings: MakeSettings, serve: Serve) -> None:
-    assert httpx2.get(f"{serve(settings(metrics=False))}/metrics").status_code == 404
+    assert httpx2.get(f"{serve(settings(metrics=False))}/metrics", timeout=60).status_code == 404
 
 
 def test_two_workers_show_their_sum_whichever_is_asked() -> None:
     with Process("--workers", "2") as process:
         body = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]}
         for _ in range(10):
-            assert httpx2.post(process.url + CHAT, json=body).status_code == 200
+            assert httpx2.post(process.url + CHAT, json=body, timeout=60).status_code == 200
         shown = {number(process.url, "llm_upstream_calls_total", "demo", "ok") for _ in range(10)}
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert shown == {10}

@@ -1,13 +1,9 @@
 """A team's own endpoints stand on the same client, and get what the built-in ones get."""
 
 import http.client
-import importlib.util
 import inspect
-import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,62 +26,12 @@ from app.main import create_app
 from app.models import ChatChunk, ChatResponse, EmbeddingResponse
 from tests.conftest import MakeSettings
 from tests.fakes import FakeLLM
-from tests.serving import PROJECT, serve
+from tests.serving import serve
 from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
-SOON = 5
+SOON = 20
 """Seconds, generous."""
-
-
-# README's example.
-
-
-@pytest.fixture
-def example() -> str:
-    """The text of README's endpoint; where the template itself is tested, of the file that README is rendered from."""
-    readme = PROJECT / "README.md"
-    if not readme.exists():
-        readme = PROJECT / "README.md.jinja"
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
-    shown = [block for block in blocks if "app.dependencies" in block]
-    if not shown:
-        pytest.skip("README is the team's to change, and shows no endpoint any more")
-    return str(shown[0])
-
-
-@pytest.fixture
-def readme(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """That text as a module, whose router stands in `app.own`."""
-    path = tmp_path / "from_readme.py"
-    path.write_text(example, "utf-8")
-    spec = importlib.util.spec_from_file_location("from_readme", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(own, "routers", [module.router])
-    return module
-
-
-def test_readmes_endpoint_is_short(example: str) -> None:
-    assert len(example.splitlines()) < 15
-
-
-@pytest.mark.usefixtures("readme")
-def test_readmes_endpoint_works(settings: MakeSettings, headers: dict[str, str]) -> None:
-    with TestClient(create_app(settings()), headers=headers) as client:
-        answer = client.post("/summaries", json={"text": "a long story"})
-    assert answer.json() == {"summary": "You said: Summarize: a long story"}
-    assert answer.headers["x-request-id"]
-
-
-@pytest.mark.usefixtures("readme")
-def test_readmes_endpoint_wants_a_key(settings: MakeSettings) -> None:
-    with TestClient(create_app(settings())) as client:
-        answer = client.post("/summaries", json={"text": "a long story"})
-    assert answer.status_code == 401
-    assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
 # The client's typed answers, on every way to a model.

@@ -25,7 +25,7 @@ class Call:
     """
 
     def __init__(
-        self, url: str, key: str, path: str = CHAT, *, patience: float = 20, window: int | None = None, **fields: Any
+        self, url: str, key: str, path: str = CHAT, *, patience: float = 120, window: int | None = None, **fields: Any
     ) -> None:
         if path == CHAT:
             fields = {"messages": HELLO} | fields

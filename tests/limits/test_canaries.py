@@ -8,8 +8,8 @@ import pytest
 
 from operations.servers import Process, Stub
 
-leaks: Any = importlib.import_module("tests.leaks")
-FAULTS: dict[str, Any] = importlib.import_module("tests.faults").FAULTS
+leaks: Any = importlib.import_module("tests.template.leaks")
+FAULTS: dict[str, Any] = importlib.import_module("tests.template.faults").FAULTS
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])

@@ -185,7 +185,7 @@ def depends(project: Path) -> bool:
     return any(requirement.startswith("jinja2>=") for requirement in declared)
 
 
-DELETED = "tests/test_traces.py"
+DELETED = "tests/test_metrics.py"
 RENAMED, RENAMED_TO = ".env.example", ".env.sample"
 
 EDITS = [

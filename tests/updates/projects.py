@@ -115,7 +115,7 @@ def run_by_its_tests(project: Path) -> frozenset[tuple[str, bytes]]:
         (name, content)
         for name, content in files(project).items()
         if (name.startswith(("app/", "tests/")) and name != "app/settings.toml")
-        or name in ("README.md", "mypy.ini", "pytest.ini", "ruff.toml")
+        or name in ("mypy.ini", "pytest.ini", "ruff.toml")
     )
 
 

@@ -25,7 +25,7 @@ def test_an_edited_and_updated_project_passes_its_own_tests(start: Start, instal
     run(commands / "ruff", "check", cwd=project)
     run(commands / "ruff", "format", "--check", cwd=project)
     run(commands / "mypy", cwd=project)
-    run(commands / "pytest", "--quiet", cwd=project)
+    run(commands / "pytest", "--quiet", "tests", "tests/template", cwd=project)
 
 
 @pytest.mark.parametrize("options", ["all off", "own server"])

@@ -1,7 +1,6 @@
 """The adapter via LiteLLM: every provider that does not speak OpenAI's protocol itself.
 
-Only this module imports LiteLLM, in a thread, and only when a model of the table needs it: that takes
-seconds and 160 MB.
+Only this module imports LiteLLM, in a thread, and only if a model of the table needs it: seconds and 160 MB.
 """
 
 import asyncio

@@ -76,12 +76,12 @@ export class Exchange {
       else {
         const body = await response.text();
         this.#record(body, "body");
-        if (!type.startsWith("application/problem+json")) throw new Error("This is not how the API answers. A proxy may have.");
+        if (!type.startsWith("application/problem+json")) throw new Error("The answer is not from this API. It may come from a proxy.");
         this.problem = JSON.parse(body);
       }
     } catch ({ message }) {
       const error = { message: this.status ? message : "The server can't be reached. Is it running?" };
-      if (!signal.aborted) this.problem = { title: this.status ? "Broken answer" : "No answer", error };
+      if (!signal.aborted) this.problem = { title: this.status ? "Invalid answer" : "No answer", error };
     }
     this.#ended = performance.now();
     this.state = this.problem ? "failed" : signal.aborted ? "stopped" : "done";
@@ -98,7 +98,7 @@ export class Exchange {
     this.state = "streaming";
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) throw new Error("The stream ended before its [DONE].");
+      if (done) throw new Error("The stream ended without [DONE].");
       for (const { data, comment } of parser.push(value)) {
         if (data === "[DONE]") {
           this.#record("data: [DONE]", "end");

@@ -93,7 +93,7 @@ export class Inspector {
     } catch {
       // A page has a clipboard over HTTPS, or on this machine.
       getSelection().selectAllChildren($("panel"));
-      $("copied").textContent = "Selected for the keyboard to copy";
+      $("copied").textContent = "Selected: copy it with the keyboard";
     }
   }
 }

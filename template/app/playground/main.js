@@ -145,8 +145,8 @@ $("tools").oninput = tools;
 $("address").textContent = base;
 $("key").value = sessionStorage.getItem("caller-key");
 $("key").oninput = () => sessionStorage.setItem("caller-key", $("key").value.trim());
-$("key").placeholder = `${config.key_required ? "needed; " : ""}kept for this tab only`;
-for (const [id, [min, max]] of Object.entries(config.limits)) Object.assign($(id), { min, max, placeholder: `unset, ${min} to ${max}` });
+$("key").placeholder = `${config.key_required ? "required; " : ""}kept for this tab only`;
+for (const [id, [min, max]] of Object.entries(config.limits)) Object.assign($(id), { min, max, placeholder: `not set, ${min} to ${max}` });
 
 
 for (const { name, needs } of config.models) $("model").add(new Option(needs ? `${name} (set ${needs} to use it)` : name, name));

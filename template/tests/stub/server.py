@@ -30,6 +30,7 @@ class Received:
         headers: by name in lower case.
         body: the JSON body, parsed; an empty object if there was none.
         behaviour: how the stub answers.
+        received_at: when it had arrived, by `time.monotonic()`.
         sent: bytes handed to the socket so far, headers included.
         answered: whether the answer was handed to the socket as a whole.
         closed: set once the connection has closed, from whichever side.
@@ -41,6 +42,7 @@ class Received:
     headers: dict[str, str]
     body: Any
     behaviour: Behaviour
+    received_at: float = field(default_factory=time.monotonic)
     sent: int = 0
     answered: bool = False
     closed: threading.Event = field(default_factory=threading.Event)
@@ -83,7 +85,7 @@ class Stub:
         """Answer the next requests with these, one each."""
         self._queue.extend(behaviours)
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 5) -> bool:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 20) -> bool:
         """Wait until something that the stub sees is so.
 
         Returns:

@@ -334,7 +334,7 @@ def test_litellm_is_not_imported_while_no_model_needs_it(stub: Stub, key: str, h
     with Process(env=env) as process:
         for model in models:
             hello = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
-            answer = httpx2.post(f"{process.url}/v1/chat/completions", json=hello, headers=headers)
+            answer = httpx2.post(f"{process.url}/v1/chat/completions", json=hello, headers=headers, timeout=60)
             assert answer.status_code == 200
         process.terminate()
         process.wait()

@@ -8,9 +8,9 @@ from typing import Any
 import httpx2
 
 from app.access.callers import hash_key
-from tests.faults import Fault
 from tests.serving import free_port
 from tests.stub import Behaviour, Stub
+from tests.template.faults import Fault
 from tests.wire import CHAT, HELLO, Call
 
 EMBEDDINGS = "/v1/embeddings"
@@ -78,7 +78,7 @@ def walk(url: str, stub: Stub, faults: Iterable[Fault]) -> Iterator[str]:
         stub: its provider, whose errors quote every key that there is.
         faults: the provider's.
     """
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20) as client:
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
         for model in WAYS:
             for fault in faults:
                 for kind in sorted(fault.answers):

@@ -349,7 +349,7 @@ def test_an_issuer_that_does_not_answer_is_waited_for_briefly(monkeypatch: pytes
         began = time.monotonic()
         with pytest.raises(AuthUnavailable):
             find(JwtAuth(JwtSettings(issuer=ISSUER, audience=AUDIENCE, jwks_url=url)), EC.token())
-    assert 0.2 <= time.monotonic() - began < 5
+    assert 0.2 <= time.monotonic() - began < 20
 
 
 def test_while_keys_are_fetched_again_those_that_we_have_are_good(

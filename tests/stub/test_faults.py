@@ -5,10 +5,10 @@ import re
 import zlib
 
 import pytest
-
-from tests.faults import FAULTS, LEGAL_VARIANTS, Fault
-from tests.raw import CHAT, MESSAGES, PATIENCE, Raw, ask
 from tests.stub import Stub
+from tests.template.faults import FAULTS, LEGAL_VARIANTS, Fault
+
+from stub.raw import CHAT, MESSAGES, PATIENCE, Raw, ask
 
 
 @pytest.mark.parametrize("name", LEGAL_VARIANTS)

@@ -16,11 +16,11 @@ from app import own
 from app.config import Settings
 from app.llm.failures import redact
 from app.main import create_app
-from tests import leaks
-from tests.faults import FAULTS
-from tests.leaks import CANARY, EMBEDDINGS, KEYS, PROMPT
 from tests.serving import Backend, Process, serve
 from tests.stub import TEXT, Stub
+from tests.template import leaks
+from tests.template.faults import FAULTS
+from tests.template.leaks import CANARY, EMBEDDINGS, KEYS, PROMPT
 from tests.wire import CHAT, HELLO
 
 OFTEN = """400 without a body|400|401|429|500|502 as an HTML page|no answer, the connection closed|200 with an error|\
@@ -61,7 +61,7 @@ def test_no_secret_and_no_prompt_comes_out_whatever_fails(
     app = create_app(settings)
     assert CANARY not in f"{settings!r} {app.state.upstreams.targets!r}"
     with serve(app) as url:
-        while httpx2.get(f"{url}/ready").status_code != 200:
+        while httpx2.get(f"{url}/ready", timeout=60).status_code != 200:
             time.sleep(0.1)
         answers = list(leaks.walk(url, stub, [FAULTS[name] for name in OFTEN]))
     gc.collect()  # calls that LiteLLM has left, which warn at their end
@@ -180,7 +180,7 @@ CONTROLS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def client(headers: dict[str, str]) -> Iterator[httpx2.Client]:
-    with httpx2.Client(headers=headers, timeout=20) as client:
+    with httpx2.Client(headers=headers, timeout=60) as client:
         yield client
 
 

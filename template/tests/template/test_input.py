@@ -10,15 +10,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from app.config import ModelEntry, Settings
 from app.main import create_app
-from tests.bad_input import BAD, CANARY, LIMIT, PLAIN, RAW, Bad
 from tests.serving import serve
 from tests.stub import Stub
+from tests.template.bad_input import BAD, CANARY, EMBEDDINGS, LIMIT, PLAIN, RAW, Bad
+from tests.wire import CHAT
 
-SOON = 20
+SOON = 60
 """Seconds, generous, within which everything is answered."""
 
 
@@ -96,3 +98,19 @@ def test_after_all_of_it_the_server_is_well_and_has_met_nothing_unexpected(url: 
             exchange(url, request)
         assert exchange(url, wire(Bad(200, None, body=PLAIN), key))[0] == 200
     assert not [line for line in lines if line["log_level"] not in ("info", "debug")]
+
+
+@pytest.fixture(scope="module")
+def page() -> Any:
+    with TestClient(create_app(Settings(api_docs=True))) as client:
+        return client.get("/openapi.json").json()
+
+
+@pytest.mark.parametrize("path", [CHAT, EMBEDDINGS])
+def test_every_status_of_bad_input_is_told(page: Any, path: str) -> None:
+    told = page["paths"][path]["post"]["responses"]
+    for status in {str(bad.status) for bad in BAD.values() if bad.path == path and bad.status != 405} | {"429", "503"}:
+        if status != "200":
+            assert told[status]["content"].keys() == {"application/problem+json"}
+    assert told["200"]["content"].keys() >= {"application/json"}
+    assert ("text/event-stream" in told["200"]["content"]) == (path == CHAT)

@@ -12,9 +12,10 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-
-from tests.raw import CHAT, HELLO, MESSAGES, PATIENCE, ask
 from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
+
+from stub.raw import CHAT, HELLO, MESSAGES, PATIENCE, ask
+from workspace import ROOT
 
 
 @pytest.mark.parametrize("fields", [{}, {"n": 2}, {"logprobs": True}], ids=str)
@@ -187,7 +188,7 @@ def test_a_client_that_does_not_read_holds_the_stub_back(stub: Stub) -> None:
 
 def test_it_serves_other_processes() -> None:
     command = [sys.executable, "-m", "tests.stub", "--port", "0", "--text", "Hi there"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own command
+    with subprocess.Popen(command, cwd=ROOT / "template", stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         url = process.stdout.readline().split()[-1]
         with openai.OpenAI(base_url=f"{url}/v1", api_key="sk-stub") as client:

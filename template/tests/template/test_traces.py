@@ -13,10 +13,10 @@ import pytest
 import app.telemetry.tracing
 from app.config import SettingsError
 from app.main import create_app
-from tests.collector import Collector, Seen
 from tests.conftest import MakeSettings
 from tests.serving import Process
 from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
+from tests.template.collector import Collector, Seen
 
 PROMPT = "a prompt that nobody else is to see"
 ANSWER_TOKENS = len(TEXT.split()) + 1
@@ -156,7 +156,9 @@ def test_a_client_that_leaves_still_ends_its_trace(traced: Traced, key: str) -> 
     traced.stub.queue(Behaviour(stall_after=3))
     headers = {"Authorization": f"Bearer {key}", "traceparent": f"00-{trace}-{'ab' * 8}-01"}
     body = {"model": "direct", "messages": _said(PROMPT), "stream": True}
-    with httpx2.stream("POST", f"{traced.process.url}/v1/chat/completions", json=body, headers=headers) as response:
+    with httpx2.stream(
+        "POST", f"{traced.process.url}/v1/chat/completions", json=body, headers=headers, timeout=60
+    ) as response:
         next(response.iter_bytes())
     _, client = traced.collector.trace(trace)
     assert client.attributes["gen_ai.response.model"] == "gpt-4o" + MODEL_SUFFIX
@@ -186,7 +188,7 @@ def test_no_prompt_and_no_answer_is_exported(traced: Traced) -> None:
 
 def test_probes_are_no_traces(traced: Traced) -> None:
     for path in ("/health", "/ready", "/metrics"):
-        assert httpx2.get(traced.process.url + path).status_code == 200
+        assert httpx2.get(traced.process.url + path, timeout=60).status_code == 200
     traced.ask("demo")
     assert {span.attributes.get("http.route") for span in traced.collector.spans if span.kind == "server"} <= {
         "/v1/chat/completions",
@@ -208,7 +210,7 @@ def test_spans_are_delivered_before_the_process_ends(key: str) -> None:
             with contextlib.ExitStack() as stack:
                 stack.callback(process.wait, 30)
                 stack.callback(process.terminate)
-                httpx2.post(f"{process.url}/v1/chat/completions", json={"messages": _said(PROMPT)})
+                httpx2.post(f"{process.url}/v1/chat/completions", json={"messages": _said(PROMPT)}, timeout=60)
             assert len(traced.collector.spans) == 2
 
 
@@ -222,7 +224,10 @@ def test_without_telemetry_nothing_of_the_sdk_is_imported(stub: Stub, key: str, 
     }
     with Process(env=env) as process:
         asked = {"messages": _said(PROMPT)}
-        assert httpx2.post(f"{process.url}/v1/chat/completions", json=asked, headers=headers).status_code == 200
+        assert (
+            httpx2.post(f"{process.url}/v1/chat/completions", json=asked, headers=headers, timeout=60).status_code
+            == 200
+        )
         assert "traceparent" not in stub.requests[-1].headers
         process.terminate()
         process.wait()

@@ -35,7 +35,7 @@ upstream = "demo/echo"
 def said_by(*arguments: str, settings: Path | None = None, env: dict[str, str] | None = None) -> tuple[int, list[str]]:
     """Run the command to its end; return its exit code and what it printed."""
     with Process(*arguments, settings=settings, env=env, ready=False) as process:
-        return process.wait(30), process.lines
+        return process.wait(60), process.lines
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -65,7 +65,7 @@ def open_to_a_caller(tmp_path_factory: pytest.TempPathFactory) -> Process:
 def ended_by(number: signal.Signals, process: Process) -> Process:
     with process:
         process.terminate(number)
-        process.wait(30)
+        process.wait(60)
     return process
 
 
@@ -102,7 +102,7 @@ def test_signals_that_come_together_end_dev_too(tmp_path: Path) -> None:
     with Process("--dev", settings=toml(tmp_path, TABLE)) as process:
         for _ in range(20):
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_it_prints_no_access_log_but_its_own(closed: Process) -> None:
@@ -114,11 +114,11 @@ def test_it_prints_no_access_log_but_its_own(closed: Process) -> None:
 def test_dev_serves_every_model_without_a_key_until_a_signal(tmp_path: Path, stub: Stub) -> None:
     settings = toml(tmp_path, f'default_model = "m"\n[models.m]\nupstream = "m"\napi_base = "{stub.url}/v1"')
     with Process("--dev", settings=settings) as process:
-        answer = httpx2.post(process.url + CHAT, json={"messages": MESSAGES}, timeout=20)
+        answer = httpx2.post(process.url + CHAT, json={"messages": MESSAGES}, timeout=60)
         assert answer.json()["content"] == TEXT
         assert "  m: ready" in process.lines
         process.terminate(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert "Traceback" not in process.output
 
 
@@ -156,7 +156,10 @@ def test_the_printed_table_lets_the_key_in(added: str, added_key: str, tmp_path:
     with Process(settings=toml(tmp_path, demo + table)) as process:
         for key, status in [(added_key, 200), (f"{added_key}x", 401)]:
             headers = {"Authorization": f"Bearer {key}"}
-            assert httpx2.post(process.url + CHAT, json={"messages": MESSAGES}, headers=headers).status_code == status
+            assert (
+                httpx2.post(process.url + CHAT, json={"messages": MESSAGES}, headers=headers, timeout=60).status_code
+                == status
+            )
 
 
 # Mistakes.

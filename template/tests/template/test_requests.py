@@ -10,8 +10,8 @@ import structlog
 from openai.resources import Embeddings
 from openai.resources.chat.completions import Completions
 
-from tests.running import Ask, request_line, row, running
 from tests.stub import TEXT, Behaviour, Stub
+from tests.template.running import Ask, request_line, row, running
 from tests.wire import HELLO, chunks_of
 
 # LiteLLM runs in this process, and warns of itself.

@@ -1,0 +1,75 @@
+"""Apps in this process, on real sockets: a test can set what they wait for, and ask their models."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.config import Settings, Timeouts
+from app.main import create_app
+from tests.serving import serve
+from tests.stub import Stub
+from tests.wire import Call
+
+
+class Ask:
+    """Asks the models of a server by their public names. Each call lasts as long as the server.
+
+    Args:
+        app: the app that is served.
+        url: its base URL.
+        key: the caller's key.
+        calls: closes the calls in the end.
+    """
+
+    def __init__(self, app: FastAPI, url: str, key: str, calls: contextlib.ExitStack) -> None:
+        self.url, self._app, self._key, self._calls = url, app, key, calls
+
+    def __call__(self, model: str, **fields: Any) -> Call:
+        """Send a request at once."""
+        return self._calls.enter_context(Call(self.url, self._key, model=model, **fields))
+
+    @contextlib.contextmanager
+    def waiting(self, **seconds: float) -> Iterator[None]:
+        """Give the calls that start inside the `with` block other time limits; healthy calls outside keep the usual."""
+        upstreams = self._app.state.upstreams
+        settings = upstreams.settings
+        upstreams.settings = settings.model_copy(update={"timeouts": Timeouts(**seconds)})
+        try:
+            yield
+        finally:
+            upstreams.settings = settings
+
+
+def row(stub: Stub, **given: Any) -> dict[str, Any]:
+    """Return a row of the model table that leads to a stub."""
+    return {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"} | given
+
+
+@contextlib.contextmanager
+def running(key: str, models: dict[str, Any], **given: Any) -> Iterator[Ask]:
+    """Serve these models, with settings that are given; yield what asks them."""
+    defaults: dict[str, Any] = {
+        "models": models,
+        "default_model": next(iter(models)),
+        "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}},
+        "retries": 0,
+    }
+    app = create_app(Settings.model_validate(defaults | given))
+    with contextlib.ExitStack() as calls, serve(app) as url:
+        while app.state.upstreams.failing():  # LiteLLM is still being loaded
+            time.sleep(0.02)
+        yield Ask(app, url, key, calls)
+
+
+def request_line(lines: Sequence[Any]) -> Any:
+    """Return the log line of the one request, which is written after its answer has been sent."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if found := [line for line in lines if line["event"] == "request"]:
+            return found[0]
+        time.sleep(0.01)
+    raise AssertionError("no log line")

@@ -1,0 +1,262 @@
+"""Limits while a shared storage fails, and what the limiter itself reserves and forgets."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import pytest
+from structlog.testing import capture_logs
+
+from app.access import limits
+from app.access.callers import Caller
+from app.access.limits import Limiter
+from app.access.process_storage import ProcessStorage
+from app.config import Limits, ModelEntry, Settings
+from app.telemetry.metrics import Metrics
+from tests.conftest import Serve
+from tests.limited import USED, Served, remaining, until
+from tests.stub import Stub
+from tests.wire import HELLO
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx2.Client]:
+    with httpx2.Client(timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def served(client: httpx2.Client, serve: Serve, stub: Stub) -> Callable[..., Served]:
+    return lambda **given: Served(client, serve, stub, **given)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Time that a test moves by hand."""
+    clock = SimpleNamespace(now=1_800_000_000.7, monotonic=time.monotonic)
+    clock.time = lambda: clock.now
+    monkeypatch.setattr("app.access.limits.time", clock)
+    monkeypatch.setattr("app.access.process_storage.time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("fields", "reserved"),
+    [
+        ({}, 1024),
+        ({"max_tokens": 300}, 300),
+        ({"max_completion_tokens": 400, "max_tokens": 300}, 400),
+        ({"max_tokens": 300, "n": 3}, 900),
+        ({"model": "with defaults"}, 2000),
+        ({"model": "with defaults", "max_tokens": 10}, 10),
+        ({"messages": [{"role": "user", "content": "x" * 4000}], "max_tokens": 1}, 1001),
+        ({"input": "x" * 4000}, 1000),
+    ],
+    ids=str,
+)
+def test_reserved_is_what_a_call_may_take_at_the_most(fields: dict[str, Any], reserved: int) -> None:
+    entry: Any = {"upstream": "openai/m", "api_base": "http://127.0.0.1:9/v1"}
+    settings = Settings(
+        models={
+            "gpt-4o": ModelEntry(**entry),
+            "with defaults": ModelEntry(**entry, defaults={"max_tokens": 2000}),
+        }
+    )
+    fields = {"model": "gpt-4o"} | ({} if "input" in fields else {"messages": HELLO}) | fields
+    entry = settings.models[fields["model"]]
+    caller = Caller("test", limits=Limits(tokens_per_minute=9000))
+
+    async def admitted() -> int:
+        async with Limiter(settings, Metrics()).admit(caller, fields["model"], entry, fields) as admission:
+            return 9000 - int(admission.headers["x-ratelimit-remaining-tokens"])
+
+    assert reserved <= asyncio.run(admitted()) <= reserved + 40
+
+
+def test_callers_that_do_not_come_again_are_forgotten(clock: SimpleNamespace) -> None:
+    async def count() -> list[int]:
+        storage = ProcessStorage()
+        sizes = []
+        for number in range(1000):
+            await storage.acquire_entry(f"requests/{number}", 5, 60)
+            await storage.incr(f"tokens/{number}", 60, 5)
+        sizes.append(len(storage))
+        clock.now += 61
+        await storage.incr("tokens/new", 60)
+        return [*sizes, len(storage)]
+
+    assert asyncio.run(count()) == [2000, 1]
+
+
+# A storage that is shared, and fails.
+
+SHARED = "async+valkey://127.0.0.1:{port}"
+FAILS = "limit storage fails: each process counts for itself"
+
+
+@pytest.fixture
+def stalled() -> Iterator[int]:
+    """The port of a storage that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def down() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("kind", ["down", "stalled"])
+def test_while_the_storage_fails_each_process_counts_alone(
+    served: Callable[..., Served], request: pytest.FixtureRequest, kind: str
+) -> None:
+    storage = SHARED.format(port=request.getfixturevalue(kind))
+    server = served(requests_per_minute=20, settings={"limit_storage": storage})
+    assert httpx2.get(f"{server.url}/ready", timeout=60).json() == {"status": "ready"}
+    assert server.metric("limit_storage_up") == 1
+    with capture_logs() as lines, ThreadPoolExecutor(30) as pool:
+        began = time.monotonic()
+        answers = list(pool.map(lambda _: server.ask(model="demo"), range(30)))
+        waited = time.monotonic() - began
+    assert sorted(answer.status_code for answer in answers) == [200] * 20 + [429] * 10
+    assert waited < 15 * limits.STORAGE_TIMEOUT, "30 calls wait for the storage together, not one after another"
+    ready = httpx2.get(f"{server.url}/ready", timeout=60)
+    assert ready.status_code == 200
+    assert ready.json()["degraded"] == ["The limit storage does not answer: each process counts for itself."]
+    assert server.metric("limit_storage_up") == 0
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == [FAILS]
+
+
+def test_a_stalled_storage_is_waited_for_once_and_briefly(
+    served: Callable[..., Served], stalled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STORAGE_PAUSE", 60)
+    server = served(requests_per_minute=100, settings={"limit_storage": SHARED.format(port=stalled)})
+
+    def seconds() -> float:
+        began = time.monotonic()
+        assert server.ask(model="demo").status_code == 200
+        return time.monotonic() - began
+
+    first, *others = (seconds() for _ in range(5))
+    assert first >= limits.STORAGE_TIMEOUT * 0.9
+    assert min(others) < first
+
+
+class Shared(ProcessStorage):
+    """A storage that fails on demand, and takes some turns of the loop as any other does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = True
+
+    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if not self.up:
+            raise ConnectionError("redis://:password@host")
+        return await super().incr(key, expiry, amount)
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> Shared:
+    """The storage behind any address."""
+    shared = Shared()
+    monkeypatch.setattr(limits, "storage_from_string", lambda *_, **__: shared)
+    monkeypatch.setattr(limits, "STORAGE_PAUSE", 0.05)
+    return shared
+
+
+def limited(settings: Settings | None = None, **given: int) -> tuple[Limiter, Callable[..., Any]]:
+    """Return a limiter with a shared storage, and what admits a call of its one caller."""
+    settings = settings or Settings(models={"demo": ModelEntry(upstream="demo/echo")}, default_model="demo")
+    limiter = Limiter(settings.model_copy(update={"limit_storage": "async+valkey://host"}), Metrics())
+    caller = Caller("test", limits=Limits(**given))
+    return limiter, lambda: limiter.admit(
+        caller, "demo", settings.models["demo"], {"messages": HELLO, "max_tokens": 500}
+    )
+
+
+def test_the_storage_heals_by_itself(served: Callable[..., Served], shared: Shared) -> None:
+    server = served(tokens_per_minute=9000, settings={"limit_storage": SHARED.format(port=1)})
+    with capture_logs() as lines:
+        before = remaining(server.ask(max_tokens=100))
+        shared.up = False
+        alone = server.ask(max_tokens=100)
+        assert remaining(alone) == before, "this process's own count begins at nothing"
+        assert "degraded" in httpx2.get(f"{server.url}/ready", timeout=60).json()
+        shared.up = True
+        until(lambda: server.ask(max_tokens=100), lambda _: server.metric("limit_storage_up") == 1)
+    assert "degraded" not in httpx2.get(f"{server.url}/ready", timeout=60).json()
+    assert remaining(server.ask(max_tokens=100)) < before - USED, "what was used before counts again"
+    assert [line["event"] for line in lines if "storage" in line["event"]] == [FAILS, "limit storage is back"]
+    assert "password" not in str(lines)
+
+
+@pytest.mark.parametrize("fails_first", [False, True])
+def test_nothing_is_refunded_where_it_was_not_charged(shared: Shared, fails_first: bool) -> None:
+    async def calls() -> list[int]:
+        limiter, admit = limited(tokens_per_minute=9000)
+        told = []
+        for fails in (fails_first, not fails_first, not fails_first):
+            shared.up = not fails
+            await asyncio.sleep(0.06)
+            async with admit() as admission:
+                told.append(9000 - int(admission.headers["x-ratelimit-remaining-tokens"]))
+                admission.used = 100
+                shared.up = fails
+                await asyncio.sleep(0.06)
+        assert isinstance(limiter, Limiter)
+        return told
+
+    first, second, third = asyncio.run(calls())
+    assert second == first + 100, "used in full where nothing had been reserved"
+    assert third >= second, "and nothing was given back there"
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_busy_process_does_not_take_the_storage_for_stalled() -> None:
+    """Else a burst of requests would be counted alone, and too many let in."""
+
+    async def burst() -> bool:
+        limiter, admit = limited(tokens_per_minute=9000)
+        async with admit():
+            pass
+        loop = asyncio.get_running_loop()
+
+        def hog(times: int) -> None:
+            time.sleep(0.1)
+            if times:
+                loop.call_soon(hog, times - 1)
+
+        hog(5)
+        async with admit():
+            pass
+        return limiter.degraded
+
+    assert asyncio.run(burst()) is False
+
+
+def test_a_cancelled_wait_for_the_storage_leaves_nothing_behind(stalled: int) -> None:
+    async def leave() -> tuple[int, int]:
+        settings = Settings(models={"demo": ModelEntry(upstream="demo/echo")}, default_model="demo")
+        limiter = Limiter(settings.model_copy(update={"limit_storage": SHARED.format(port=stalled)}), Metrics())
+        caller = Caller("test", limits=Limits(requests_per_minute=5, max_in_flight=1))
+        admission = limiter.admit(caller, "demo", settings.models["demo"], {"messages": HELLO})
+        before = len(asyncio.all_tasks())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await admission.__aenter__()
+        await asyncio.sleep(0.01)
+        return sum(limiter.in_flight.values()), len(asyncio.all_tasks()) - before
+
+    assert asyncio.run(leave()) == (0, 0)
