@@ -43,7 +43,7 @@ def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable
     if wire.status is None and (reasons := causes & (NO_CONNECTION | CUT_OFF)) and wire.sent:
         return unreachable(target, min(reasons))
     if wire.status is not None and wire.status >= 400:
-        body = parse_body(wire.error_body) if wire.error_body else _member(error)
+        body = parse_body(wire.body) if wire.body else _member(error)
         return provider_failure(target.name, wire.status, body, wire.headers, [target.key])
     if causes & NO_ANSWER_IN_TIME:
         return ProviderTimeout(f"Model {target.name!r} did not finish in time (timeouts.total).")
@@ -51,6 +51,9 @@ def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable
         return _refused_by_litellm(target, error, sent)
     if causes & CUT_OFF:
         return cut_off(target.name)
+    body = parse_body(wire.body) if wire.body else None
+    if isinstance(body, dict) and body.get("error"):
+        return failure_in_body(target.name, body["error"], [target.key])
     status = getattr(error, "status_code", None)
     member = _member(error)
     if member is not None:

@@ -16,7 +16,8 @@ from multidict import CIMultiDict
 
 from app.llm.sse import Events, EventTooLong, event_data
 
-MAX_ERROR_BYTES = 64 * 1024
+MAX_BODY_BYTES = 64 * 1024
+"""Of a response, as much as is kept: an error is shorter."""
 LONGEST_MARK = 256
 """Bytes of a stream that are kept to find a mark of its end that two packets share."""
 
@@ -37,18 +38,18 @@ class Wire:
         sent: how many requests were sent.
         status: status of the newest response; None if none has come.
         headers: its headers.
-        error_body: the body of an error response, up to MAX_ERROR_BYTES.
+        body: the beginning of its body, up to MAX_BODY_BYTES; empty for a stream of events.
         ended: whether the provider's own stream has said that it has ended.
         is_broken: whether one of its events is not JSON, though it begins like it. LiteLLM leaves such events out.
     """
 
-    __slots__ = ("_events", "_stream", "_tail", "ended", "error_body", "headers", "is_broken", "sent", "status")
+    __slots__ = ("_events", "_stream", "_tail", "body", "ended", "headers", "is_broken", "sent", "status")
 
     def __init__(self) -> None:
         self.sent = 0
         self.status: int | None = None
         self.headers: CIMultiDict[str] = CIMultiDict()
-        self.error_body = b""
+        self.body = b""
         self.ended = False
         self.is_broken = False
         self._tail = b""
@@ -74,16 +75,15 @@ class Wire:
         """A response has begun."""
         self.status = status
         self.headers = CIMultiDict(headers.items())
-        self.error_body = self._tail = b""
+        self.body = self._tail = b""
         self._events = Events() if self.headers.get("content-type", "").startswith("text/event-stream") else None
         self._stream = stream
 
     def receives(self, data: bytes) -> None:
         """A part of the response's body has come."""
-        if self.status is not None and self.status >= 400:
-            self.error_body = (self.error_body + data)[:MAX_ERROR_BYTES]
-            return
-        if self._events and not self.is_broken:
+        if self._events is None:
+            self.body = (self.body + data)[:MAX_BODY_BYTES]
+        elif not self.is_broken:
             with contextlib.suppress(EventTooLong):
                 self.is_broken = any(not _is_whole(event) for event in self._events.feed(data))
         if not self.ended:
