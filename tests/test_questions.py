@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workspace import Render, configuration, tree
+from workspace import Render, questions, tree
 
-QUESTIONS = {name: question for name, question in configuration().items() if not name.startswith("_")}
+QUESTIONS = questions()
 
 NAME = "Leave control characters and line breaks out of the name."
 SLUG = "Use ASCII letters and digits, with dots, dashes and underscores between them."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from workspace import ROOT, configuration, run, snapshot
+from workspace import ROOT, questions, run, snapshot
 
 README = (ROOT / "README.md").read_text("utf-8")
 START, _, TEST, UPDATE = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
@@ -127,14 +127,12 @@ def test_ci_runs_the_tests_by_the_second_command() -> None:
 
 
 def test_the_readme_lists_the_questions_in_their_order_with_their_defaults() -> None:
-    questions = {name: value for name, value in configuration().items() if not name.startswith("_")}
+    asked = questions()
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.MULTILINE))
-    assert list(rows) == list(questions)
+    assert list(rows) == list(asked)
     for name, default in rows.items():
-        asked = {True: "yes", False: "no"}.get(questions[name]["default"], questions[name]["default"])
-        assert (
-            default.strip("`") == asked or (default, asked) == ("none", "") or name in ("project_slug", "description")
-        )
+        used = {True: "yes", False: "no"}.get(asked[name]["default"], asked[name]["default"])
+        assert default.strip("`") == used or (default, used) == ("none", "") or name in ("project_slug", "description")
 
 
 def test_the_readme_stays_short() -> None:

@@ -14,6 +14,8 @@ from shapes import SHAPES
 from workspace import ROOT, Render, configuration, run, tree
 
 COPIER = Path(sys.executable).with_name("copier")
+POINTER = "{% yield pointer from moved %}{{ pointer[0] }}{% endyield %}"
+"""One file for updates alone, rendered to a pointer for each entry of `moved` in copier.yml."""
 OPTION_FILES: dict[tuple[str, str | bool], list[str]] = {
     ("ci", "github"): [".github/workflows/ci.yml", ".github/workflows/template.yml"],
     ("ci", "gitlab"): [".gitlab-ci.yml"],
@@ -78,7 +80,7 @@ def test_every_file_of_the_template_is_rendered_or_belongs_to_an_option(source: 
     rendered = set(tree(render()))
     optional = {name for names in OPTION_FILES.values() for name in names}
     named = {name.removesuffix(".jinja") for name in tree(source / "template")}
-    assert named - {"{{_copier_conf.answers_file}}"} | {".copier-answers.yml"} == rendered | optional
+    assert named - {"{{_copier_conf.answers_file}}", POINTER} | {".copier-answers.yml"} == rendered | optional
 
 
 @pytest.mark.parametrize("choice", OPTION_FILES, ids=lambda choice: f"{choice[0]}={choice[1]}")

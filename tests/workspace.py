@@ -32,6 +32,12 @@ def configuration() -> dict[str, Any]:
     return dict(next(documents))
 
 
+def questions() -> dict[str, Any]:
+    """Return what copier.yml asks, without the values that it computes."""
+    names = {name: value for name, value in configuration().items() if not name.startswith("_")}
+    return {name: value for name, value in names.items() if value.get("when") is not False}
+
+
 def debian(program: str, package: str) -> str:
     """Return where a program of Debian's is. CI installs it, and fails without; elsewhere its tests are skipped."""
     found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")

@@ -12,6 +12,7 @@ import yaml
 
 from shapes import INDEX
 from updates.edits import RENAMED_TO, edit, lost
+from updates.moved import pointers
 from updates.releases import commit
 from workspace import run
 
@@ -70,25 +71,36 @@ def update(project: Path, *options: str) -> str:
 
 
 def check_without_edits(project: Path, answers: Answers, fresh: Fresh) -> None:
-    """Update a project that nobody has edited: it becomes what a fresh copy is, but for what is the team's."""
-    the_teams = {name: (project / name).read_bytes() for name in THE_TEAMS}
+    """Update a project that nobody has edited: it becomes a fresh copy, but for pointers and the team's files."""
+    expected = beside_a_fresh_copy(project)
     update(project)
     nothing(forgotten(project, answers), "answers are lost")
-    nothing(differences(project, files(fresh(answers)) | the_teams), "not as in a fresh copy")
+    nothing(differences(project, files(fresh(answers)) | expected), "not as in a fresh copy")
 
 
 def check_with_edits(project: Path, answers: Answers, fresh: Fresh) -> None:
     """Edit a project and update it: it becomes what a fresh copy with the same edits is."""
     edit(project)
     commit(project, "Our edits")
-    renamed = (project / RENAMED_TO).read_bytes()
+    added = pointers(release_of(project)) | {RENAMED_TO: (project / RENAMED_TO).read_bytes()}
     update(project)
     nothing(forgotten(project, answers), "answers are lost")
     nothing(lost(project), "edits are lost")
     with tempfile.TemporaryDirectory() as folder:
         expected = shutil.copytree(fresh(answers), Path(folder, "project"))
         edit(expected)
-        nothing(differences(project, files(expected) | {RENAMED_TO: renamed}), "not as in a fresh copy with the edits")
+        nothing(differences(project, files(expected) | added), "not as in a fresh copy with the edits")
+
+
+def beside_a_fresh_copy(project: Path) -> dict[str, bytes]:
+    """Return what an update to the newest release will leave in a project and a fresh copy doesn't have like that."""
+    return {name: (project / name).read_bytes() for name in THE_TEAMS} | pointers(release_of(project))
+
+
+def release_of(project: Path) -> str:
+    """Return the release that a project is at."""
+    version: str = yaml.safe_load((project / ".copier-answers.yml").read_text("utf-8"))["_commit"]
+    return version.removeprefix("v")
 
 
 def nothing(found: list[str], reason: str) -> None:

@@ -1,10 +1,11 @@
-"""Releases that would break projects are caught by the checks that test_edited_updates.py makes."""
+"""Releases that would break projects are caught, by the checks of test_edited_updates.py and test_moved_files.py."""
 
 from pathlib import Path
 
 import pytest
 
 from updates.conftest import Change, Later
+from updates.moved import check_moves
 from updates.projects import OWN_SERVER, check_with_edits, copy
 from updates.releases import newest
 
@@ -77,7 +78,41 @@ def test_a_changed_line_that_a_team_has_edited_is_caught(later: Later, tmp_path:
 def test_a_file_that_is_no_longer_the_teams_alone_is_caught(later: Later, tmp_path: Path) -> None:
     def change(repository: Path) -> None:
         replace(repository, "[README.md, app/own.py]", "[README.md]", "copier.yml")
-        replace(repository, "updates never touch", "updates do touch", "template/app/own.py")
+        replace(repository, "updates never change", "updates do change", "template/app/own.py")
 
     with pytest.raises(AssertionError, match=r"unmerged: \['app/own.py'\]"):
         check(later, tmp_path, change)
+
+
+def move_a_file(repository: Path) -> None:
+    app = repository / "template/app"
+    (app / "errors.py").rename(app / "problem.py")
+
+
+def test_a_file_that_moves_without_a_pointer_is_caught(later: Later) -> None:
+    repository, _ = later(move_a_file)
+    with pytest.raises(AssertionError, match=r"without an entry under `moved` in copier.yml: \['app/errors.py'\]"):
+        check_moves(repository)
+
+
+def test_a_file_that_moves_without_a_word_in_the_changelog_is_caught(later: Later) -> None:
+    def change(repository: Path) -> None:
+        move_a_file(repository)
+        replace(
+            repository,
+            "  default:\n    - [",
+            "  default:\n    - [app/errors.py, 9.0.0, app/problem.py]\n    - [",
+            "copier.yml",
+        )
+
+    repository, _ = later(change)
+    with pytest.raises(AssertionError, match=r"in CHANGELOG.md: \['app/errors.py'\]"):
+        check_moves(repository)
+    replace(repository, "### Upgrading\n", "### Upgrading\n\n- `app.errors` is now `app.problem`.\n", "CHANGELOG.md")
+    check_moves(repository)
+
+
+def test_an_entry_whose_new_path_does_not_exist_is_caught(later: Later) -> None:
+    repository, _ = later(lambda repository: replace(repository, "app/access/limits.py", "app/limit.py", "copier.yml"))
+    with pytest.raises(AssertionError, match=r"that don't exist: \['app/limit.py'\]"):
+        check_moves(repository)

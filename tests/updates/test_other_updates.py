@@ -10,8 +10,19 @@ import yaml
 
 from updates.conftest import Later, Start
 from updates.edits import JOBS, edit, lost
-from updates.projects import COPIER, OFF, OPTIONS, THE_TEAMS, Fresh, copy, differences, files, update
-from updates.releases import VERSIONS, commit, newest
+from updates.projects import (
+    COPIER,
+    OFF,
+    OPTIONS,
+    THE_TEAMS,
+    Fresh,
+    beside_a_fresh_copy,
+    copy,
+    differences,
+    files,
+    update,
+)
+from updates.releases import AUTHOR, VERSIONS, commit, newest
 from workspace import ROOT, run
 
 ALL = OPTIONS["all on"]
@@ -71,10 +82,10 @@ def test_an_option_turned_off_deletes_its_files_with_what_was_edited_in_them(sta
     with (project / workflow).open("a") as file:
         file.write(JOBS[workflow])
     commit(project, "Our job")
+    expected = beside_a_fresh_copy(project)
     update(project, "--data", "ci=none", "--data", "container=false")
-    the_teams = {name: (project / name).read_bytes() for name in THE_TEAMS}
     off = {**{question: answer for question, answer in ALL.items() if question != "kubernetes"}, **OFF}
-    assert differences(project, files(fresh(off)) | the_teams) == []
+    assert differences(project, files(fresh(off)) | expected) == []
     assert JOBS[workflow] in run("git", "show", f"HEAD:{workflow}", cwd=project)
 
 
@@ -115,9 +126,9 @@ def test_answers_from_an_older_set_of_questions_do(start: Start, fresh: Fresh) -
         del answers[question]
     path.write_text(yaml.safe_dump(answers | {"database": "postgres", "ci": "github"}))
     commit(project, "As an older template would have written it")
+    expected = beside_a_fresh_copy(project)
     update(project)
-    the_teams = {name: (project / name).read_bytes() for name in THE_TEAMS}
-    assert differences(project, files(fresh({})) | the_teams) == []
+    assert differences(project, files(fresh({})) | expected) == []
 
 
 def test_an_interrupted_update_is_refused_until_it_is_thrown_away_and_then_gives_all(
@@ -185,3 +196,32 @@ def test_where_an_edit_needs_a_hand_the_changelog_tells_which(start: Start) -> N
     assert "`app/config.py`" in told
     assert "`image_hosts`" in told
     assert "`max_in_flight`" in told
+
+
+@pytest.mark.parametrize("start_at", ["0.4.0", newest()])
+def test_a_global_gitignore_takes_no_line_of_the_env_example(later: Later, tmp_path: Path, start_at: str) -> None:
+    """From 0.4.0, whose own .gitignore doesn't name the file, as long as git tracks it: CHANGELOG.md says so."""
+
+    def change(repository: Path) -> None:
+        path = repository / "template/.env.example"
+        path.write_text(path.read_text("utf-8").replace("# Copy this file to .env", "# Copy this to .env"), "utf-8")
+
+    repository, _ = later(change)
+    (tmp_path / "ignore").write_text(".env*\n")
+    (tmp_path / "gitconfig").write_text(f"[core]\nexcludesFile = {tmp_path / 'ignore'}\n")
+    env = os.environ | {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")}
+    project = tmp_path / "project"
+    version = ["--vcs-ref", f"v{start_at}"]
+    run(COPIER, "copy", "--defaults", *version, repository, project, cwd=tmp_path, env=env)
+    with (project / ".env.example").open("a") as file:
+        file.write("# OUR_KEY=\n")
+    run("git", "init", "--quiet", cwd=project)
+    if start_at == "0.4.0":
+        assert run("git", "check-ignore", ".env.example", cwd=project, env=env) == ".env.example\n"
+        run("git", "add", "--force", ".env.example", cwd=project, env=env)
+    run("git", "add", "--all", cwd=project, env=env)
+    run("git", *AUTHOR, "commit", "--quiet", "--message", "Start", cwd=project)
+    run(COPIER, "update", "--defaults", cwd=project, env=env)
+    text = (project / ".env.example").read_text()
+    assert text.startswith("# Copy this to .env")
+    assert text.endswith("# OUR_KEY=\n")
