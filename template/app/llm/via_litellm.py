@@ -4,27 +4,27 @@ Only this module imports LiteLLM, in a thread, and only if a model of the table 
 """
 
 import asyncio
-import contextlib
-import logging
-import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import structlog
 from pydantic_core import to_json
 
 from app.config import Timeouts
-from app.errors import AppError, InvalidRequest
+from app.errors import AppError, InvalidRequest, ProviderNotConfigured
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, unreadable
 from app.llm.litellm_errors import litellm_failure
+from app.llm.litellm_loading import close_clients, load
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.targets import Target
-from app.llm.wire import Wire, observe_transport
+from app.llm.wire import Wire
 from app.models import addresses
+from app.telemetry.logs import exception_fields
 from app.telemetry.tracing import inject
 
 FORWARDED = frozenset(
@@ -40,17 +40,23 @@ could be an option of LiteLLM's: `api_base` sends our key elsewhere, `mock_respo
 
 EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 
+log = structlog.get_logger("app.llm")
+
 
 class ViaLiteLLM:
     """Calls providers through LiteLLM.
 
     Args:
+        targets: the models that are called through it.
         timeouts: time limits, in seconds. LiteLLM keeps `connect`; each call's deadlines keep the others.
         image_hosts: hosts whose images and files may be fetched over http, or from the private network.
         traced: pass the trace's context on to the provider.
     """
 
-    def __init__(self, timeouts: Timeouts, image_hosts: Sequence[str] = (), *, traced: bool = False) -> None:
+    def __init__(
+        self, targets: Sequence[Target], timeouts: Timeouts, image_hosts: Sequence[str] = (), *, traced: bool = False
+    ) -> None:
+        self._targets = targets
         self._timeouts = timeouts
         self._image_hosts = [host.lower() for host in image_hosts]
         self._traced = traced
@@ -58,32 +64,26 @@ class ViaLiteLLM:
 
     async def start(self) -> None:
         """Start to load LiteLLM in a thread, without waiting for it."""
-        self._loading = asyncio.create_task(asyncio.to_thread(_load, self._image_hosts))
+        self._loading = asyncio.create_task(self._load())
 
     def failing(self) -> list[str]:
         """Return what is not ready yet, one sentence each."""
-        return [] if self._is_loaded else ["LiteLLM is not loaded."]
-
-    @property
-    def _is_loaded(self) -> bool:
-        return self._loading.done() and self._loading.exception() is None
+        if not self._loading.done():
+            return ["LiteLLM is being loaded."]
+        return ["LiteLLM can't be loaded; the log says why."] if self._loading.result() is None else []
 
     async def close(self) -> None:
         """Close LiteLLM's connections, after its logging worker has drained."""
-        await asyncio.gather(self._loading, return_exceptions=True)
-        if not self._is_loaded:
-            return
-        from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+        litellm = await self._loading
+        if litellm is not None:
+            await close_clients(litellm)
 
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await GLOBAL_LOGGING_WORKER.flush()
-        await GLOBAL_LOGGING_WORKER.stop()
-        litellm = self._loading.result()
-        await litellm.close_litellm_async_clients()
-        litellm.in_memory_llm_clients_cache.flush_cache()  # else another event loop might get a closed client
-        if shared := vars(litellm).pop("module_level_aclient", None):  # a client of some providers, made on first use
-            await shared.close()
+    async def _load(self) -> Any:
+        try:
+            return await asyncio.to_thread(load, self._image_hosts, self._targets)
+        except Exception as error:
+            log.error("LiteLLM can't be loaded", reason=str(error)[:500], **exception_fields(error))
+            return None
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments and errors as in `Direct.complete`."""
@@ -141,6 +141,10 @@ class ViaLiteLLM:
         try:
             async with call.deadlines.limit():
                 litellm = await asyncio.shield(self._loading)
+                if litellm is None:
+                    raise ProviderNotConfigured(
+                        f"Model {target.name!r} is not available: LiteLLM can't be loaded here."
+                    )
                 httpx = sys.modules["httpx"]  # LiteLLM's
                 if function == "acompletion":
                     # Else LiteLLM looks for its MCP gateway, which is not installed, when tools are offered.
@@ -249,26 +253,6 @@ def _forget_chunks(stream: Any) -> bool:
     stream.response_uptil_now = ""
     stream.chunks[1:] = [chunk for chunk in stream.chunks[1:] if getattr(chunk, "usage", None)]
     return any(getattr(chunk, "usage", None) for chunk in stream.chunks)
-
-
-def _load(image_hosts: list[str]) -> Any:
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
-    os.environ["LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS"] = "True"  # else a call of Anthropic's API fetches another list
-    os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` itself
-    os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
-    for name in ("LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"):
-        os.environ[name] = "False"  # httpx's own transport would follow redirects; see `observe_transport`
-    import litellm
-
-    litellm.suppress_debug_info = True
-    litellm.disable_hf_tokenizer_download = True  # else counting tokens of a Llama fetches its tokenizer, and waits
-    litellm.telemetry = False
-    litellm.user_url_validation = True  # it fetches nothing from private addresses
-    litellm.user_url_allowed_hosts = image_hosts
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).disabled = True  # they quote requests; failures become errors of ours, which are logged
-    observe_transport()
-    return litellm
 
 
 def _completion(answer: Any) -> dict[str, Any]:

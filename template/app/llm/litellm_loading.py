@@ -1,0 +1,129 @@
+"""Loads LiteLLM in a thread and makes its first calls, so that a client's first call costs what the tenth does."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from app.llm.targets import Target
+from app.llm.vendors import VENDORS
+from app.llm.wire import observe_transport
+
+WARM_UP_WITHIN = 30.0
+"""Seconds that all first calls may take together."""
+ASKED_BY_NAME = {"anthropic", "azure_ai", "bedrock", "cohere", "cohere_chat", *VENDORS}
+"""Providers whose own code is warmed up. The code of others might look for credentials over the network."""
+ANSWER = json.dumps(
+    {
+        "id": "warm-up",
+        "object": "chat.completion",
+        "created": 1,
+        "type": "message",
+        "role": "assistant",
+        "model": "warm-up",
+        "stop_reason": "end_turn",
+        "content": [{"type": "text", "text": "Hello"}],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+        "candidates": [{"content": {"role": "model", "parts": [{"text": "Hello"}]}, "finishReason": "STOP"}],
+        "usage": {**dict.fromkeys(("input_tokens", "output_tokens", "prompt_tokens", "completion_tokens"), 1)},
+    }
+).encode()
+"""A whole answer that OpenAI's, Anthropic's and Google's adapters of LiteLLM can read."""
+
+
+def load(image_hosts: Sequence[str], targets: Sequence[Target]) -> Any:
+    """Return the module `litellm`, imported, configured and warmed up. It takes seconds: call it in a thread.
+
+    Args:
+        image_hosts: hosts whose images and files LiteLLM may fetch from the private network.
+        targets: the models that will be called through LiteLLM.
+
+    Raises:
+        Exception: LiteLLM can't be imported.
+    """
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
+    os.environ["LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS"] = "True"  # else a call of Anthropic's API fetches another list
+    os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` itself
+    os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
+    for name in ("LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"):
+        os.environ[name] = "False"  # httpx's own transport would follow redirects, and can't be observed
+    import litellm
+
+    litellm.suppress_debug_info = True
+    litellm.disable_hf_tokenizer_download = True  # else counting tokens of a Llama fetches its tokenizer, and waits
+    litellm.telemetry = False
+    litellm.user_url_validation = True  # it fetches nothing from private addresses
+    litellm.user_url_allowed_hosts = list(image_hosts)
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).disabled = True  # they quote requests; failures become errors of ours, which are logged
+    observe_transport()
+    with contextlib.suppress(Exception):  # a call that fails has warmed up too
+        asyncio.run(_warm_up(litellm, targets))
+    return litellm
+
+
+async def close_clients(litellm: Any) -> None:
+    """Close the connections that LiteLLM has opened in this event loop, after its logging worker has drained."""
+    from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await GLOBAL_LOGGING_WORKER.flush()
+    await GLOBAL_LOGGING_WORKER.stop()
+    await litellm.close_litellm_async_clients()
+    litellm.in_memory_llm_clients_cache.flush_cache()  # else another event loop might get a closed client
+    if shared := vars(litellm).pop("module_level_aclient", None):  # a client of some providers, made on first use
+        await shared.close()
+
+
+async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:
+    """Call each provider's adapter of LiteLLM once whole and once streamed, against a server of our own."""
+    models = {target.provider: target.model for target in targets if target.provider in ASKED_BY_NAME}
+    if any(target.provider == "vertex_ai" for target in targets):
+        models.setdefault("gemini", "gemini/warm-up")  # the same code, without Google's credentials
+    if not models:
+        models["openai"] = "openai/warm-up"
+    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+    address = "http://{}:{}".format(*server.sockets[0].getsockname())
+    async with server:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WARM_UP_WITHIN):
+                for provider, model in models.items():
+                    for stream in (False, True):
+                        with contextlib.suppress(Exception):
+                            await _call(litellm, provider, model, address, stream=stream)
+        await close_clients(litellm)
+
+
+async def _call(litellm: Any, provider: str, model: str, address: str, *, stream: bool) -> None:
+    options: dict[str, Any] = {"api_key": "warm-up", "api_base": address, "num_retries": 0, "max_retries": 0}
+    if provider == "bedrock":
+        options = {
+            "api_base": address,
+            "num_retries": 0,
+            "aws_region_name": "us-east-1",
+            "aws_access_key_id": "warm-up",
+            "aws_secret_access_key": "warm-up",
+        }
+    answer = await litellm.acompletion(
+        model=model, messages=[{"role": "user", "content": "Hello"}], stream=stream, timeout=5, **options
+    )
+    if stream:
+        async for _ in answer:
+            pass
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one HTTP request, whatever it asks for."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        _, _, length = head.partition(b"content-length:")
+        await reader.readexactly(int(length.split(b"\r\n")[0] or 0))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER))
+        await writer.drain()
+    writer.close()
