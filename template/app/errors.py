@@ -95,8 +95,9 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
             several types, it belongs to the type that was meant.
     """
     shown = max(errors, key=lambda error: len(error["loc"]))
-    # A part with a bracket is a type of Pydantic's, not a name.
-    path = [str(part)[:64] for part in shown["loc"] if part not in ("body", "query", "path") and "[" not in str(part)]
+    location = shown["loc"][1:] if shown["loc"][:1] and shown["loc"][0] in ("body", "query", "path") else shown["loc"]
+    # Pydantic adds type names such as `list[...]` to the path.
+    path = [str(part)[:64] for part in location if "[" not in str(part)]
     if shown["type"] == "finite_number":
         path = path[:1]  # deeper names may be the sender's own
     param = ".".join(path)
@@ -140,13 +141,12 @@ class Draining(AppError):
 class ProviderError(AppError):
     """A provider failed.
 
-    `retry` and `fall_back` tell whether the same model, or the next one, may do better.
+    `retry` tells whether the same model may succeed at a second attempt.
     """
 
     status, code = 502, "provider_error"
     retry: bool = False
     truncated: bool = False
-    fall_back: ClassVar[bool] = True
 
     def __init__(self, message: str, *, retry: bool | None = None, truncated: bool = False, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
@@ -167,7 +167,6 @@ class ProviderMisconfigured(ProviderError):
 
 class ProviderRefused(ProviderError):
     status, code = 400, "invalid_request"
-    fall_back = False
 
 
 class ProviderRateLimited(ProviderError):
@@ -179,12 +178,20 @@ class ProviderTimeout(ProviderError):
     status, code = 504, "provider_timeout"
 
 
+def phrase(status: int) -> str:
+    """Return a status's name; for one that no standard names, that of its class."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Server Error"
+
+
 def problem(status: int, code: str, message: str, param: str | None = None, *, request_id: str) -> Problem:
     """Return an error's body.
 
     Args:
         status: the HTTP status, 400 to 599.
-        code: what programs look at, from the table of errors.
+        code: what programs look at.
         message: what people read.
         param: the request field at fault.
         request_id: ties the body to the log line.
@@ -195,7 +202,7 @@ def problem(status: int, code: str, message: str, param: str | None = None, *, r
         kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return Problem(
         type="about:blank",
-        title=HTTPStatus(status).phrase,
+        title=phrase(status),
         status=status,
         detail=message,
         instance=f"urn:request:{request_id}",

@@ -81,6 +81,7 @@ def app(
         name: {"upstream": f"openai/{name}", "api_base": f"{stub.url}/v1"} for name, stub in stubs.items()
     }
     models["unset"] = {"upstream": "openai/unset", "api_key_env": "NO_SUCH_KEY", "fallbacks": ["short"]}
+    models["unset-alone"] = {"upstream": "openai/unset", "api_key_env": "NO_SUCH_KEY"}
     made = settings()
     callers = {"test": made.callers["test"].model_copy(update={"tokens_per_minute": TOKENS_PER_MINUTE})}
     app = create_app(settings(models=models, default_model="short", callers=callers, retries=1))
@@ -144,6 +145,26 @@ def test_twenty_calls_of_four_models_at_once_are_booked_each_on_its_own_model(
         ("chat flaky", "flaky", ("flaky",), tokens_of("flaky")): EACH - 1,
         ("chat flaky", "flaky", ("flaky", "flaky"), tokens_of("flaky")): 1,
     }
+
+
+@routes.post("/own/group")
+async def group(llm: LLM, model: str) -> list[str | None]:
+    """Call two models at once; if one fails, the other is cancelled."""
+    async with asyncio.TaskGroup() as calls:
+        tasks = [calls.create_task(llm.complete(model=name, messages=MESSAGES)) for name in ("short", model)]
+    return [task.result().content for task in tasks]
+
+
+@pytest.mark.parametrize(("model", "status"), [("long", 200), ("unset-alone", 503), ("no-such-model", 404)])
+def test_calls_in_a_task_group_fail_with_the_error_of_the_first(
+    app: FastAPI, headers: dict[str, str], model: str, status: int
+) -> None:
+    with TestClient(app, headers=headers) as client:
+        answer = client.post("/own/group", params={"model": model})
+    assert answer.status_code == status
+    if status != 200:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["instance"] == f"urn:request:{answer.headers['x-request-id']}"
 
 
 def test_ten_thousand_calls_of_the_applications_own_client_leave_its_memory_flat() -> None:

@@ -237,7 +237,7 @@ def test_calls_in_flight_are_counted_to_the_limit(served: Callable[..., Served],
         refused = server.ask()
         assert is_refused(refused)
         assert refused.headers["retry-after"] == "1"
-        assert f"This {kind} has 2 calls in flight, its limit." in refused.text
+        assert f"This {kind} already has 2 calls in flight, its limit." in refused.text
         stub.default = Behaviour()
         assert is_refused(server.ask("b")) == (kind == "model")
         first.leave()

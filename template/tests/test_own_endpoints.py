@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.responses import StreamingResponse
@@ -184,6 +184,36 @@ def test_a_call_is_cancelled_when_the_endpoints_client_leaves(
         connection.close()
         assert stub.requests[0].closed.wait(SOON)
     assert not stub.requests[0].answered
+
+
+class Query(BaseModel):
+    query: str
+
+
+@routes.post("/own/query")
+async def query(body: Query) -> str:
+    return body.query
+
+
+@routes.get("/own/status/{status}")
+async def status(status: int) -> None:
+    raise HTTPException(status, "Not today.")
+
+
+def test_a_field_may_be_called_as_fastapi_calls_its_places(own_app: FastAPI) -> None:
+    with TestClient(own_app) as client:
+        error = client.post("/own/query", json={}).json()["error"]
+    assert (error["message"], error["param"]) == ("query: Field required", "query")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "forbidden"), (401, "unauthorized"), (409, "conflict"), (499, "client_error")]
+)
+def test_an_endpoints_own_status_is_kept(own_app: FastAPI, status: int, code: str) -> None:
+    with TestClient(own_app) as client:
+        answer = client.get(f"/own/status/{status}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.json()["detail"] == "Not today."
 
 
 # The team's own middleware.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.config import Settings
 from app.http import event_stream
@@ -221,6 +222,24 @@ def test_the_events_of_a_direct_stream_pass_byte_for_byte(server: Server) -> Non
     )
     with server.stream("direct", behaviour) as call:
         assert call.body == body
+
+
+@pytest.mark.parametrize("way", ["direct", "litellm"])
+def test_a_client_that_leaves_after_the_end_has_not_left(server: Server, way: str) -> None:
+    """As OpenAI's SDKs do at `[DONE]`, whatever the provider does with its connection."""
+    events = 2 + len(TEXT.split()) + 2  # its role and its end, its words, its usage and [DONE]
+    with capture_logs() as lines, server.stream(way, Behaviour(stall_after=events)) as call:
+        while next(call.events) != "data: [DONE]":
+            pass
+        call.leave()
+        mine: list[Any] = []
+        deadline = time.monotonic() + 20
+        while not mine and time.monotonic() < deadline:
+            mine = [line for line in lines if line.get("request_id") == call.headers["x-request-id"]]
+            time.sleep(0.01)
+    [line] = mine
+    assert line["status"] == 200
+    assert line["tokens_out"] == len(TEXT.split()) + 1
 
 
 # 4. The client leaves, and the upstream call is closed.

@@ -166,7 +166,10 @@ class Admission:
     before anything came, nobody knows how many were used, and the reservation stays.
     """
 
-    __slots__ = ("_charged", "_fields", "_limiter", "_places", "_reserved", "_scopes", "_upstream", "headers", "used")
+    __slots__ = (
+        *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream"),
+        *("headers", "used"),
+    )
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
         self._upstream = upstream
@@ -176,6 +179,7 @@ class Admission:
         self._places: list[tuple[str, str]] = []
         self._reserved: list[tuple[str, int, float]] = []
         self._charged: Storage | None = None
+        self._refused_by = ""
         self.headers: dict[str, str] = {}
         self.used = 0
 
@@ -189,9 +193,10 @@ class Admission:
         except BaseException as error:
             self._leave_places()
             if isinstance(error, RateLimited):
-                self._count("refused")
+                self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
-        self._count("admitted")
+        for kind, _, _ in self._scopes:
+            self._limiter.metrics.decisions(kind, "admitted").inc()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
@@ -204,7 +209,8 @@ class Admission:
         for kind, name, limits in self._scopes:
             if limits.max_in_flight:
                 if in_flight[kind, name] >= limits.max_in_flight:
-                    message = f"This {kind} has {limits.max_in_flight} calls in flight, its limit."
+                    self._refused_by = kind
+                    message = f"This {kind} already has {limits.max_in_flight} calls in flight, its limit."
                     raise RateLimited(message, retry_after=1)
                 in_flight[kind, name] += 1
                 self._places.append((kind, name))
@@ -242,6 +248,7 @@ class Admission:
                     await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", reset_at)
 
     async def _refuse(self, storage: Storage, kind: str, limit: str, reset_at: float | None) -> None:
+        self._refused_by = kind
         for key, cost, _ in self._reserved:
             await storage.incr(key, 60, amount=-cost)
         self._reserved.clear()
@@ -260,10 +267,6 @@ class Admission:
             # A refund belongs to the window that was charged, whose end a Valkey tells to the second.
             if owed > 0 or (owed < 0 and time.time() < window_end - 1):
                 await storage.incr(key, 60, amount=owed)
-
-    def _count(self, decision: str) -> None:
-        for kind, _, _ in self._scopes:
-            self._limiter.metrics.decisions(kind, decision).inc()
 
     def _estimate(self) -> int:
         """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""

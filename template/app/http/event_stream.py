@@ -41,7 +41,7 @@ class EventStream(Response):
         self._opening = opening
         self._start_headers = STREAM_HEADERS
         self._started = False
-        self._whole = False
+        self._done_sent = False
         self._sending = False
         self._ping: asyncio.Task[None] | None = None
 
@@ -75,12 +75,14 @@ class EventStream(Response):
         finally:
             self._timer.cancel()
         await self._until_pinged()
-        if failure and not self._whole:
-            if not self._started:
-                raise failure
-            self._exchange.error = failure.code
-            await self._write(error_event(failure, self._exchange.request_id))
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self._done_sent:
+            return
+        if failure is None:
+            failure = AppError()  # a stream of the models always ends in `[DONE]` or an error
+        if not self._started:
+            raise failure
+        self._exchange.error = failure.code
+        await self._write(error_event(failure, self._exchange.request_id))
 
     async def _pass_on(self, packet: bytes) -> None:
         if self._ping:
@@ -91,12 +93,16 @@ class EventStream(Response):
         self._sent_at = self._loop.time()
 
     async def _write(self, data: bytes) -> None:
-        """Send whole events or a comment, so that a ping can be sent between any two."""
+        """Send whole events or a comment, so that a ping can be sent between any two.
+
+        `[DONE]` completes the response: what the client does after it is no leaving.
+        """
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._start_headers})
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        self._whole = self._whole or data.endswith(DONE)
+        is_last = data.endswith(DONE)
+        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        self._done_sent = is_last
 
     async def _until_pinged(self) -> None:
         if self._ping and not self._ping.done():

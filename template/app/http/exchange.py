@@ -82,7 +82,9 @@ class Exchange:
             await asyncio.shield(self._listener)
             return {"type": "http.disconnect"}
         message = await self._receive()
-        if message["type"] == "http.request":
+        if message["type"] == "http.disconnect":
+            self.client_left = self.client_left or not self._sent_all
+        elif message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._max_body_bytes:
                 raise self.too_large()
@@ -100,9 +102,9 @@ class Exchange:
                 (b"x-request-id", self.request_id.encode()),
                 *SECURITY_HEADERS,
             ]
-        elif not message.get("more_body", False):
-            self._sent_all = True
         await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._sent_all = True
 
     def cancel_on_disconnect(self) -> None:
         """From now on, cancel the endpoint as soon as the client leaves."""

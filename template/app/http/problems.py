@@ -1,6 +1,6 @@
 """Renders every error as problem details (RFC 9457), whatever raised it."""
 
-from http import HTTPStatus
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,12 +9,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from app.errors import PROBLEM_JSON, AppError, InvalidJSON, invalid_request, problem
+from app.errors import PROBLEM_JSON, AppError, InvalidJSON, invalid_request, phrase, problem
 
 CODES = {
     400: "invalid_request",
-    401: "invalid_api_key",
-    403: "model_not_allowed",
+    401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     413: "request_too_large",
@@ -43,13 +43,21 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None) -> Re
         headers = error.headers
     else:
         status, param, headers = error.status_code, None, dict(error.headers or {})
-        code = CODES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
-        message = error.detail if isinstance(error.detail, str) else HTTPStatus(status).phrase
+        code = CODES.get(status, phrase(status).lower().replace(" ", "_"))
+        message = error.detail if isinstance(error.detail, str) else phrase(status)
         message = TEXTS.get(message, message)
     if exchange:
         exchange.error = code
     body = problem(status, code, message, param, request_id=exchange.request_id if exchange else "none")
     return Response(body.model_dump_json(), status, headers, PROBLEM_JSON)
+
+
+def _leaves(group: ExceptionGroup[Any]) -> Iterator[Any]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -64,6 +72,14 @@ def install_problem_handlers(app: FastAPI) -> None:
             return problem_response(InvalidJSON("The body is not valid JSON."), request.scope)
         return problem_response(invalid_request(errors), request.scope)
 
+    async def on_group(request: Request, group: Any) -> Response:
+        """Calls in an asyncio.TaskGroup fail with a group of errors: the first one is the answer."""
+        errors = list(_leaves(group))
+        if not all(isinstance(error, AppError | HTTPException) for error in errors):
+            raise group
+        return problem_response(errors[0], request.scope)
+
     app.add_exception_handler(AppError, on_error)
+    app.add_exception_handler(ExceptionGroup, on_group)
     app.add_exception_handler(HTTPException, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

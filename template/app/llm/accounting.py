@@ -64,12 +64,19 @@ class AccountedCall:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        call, metrics = self._call, self._accounting.metrics
+        call = self._call
+        try:
+            self._record(call, error)
+        finally:
+            self._admission.used = call.prompt_tokens + call.completion_tokens
+            await self._admission.__aexit__(kind, error, trace)
+
+    def _record(self, call: Call, error: BaseException | None) -> None:
+        metrics = self._accounting.metrics
         metrics.calls_in_flight(call.target.name).dec()
         if call.began_at is not None:  # else Retries has counted each attempt
             model = call.answered_by.name
-            outcome = error.kind if isinstance(error, AppError) else "cancelled" if error else "ok"
-            metrics.upstream_calls(model, outcome).inc()
+            metrics.upstream_calls(model, _outcome(error)).inc()
             if call.stream:
                 self._read(call.stream, call.began_at)
                 if isinstance(error, ProviderError) and error.truncated:
@@ -81,8 +88,6 @@ class AccountedCall:
             self._end_span(self._span, error)
         if self._totals:
             self._totals.add(call)
-        self._admission.used = call.prompt_tokens + call.completion_tokens
-        await self._admission.__aexit__(kind, error, trace)
 
     def _read(self, stream: StreamState, began_at: float) -> None:
         """Copy what the stream has said about the call. Tokens that the provider has not counted are estimated."""
@@ -111,6 +116,14 @@ class AccountedCall:
             output_tokens=call.completion_tokens,
             tried=[target.name for target in call.tried],
         )
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "ok"
+    if isinstance(error, AppError):
+        return error.kind
+    return "internal_error" if isinstance(error, Exception) else "cancelled"
 
 
 def tokens(usage: object) -> tuple[int, int]:

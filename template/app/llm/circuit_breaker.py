@@ -41,6 +41,11 @@ class CircuitBreakers:
         if self._failures[model] >= FAILURES:
             self._open_until[model] = self._now() + SECONDS
 
+    def undecided(self, model: str) -> None:
+        """A call ended without showing how the model is: a half-open breaker lets the next call through."""
+        if model in self._open_until:
+            self._open_until[model] = min(self._open_until[model], self._now())
+
     def succeeded(self, model: str) -> bool:
         """Close a model's breaker; return whether it was open."""
         self._failures.pop(model, None)

@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from app.access.callers import Caller
 from app.errors import InvalidRequest, ModelNotFound, invalid_request
@@ -18,6 +17,7 @@ from app.llm.call import Answer, Call, CallTotals, Operation
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import encode_as_base64
 from app.llm.failures import unreadable
+from app.llm.json_text import read_json
 from app.llm.relay import StreamState
 from app.llm.sse import Events, event_data
 from app.llm.structured import M, parse
@@ -81,7 +81,7 @@ class LLMClient:
             **fields: any other field of OpenAI's request.
 
         Raises:
-            AppError: as the table of errors says (app/errors.py).
+            AppError: one of the errors in app/errors.py.
         """
         answer = await self._ask(model=model, messages=list(messages), **fields)
         return _typed(ChatResponse, answer.body, answer.call)
@@ -231,7 +231,11 @@ def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:
     for event in Events().feed(packet):
         data = event_data(event)
         if data and data.strip() != b"[DONE]":
-            yield _typed(ChatChunk, from_json(data), call)
+            try:
+                chunk = read_json(data)
+            except ValueError:  # nested too deeply
+                raise unreadable(call.answered_by.name) from None
+            yield _typed(ChatChunk, chunk, call)
 
 
 def _typed(kind: type[A], body: dict[str, Any], call: Call) -> A:

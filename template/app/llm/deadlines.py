@@ -11,7 +11,7 @@ class Deadlines:
     """Keeps one call within its `timeouts`.
 
     The wait for a stream's next event starts when we begin to read it, so a slow client uses up none of that time.
-    `total` runs from the first attempt on.
+    `total` runs from the moment the call is made.
 
     Args:
         timeouts: the settings, in seconds.

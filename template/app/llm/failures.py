@@ -204,6 +204,11 @@ def unreadable(model: str) -> ProviderError:
     return ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
 
 
+def unavailable(model: str) -> ProviderError:
+    """Return our error for a model whose circuit breaker is open, and whose fallbacks can't take the request."""
+    return ProviderError(f"Model {model!r} keeps failing, and no fallback could answer. Try again in a moment.")
+
+
 def cut_off(model: str) -> ProviderError:
     """Return our error for an answer that stopped before it was complete."""
     return ProviderError(f"The answer of model {model!r} was cut off by its provider.", retry=True, truncated=True)

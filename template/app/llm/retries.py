@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from random import random
 from typing import TypeVar
 
-from app.errors import InvalidRequest, ProviderError
+import structlog
+
+from app.errors import InvalidRequest, ProviderError, ProviderMisconfigured, ProviderNotConfigured, ProviderRefused
 from app.llm.call import Call
 from app.llm.circuit_breaker import CircuitBreakers
+from app.llm.failures import unavailable
 from app.llm.targets import Target
 from app.telemetry.metrics import Metrics
 
@@ -20,6 +23,8 @@ MAX_RETRY_AFTER = 10.0
 """Seconds. If a provider asks for a longer wait, its error is passed on with its `Retry-After`."""
 
 T = TypeVar("T")
+
+log = structlog.get_logger("app.llm")
 
 
 class Retries:
@@ -49,34 +54,43 @@ class Retries:
             InvalidRequest: the model that was asked for can't take this request.
         """
         failure: ProviderError | None = None
-        failed = ""
+        failed: Target | None = None
         for candidate in self._candidates(call):
-            if failure:
-                self._metrics.fallbacks(failed).inc()
+            if failed:
+                self._metrics.fallbacks(failed.name).inc()
+                failed = None
             try:
-                answer = await self._attempts(call, candidate, attempt)
-            except InvalidRequest:
-                if failure is None:
+                answer = await self._try_model(call, candidate, attempt)
+            except asyncio.CancelledError:
+                self._breakers.undecided(candidate.name)
+                raise
+            except (InvalidRequest, ProviderRefused) as refusal:
+                if isinstance(refusal, ProviderRefused):
+                    self._answered(candidate)
+                else:
+                    self._breakers.undecided(candidate.name)
+                if candidate is call.target:
                     raise
-                # A fallback that can't take this request is no reason to blame the request.
+                if failure is None:
+                    failure = unavailable(call.target.name)  # its circuit breaker is open
+                log.warning("a fallback refused the request", model=candidate.name, code=refusal.code)
             except ProviderError as error:
-                if not error.fall_back:
-                    self._succeeded(candidate)
-                    if failure is None:
-                        raise
-                    continue
-                failure, failed = error, candidate.name
-                self._breakers.failed(failed)
-                self._metrics.circuit_open(failed).set(self._breakers.is_open(failed))
+                failure, failed = error, candidate
+                if isinstance(error, ProviderMisconfigured | ProviderNotConfigured):
+                    self._breakers.undecided(candidate.name)  # our fault: it says nothing about the provider
+                else:
+                    self._breakers.failed(candidate.name)
+                self._metrics.circuit_open(candidate.name).set(self._breakers.is_open(candidate.name))
                 if call.deadlines.over:
                     raise
             else:
-                self._succeeded(candidate)
+                self._answered(candidate)
                 call.headers["X-Model"] = candidate.name.encode().decode("latin-1")  # as headers are encoded
                 return answer
         raise failure or AssertionError("there is always one candidate")
 
-    def _succeeded(self, target: Target) -> None:
+    def _answered(self, target: Target) -> None:
+        """Close a model's circuit breaker: its provider has answered, if only to refuse the request."""
         if self._breakers.succeeded(target.name):
             self._metrics.circuit_open(target.name).set(0)
 
@@ -98,15 +112,15 @@ class Retries:
         if skipped == len(candidates):
             yield from candidates
 
-    async def _attempts(self, call: Call, target: Target, attempt: Callable[[Target], Awaitable[T]]) -> T:
-        """Try one model until it begins to answer, or until its retries are used up."""
+    async def _try_model(self, call: Call, target: Target, attempt: Callable[[Target], Awaitable[T]]) -> T:
+        """Return what `attempt` returns for one model, which is tried again until its retries are used up."""
         for number in itertools.count():
             call.tried.append(target)
             if number:
                 self._metrics.retries(target.name).inc()
             try:
                 target.check_configured()
-                return await attempt(target)  # success is counted by Accounting, when the answer ends
+                return await attempt(target)  # success is counted by AccountedCall, when the answer ends
             except ProviderError as error:
                 self._metrics.upstream_calls(target.name, error.kind).inc()
                 pause = pause_after(error, number)

@@ -20,7 +20,7 @@ from app.telemetry.tracing import Tracing
 class Upstreams:
     """The models of the table. Calls are made while its context is entered (`async with`).
 
-    One serves the whole application. It keeps nothing of past calls.
+    One serves the whole application. It remembers no call, only counts for limits and circuit breakers.
 
     Args:
         settings: the model table, time limits and retries.

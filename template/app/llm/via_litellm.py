@@ -164,7 +164,7 @@ class ViaLiteLLM:
                         model=target.model,
                         api_key=target.key,
                         api_base=target.api_base,
-                        timeout=httpx.Timeout(self._timeouts.total, connect=self._timeouts.connect),
+                        timeout=httpx.Timeout(None, connect=self._timeouts.connect),
                         num_retries=0,
                         max_retries=0,
                         **arguments,

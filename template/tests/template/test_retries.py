@@ -484,3 +484,26 @@ def test_a_fallback_that_was_not_needed_has_not_been_probed(start: Start, stub: 
     assert ask("a").headers["x-model"] == "a"
     stub.default = Behaviour(status=503)
     assert ask("a").headers["x-model"] == "b"
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_fallback_that_refuses_the_request_is_no_fault_of_the_request(
+    start: Start, stub: Stub, second: Stub, status: int
+) -> None:
+    """Not even while the model that was asked for is skipped, so that the fallback is tried first."""
+    ask = start({"a": row(stub, fallbacks=["b"]), "b": row(second)})
+    stub.default, second.default = Behaviour(status=503), Behaviour(status=status)
+    codes = [code(ask("a")) for _ in range(circuit_breaker.FAILURES + 2)]
+    assert codes == [(502, "provider_error")] * len(codes)
+    assert len(stub.requests) == circuit_breaker.FAILURES
+
+
+def test_a_call_that_is_cancelled_leaves_a_half_open_breaker_to_the_next_call() -> None:
+    now = SimpleNamespace(seconds=0.0)
+    breakers = CircuitBreakers(lambda: now.seconds)
+    for _ in range(circuit_breaker.FAILURES):
+        breakers.failed("a")
+    now.seconds += circuit_breaker.SECONDS
+    assert [breakers.lets_through("a") for _ in range(2)] == [True, False]
+    breakers.undecided("a")
+    assert [breakers.lets_through("a") for _ in range(2)] == [True, False]
