@@ -39,7 +39,7 @@ def completion(request: Json, behaviour: Behaviour) -> Json:
     body = _common(request, "chat.completion")
     body["choices"] = [{"index": index} | choice for index in _choices(request)]
     if behaviour.usage:
-        body["usage"] = _usage(request, behaviour)
+        body["usage"] = usage(request, behaviour)
     return body
 
 
@@ -62,7 +62,7 @@ def chunks(request: Json, behaviour: Behaviour) -> Iterator[Event]:
     for index in choices[: behaviour.finished]:
         yield chunk(index, {}, _finish_reason(behaviour))
     if asked:
-        yield "", dump(common | {"choices": [], "usage": _usage(request, behaviour)})
+        yield "", dump(common | {"choices": [], "usage": usage(request, behaviour)})
     if behaviour.done:
         yield "", "[DONE]"
 
@@ -108,7 +108,7 @@ def _finish_reason(behaviour: Behaviour) -> str:
     return "tool_calls" if behaviour.tool_calls else "stop"
 
 
-def _usage(request: Json, behaviour: Behaviour) -> Json:
+def usage(request: Json, behaviour: Behaviour) -> Json:
     tokens = behaviour.completion_tokens * len(_choices(request))
     return {
         "prompt_tokens": PROMPT_TOKENS,
