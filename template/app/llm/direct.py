@@ -19,7 +19,7 @@ from app.errors import ProviderError, ProviderTimeout
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.embeddings import BASE64_PROVIDERS
-from app.llm.failures import cut_off, failure_in_body, parse_body, provider_failure, unreachable, unreadable
+from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
 from app.llm.json_text import read_json
 from app.llm.relay import Relay, StreamState, stream_of
 from app.llm.sse import BYTE_ORDER_MARK
@@ -225,8 +225,8 @@ class Direct:
             answer = read_json(body.removeprefix(BYTE_ORDER_MARK))
         except ValueError:
             raise unreadable(target.name) from None
-        if isinstance(answer, dict) and answer.get("error"):
-            raise failure_in_body(target.name, answer["error"], [target.key])
+        if (error := error_in(answer)) is not None:
+            raise failure_in_body(target.name, error, [target.key])
         if not isinstance(answer, dict):
             raise unreadable(target.name)
         return answer

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,13 @@ def words_of(body: Any) -> ProviderWords:
     error = body.get("error", body)
     if not isinstance(error, dict):
         inner = words_of(error)
-        return inner if inner.message else words_of({k: v for k, v in body.items() if k != "error"})
+        outer = words_of({k: v for k, v in body.items() if k != "error"})
+        return replace(inner, kinds=outer.kinds) if inner.message else outer
     found = next((error[name] for name in ("message", "detail", "msg", "error", "Message") if error.get(name)), None)
     if isinstance(found, list | dict):  # FastAPI's list of errors, or one more level
         found = words_of(found).message
     kinds = [value for name in ("code", "type", "status") if isinstance(value := error.get(name), str) and value]
-    code = next((value for name in ("code", "type") if isinstance(value := error.get(name), str) and value), None)
+    code = next((value for name in ("code", "type") if _is_code(value := error.get(name))), None)
     param = error.get("param")
     return ProviderWords(
         message=found if isinstance(found, str) else None,
@@ -111,6 +112,11 @@ def words_of(body: Any) -> ProviderWords:
         kinds=tuple(kinds),
         retry_after=_retry_info(error.get("details")),
     )
+
+
+def _is_code(value: Any) -> bool:
+    """Return whether a value is a name, and not a number in digits, such as Azure's "400"."""
+    return isinstance(value, str) and bool(value) and not value.isdecimal()
 
 
 def _retry_info(details: Any) -> float | None:
@@ -178,6 +184,23 @@ def provider_failure(
         retry=status in (408, 409) or status >= 500,
         retry_after=wait,
     )
+
+
+def error_in(body: Any) -> Any:
+    """Return the error that came with status 200, in a body or in an event of a stream; None if there is none.
+
+    Known shapes: `{"error": ...}`, `[{"error": ...}]`, `{"object": "error", ...}`, Cohere's last event.
+    """
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    if not isinstance(body, dict):
+        return None
+    if body.get("error") or body.get("object") == "error":
+        return body.get("error") or body
+    end = body.get("delta")
+    if isinstance(end, dict) and end.get("finish_reason") == "ERROR":
+        return end.get("error") or end
+    return None
 
 
 def failure_in_body(model: str, error: Any, secrets: Iterable[str | None] = ()) -> ProviderError:

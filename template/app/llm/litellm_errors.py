@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from app.errors import AppError, InvalidRequest, ProviderMisconfigured, ProviderRefused, ProviderTimeout
-from app.llm.failures import cut_off, failure_in_body, parse_body, provider_failure, unreachable, unreadable
+from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
 from app.llm.targets import Target
 from app.llm.wire import Wire
 
@@ -49,18 +49,15 @@ def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable
         return ProviderTimeout(f"Model {target.name!r} did not finish in time (timeouts.total).")
     if not wire.sent:
         return _refused_by_litellm(target, error, sent)
+    told = error_in(parse_body(wire.body)) if wire.error is None else wire.error
+    if told is not None:
+        return failure_in_body(target.name, told, [target.key])
     if causes & CUT_OFF:
         return cut_off(target.name)
-    body = parse_body(wire.body) if wire.body else None
-    if isinstance(body, dict) and body.get("error"):
-        return failure_in_body(target.name, body["error"], [target.key])
+    # Of an answer that it can't read, LiteLLM says a status of its own: only for Amazon's stream it is the provider's.
     status = getattr(error, "status_code", None)
-    member = _member(error)
-    if member is not None:
-        numbered = {"code": status} if isinstance(status, int) and 400 <= status < 600 and status != 500 else {}
-        return failure_in_body(target.name, {**member, **numbered}, [target.key])
-    if isinstance(status, int) and 400 <= status < 600 and status != 500:
-        return provider_failure(target.name, status, None, None, [target.key])
+    if wire.is_binary and isinstance(status, int) and 400 <= status < 600:
+        return provider_failure(target.name, status, _member(error), None, [target.key])
     return unreadable(target.name)
 
 

@@ -7,7 +7,7 @@ from msgspec.json import Decoder
 from pydantic_core import to_json
 
 from app.errors import ProviderError
-from app.llm.failures import cut_off, failure_in_body, unreadable
+from app.llm.failures import cut_off, error_in, failure_in_body, unreadable
 from app.llm.json_text import read_json
 from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data, event_name
 
@@ -183,8 +183,8 @@ class Relay:
                 if is_error:
                     raise failure_in_body(self._model, chunk)
                 return b""
-            if chunk.get("error") or is_error:
-                raise failure_in_body(self._model, chunk.get("error") or chunk)
+            if (error := error_in(chunk)) or is_error:
+                raise failure_in_body(self._model, error or chunk)
             if chunk.get("choices") is None:
                 if not chunk.get("usage"):
                     return b""  # a ping, or something else that is no chunk

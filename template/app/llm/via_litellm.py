@@ -16,7 +16,7 @@ from app.errors import AppError, InvalidRequest, ProviderNotConfigured
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
-from app.llm.failures import cut_off, unreadable
+from app.llm.failures import cut_off, failure_in_body, unreadable
 from app.llm.litellm_errors import litellm_failure
 from app.llm.litellm_loading import close_clients, load
 from app.llm.relay import StreamState
@@ -119,16 +119,16 @@ class ViaLiteLLM:
                 if wire.is_broken:
                     raise unreadable(target.name)
                 body = _chunk(chunk)
-                # LiteLLM invents an ending for a stream that is cut off.
-                if any(choice["finish_reason"] for choice in body["choices"]) and not _has_ended(wire, stream):
-                    raise cut_off(target.name)
+                if any(choice["finish_reason"] for choice in body["choices"]):
+                    _check_end(target, wire, stream)
                 usage_is_told = _forget_chunks(stream)
                 if ("usage" not in body or usage_is_told) and state.see(body):
                     yield b"data: " + to_json(body) + b"\n\n"
                 call.deadlines.next_event()
             if wire.is_broken:
                 raise unreadable(target.name)
-            if state.lost_a_choice or not _has_ended(wire, stream):
+            _check_end(target, wire, stream)
+            if state.lost_a_choice:
                 raise cut_off(target.name)
             yield DONE
         finally:
@@ -236,12 +236,18 @@ def _refuse_unknown_parts(target: Target, messages: list[dict[str, Any]]) -> Non
                 raise InvalidRequest(text, param=param)
 
 
-def _has_ended(wire: Wire, stream: Any) -> bool:
-    """Return whether the provider's own events have ended a stream.
+def _check_end(target: Target, wire: Wire, stream: Any) -> None:
+    """Check that the provider's own events have ended a stream: LiteLLM invents an end for one that is cut off.
 
-    `received_finish_reason` of LiteLLM's is right for most providers, but always None for Gemini and Vertex AI.
+    Its `received_finish_reason` is right for most providers, but always None for Gemini and Vertex AI.
+
+    Raises:
+        ProviderError: they have not, or they tell an error.
     """
-    return wire.ended or stream.received_finish_reason is not None
+    if wire.error is not None:
+        raise failure_in_body(target.name, wire.error, [target.key])
+    if not wire.ended and stream.received_finish_reason is None:
+        raise cut_off(target.name)
 
 
 def _forget_chunks(stream: Any) -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from multidict import CIMultiDict
 
-from app.llm.sse import Events, EventTooLong, event_data
+from app.llm.failures import error_in
+from app.llm.sse import MAX_EVENT_BYTES, Events, EventTooLong, event_data
 
 MAX_BODY_BYTES = 64 * 1024
 """Of a response, as much as is kept: an error is shorter."""
@@ -23,12 +24,16 @@ LONGEST_MARK = 256
 
 END = re.compile(
     rb'"(?:finish_reason|finishReason|stop_reason|stopReason|done_reason|blockReason)"\s*:\s*'
-    rb'"(?!not_finished|FINISH_REASON_UNSPECIFIED|BLOCK(?:ED)?_REASON_UNSPECIFIED)[^"]'
+    rb'"(?!not_finished|FINISH_REASON_UNSPECIFIED|BLOCK(?:ED)?_REASON_UNSPECIFIED|(?i:error)")[^"]'
     rb'|"done"\s*:\s*true|"is_finished"\s*:\s*true|data:\s*\[DONE\]|"type"\s*:\s*"message_stop"'
 )
 """How providers end a stream: OpenAI and those like it, Anthropic, Google, Bedrock, Ollama, Cohere, IBM.
 
 What a model says can't look like this: inside a JSON string, each quote has a backslash before it."""
+
+ERROR = re.compile(rb'"error"', re.IGNORECASE)
+LINES = re.compile(r"ndjson|jsonl|stream\+json")
+"""Content types of a stream with a line of JSON for each event."""
 
 
 class Wire:
@@ -41,9 +46,23 @@ class Wire:
         body: the beginning of its body, up to MAX_BODY_BYTES; empty for a stream of events.
         ended: whether the provider's own stream has said that it has ended.
         is_broken: whether one of its events is not JSON, though it begins like it. LiteLLM leaves such events out.
+        error: the error that one of its events tells, which LiteLLM may leave out too; None if there is none.
+        is_binary: whether it is Amazon's stream, whose errors LiteLLM reads.
     """
 
-    __slots__ = ("_events", "_stream", "_tail", "body", "ended", "headers", "is_broken", "sent", "status")
+    __slots__ = (
+        "_events",
+        "_stream",
+        "_tail",
+        "body",
+        "ended",
+        "error",
+        "headers",
+        "is_binary",
+        "is_broken",
+        "sent",
+        "status",
+    )
 
     def __init__(self) -> None:
         self.sent = 0
@@ -51,9 +70,10 @@ class Wire:
         self.headers: CIMultiDict[str] = CIMultiDict()
         self.body = b""
         self.ended = False
-        self.is_broken = False
+        self.is_broken = self.is_binary = False
+        self.error: Any = None
         self._tail = b""
-        self._events: Events | None = None
+        self._events: Events | Lines | None = None
         self._stream: Any = None
 
     @contextlib.contextmanager
@@ -76,7 +96,9 @@ class Wire:
         self.status = status
         self.headers = CIMultiDict(headers.items())
         self.body = self._tail = b""
-        self._events = Events() if self.headers.get("content-type", "").startswith("text/event-stream") else None
+        kind = self.headers.get("content-type", "")
+        self.is_binary = kind.startswith("application/vnd.amazon.eventstream")
+        self._events = Events() if kind.startswith("text/event-stream") else Lines() if LINES.search(kind) else None
         self._stream = stream
 
     def receives(self, data: bytes) -> None:
@@ -85,23 +107,41 @@ class Wire:
             self.body = (self.body + data)[:MAX_BODY_BYTES]
         elif not self.is_broken:
             with contextlib.suppress(EventTooLong):
-                self.is_broken = any(not _is_whole(event) for event in self._events.feed(data))
+                for event in self._events.feed(data):
+                    self._read(event if isinstance(self._events, Lines) else event_data(event) or b"")
         if not self.ended:
             tail = self._tail + data
             self.ended = END.search(tail) is not None
             self._tail = tail[-LONGEST_MARK:]
 
+    def _read(self, text: bytes) -> None:
+        """Note whether an event that begins like JSON is JSON, and whether it is an error."""
+        if not text.lstrip().startswith(b"{"):
+            return
+        try:
+            msgspec.json.decode(text, type=msgspec.Raw)
+            if self.error is None and ERROR.search(text):
+                self.error = error_in(msgspec.json.decode(text))
+        except msgspec.DecodeError:
+            self.is_broken = True
 
-def _is_whole(event: bytes) -> bool:
-    """Return whether an event's data, if it begins like a JSON object, is one."""
-    data = event_data(event) or b""
-    if not data.lstrip().startswith(b"{"):
-        return True
-    try:
-        msgspec.json.decode(data, type=msgspec.Raw)
-    except msgspec.DecodeError:
-        return False
-    return True
+
+class Lines:
+    """Cuts packets into lines, each of which is an event."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, packet: bytes) -> Iterator[bytes]:
+        """Yield each line that this packet completes.
+
+        Raises:
+            EventTooLong: a line is longer than MAX_EVENT_BYTES.
+        """
+        *lines, self._rest = (self._rest + packet).split(b"\n")
+        yield from lines
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise EventTooLong
 
 
 _observer: ContextVar[Wire | None] = ContextVar("_observer", default=None)

@@ -1,4 +1,7 @@
-"""Cohere's API, version 2: https://docs.cohere.com/reference/chat."""
+"""Cohere's API, version 2: https://docs.cohere.com/reference/chat.
+
+A stream has a line of JSON for each event, as clients get it that accept JSON, LiteLLM among them.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -49,8 +52,6 @@ def events(_: Json, behaviour: Behaviour) -> Iterator[Event]:
         yield event("tool-call-end", index=index)
     if behaviour.finished != 0:
         yield event("message-end", id="stub", delta=_end(behaviour))
-    if behaviour.done:
-        yield "", "[DONE]"
 
 
 def _numbered(behaviour: Behaviour) -> list[tuple[int, str, str]]:

@@ -8,7 +8,6 @@ from tests.stub import anthropic, bedrock, cohere, dialects, gemini, ollama, ope
 from tests.stub.behaviour import Behaviour, Event, Json, dump
 
 SSE_TYPE = "text/event-stream; charset=utf-8"
-LINES_TYPE = "application/x-ndjson"
 _LINE_ENDS = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
 
 
@@ -19,6 +18,10 @@ def _sse_frame(event: Event, behaviour: Behaviour) -> bytes:
         lines.append(f"event: {name}")
     lines += [behaviour.prefix + text, "", ""]
     return _LINE_ENDS[behaviour.line_end].join(lines).encode()
+
+
+def _line(event: Event, _: Behaviour) -> bytes:
+    return f"{event[1]}\n".encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +79,16 @@ _PATHS: dict[str, Family] = {
         events=ollama.events,
         error=ollama.error,
         error_event=ollama.error_event,
-        stream_type=LINES_TYPE,
-        frame=lambda event, _: (event[1] + "\n").encode(),
+        stream_type="application/x-ndjson",
+        frame=_line,
     ),
     "POST .*/v2/chat": Family(
-        answer=cohere.answer, events=cohere.events, error=cohere.error, error_event=cohere.error_event
+        answer=cohere.answer,
+        events=cohere.events,
+        error=cohere.error,
+        error_event=cohere.error_event,
+        stream_type="application/stream+json",
+        frame=_line,
     ),
 }
 """Method and path of each; OpenAI's own and its dialects are told apart by a part of the path."""
