@@ -30,7 +30,8 @@ class Behaviour:
         repeat: how often the text is said, for a stream of any length.
         tool_calls: name and arguments (JSON text) of the tools that are called instead.
         thought: what the model thinks before it speaks, at the vendors that show it.
-        blocked: what the vendor's filter blocks, Google's and Azure's: the prompt, or the rest of an answer.
+        blocked: what the vendor's filter blocks, Google's and Azure's: the prompt, or the answer, of which a stream
+            has begun to speak.
         usage: report usage as OpenAI does; False is a server that never does.
         status: HTTP status; anything but 200 answers with the vendor's error. 0 closes before the first header.
         code: the error's code, where the status doesn't tell it.

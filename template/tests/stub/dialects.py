@@ -54,7 +54,8 @@ def _mistral_error(status: int, message: str, *, code: str | None = None, param:
         return {"detail": "Unauthorized"}
     if status == 422:
         return {"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": message}]}
-    return {"object": "error", "message": message, "type": "invalid_request_error", "param": param, "code": code}
+    kind = "invalid_request_error" if status < 500 else "internal_server_error"
+    return {"object": "error", "message": message, "type": kind, "param": param, "code": code or "1500"}
 
 
 def _usage_at_the_end(chunks: Chunks, behaviour: Behaviour) -> Iterator[Event]:

@@ -37,7 +37,8 @@ def answer(request: Json, behaviour: Behaviour) -> Json:
     """Answer `POST /v1beta/models/{model}:generateContent`."""
     if behaviour.blocked == "prompt":
         return _blocked(request)
-    return _answer(request, behaviour, list(_parts(behaviour)), _reason(behaviour), usage=behaviour.usage)
+    parts = [] if behaviour.blocked else list(_parts(behaviour))
+    return _answer(request, behaviour, parts, _reason(behaviour), usage=behaviour.usage)
 
 
 def events(request: Json, behaviour: Behaviour) -> Iterator[Event]:
