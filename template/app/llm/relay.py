@@ -12,9 +12,14 @@ from app.llm.json_text import read_json
 from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data, event_name
 
 
-class PlainChoice(Struct, gc=False):
-    """A choice without finish_reason."""
+class PlainDelta(Struct, gc=False):
+    """A delta, whatever is in it."""
 
+
+class PlainChoice(Struct, gc=False):
+    """A choice with a delta and without finish_reason."""
+
+    delta: PlainDelta
     finish_reason: None = None
 
 
@@ -88,7 +93,7 @@ class StreamState:
 class Relay:
     """Takes a provider's packets, and returns what the client gets.
 
-    An event's bytes are passed on as they came. Left out are: a usage chunk that the client did not ask for, events
+    An event's bytes are passed on as they came, unless a chunk lacks its choices or a delta. Left out are: a usage chunk that the client did not ask for, events
     without a chunk in them (comments, `event: ping`, `null`), and everything after `[DONE]`. Exactly one `[DONE]` ends
     a complete stream. A blank line never follows what has no data: after an `id:` line, OpenAI's SDKs would take that
     for an event.
@@ -170,7 +175,8 @@ class Relay:
         Raises:
             ProviderError: the event is an error, or can't be read.
         """
-        data = (event_data(event.removeprefix(BYTE_ORDER_MARK)) or b"").strip()
+        event = event.removeprefix(BYTE_ORDER_MARK)  # OpenAI's SDKs would lose the event
+        data = (event_data(event) or b"").strip()
         if not data:
             return b""
         if data == b"[DONE]":
@@ -185,10 +191,9 @@ class Relay:
                 return b""
             if (error := error_in(chunk)) or is_error:
                 raise failure_in_body(self._model, error or chunk)
-            if chunk.get("choices") is None:
-                if not chunk.get("usage"):
-                    return b""  # a ping, or something else that is no chunk
-                chunk["choices"] = []
+            if chunk.get("choices") is None and not chunk.get("usage"):
+                return b""  # a ping, or something else that is no chunk
+            if _complete(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
             self.spoke = True
             return event if self._state.see(chunk) else b""
@@ -200,6 +205,17 @@ class Relay:
         self.ended = True
         if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._model)
+
+
+def _complete(chunk: dict[str, Any]) -> bool:
+    """Add what OpenAI's clients read in every chunk: choices, and in each a delta; return whether any was missing."""
+    if chunk.get("choices") is None:
+        chunk["choices"] = []
+        return True
+    lacking = [choice for choice in chunk["choices"] if choice.get("delta") is None]
+    for choice in lacking:
+        choice["delta"] = {}
+    return bool(lacking)
 
 
 def stream_of(answer: dict[str, Any], state: StreamState, model: str) -> bytes:
