@@ -22,7 +22,7 @@ from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
 from app.llm.json_text import read_json
 from app.llm.relay import Relay, StreamState, stream_of
-from app.llm.sse import BYTE_ORDER_MARK
+from app.llm.sse import BYTE_ORDER_MARK, ENCODINGS
 from app.llm.targets import Target
 from app.telemetry.tracing import inject
 
@@ -117,6 +117,7 @@ class Direct:
             raise deadlines.expired() from None
         if not 200 <= response.status < 300:
             raise await self._failure(target, response)
+        _check_encoding(target, response)
         watchdog = Watchdog(deadlines, response.content.set_exception)
         try:
             relay = Relay(target.name, state)
@@ -230,6 +231,13 @@ class Direct:
         if not isinstance(answer, dict):
             raise unreadable(target.name)
         return answer
+
+
+def _check_encoding(target: Target, response: aiohttp.ClientResponse) -> None:
+    """Raise our error for a stream in an encoding that aiohttp does not know, whose bytes would mean nothing."""
+    if response.headers.get("Content-Encoding", "identity").lower() not in ENCODINGS:
+        response.close()
+        raise unreadable(target.name)
 
 
 def _broken(target: Target, error: Exception) -> ProviderError:

@@ -34,6 +34,9 @@ KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CRED", re.IGNORECASE)
 """Names of environment variables that hold a secret: LiteLLM reads its keys from them by itself."""
 
+SHORTEST_SECRET = 8
+"""Shorter values are words such as "none", which servers without keys are given."""
+
 OUR_ACCOUNT = re.compile(
     r"\b(credits?|billing|arrears?|arrearage|overdue|past[ _]due|insufficient[ _](quota|balance|funds))\b|"
     r"\b(balance|quota)\b[^.]{0,40}\b(exceeded|exhausted|insufficient|too low)\b|"
@@ -65,7 +68,8 @@ class ProviderWords:
 
     Attributes:
         message: its sentence; None if none was found.
-        code: its code, or its type where it has no code; None if it is a number.
+        code: its code; None if it is a number.
+        type: its type, which stands for a code where there is none.
         param: the field at fault.
         kinds: its code, type and status, for recognizing what happened.
         retry_after: seconds that it asks to wait, if the body tells (Google's RetryInfo).
@@ -73,6 +77,7 @@ class ProviderWords:
 
     message: str | None = None
     code: str | None = None
+    type: str | None = None
     param: str | None = None
     kinds: tuple[str, ...] = ()
     retry_after: float | None = None
@@ -103,18 +108,18 @@ def words_of(body: Any) -> ProviderWords:
     if isinstance(found, list | dict):  # FastAPI's list of errors, or one more level
         found = words_of(found).message
     kinds = [value for name in ("code", "type", "status") if isinstance(value := error.get(name), str) and value]
-    code = next((value for name in ("code", "type") if _is_code(value := error.get(name))), None)
-    param = error.get("param")
+    code, kind, param = error.get("code"), error.get("type"), error.get("param")
     return ProviderWords(
         message=found if isinstance(found, str) else None,
-        code=code,
+        code=code if _is_name(code) else None,
+        type=kind if _is_name(kind) else None,
         param=param if isinstance(param, str) else None,
         kinds=tuple(kinds),
         retry_after=_retry_info(error.get("details")),
     )
 
 
-def _is_code(value: Any) -> bool:
+def _is_name(value: Any) -> bool:
     """Return whether a value is a name, and not a number in digits, such as Azure's "400"."""
     return isinstance(value, str) and bool(value) and not value.isdecimal()
 
@@ -172,7 +177,7 @@ def provider_failure(
     if status == 429 or (is_request and RATE.search(said)):
         return ProviderRateLimited(f"The provider of model {model!r} has reached its rate limit.", retry_after=wait)
     if status in (400, 413, 422):
-        code = "context_length_exceeded" if is_overflow and not words.code else words.code
+        code = words.code or ("context_length_exceeded" if is_overflow else words.type)
         text = words.message
         return ProviderRefused(
             redact(text, secrets) if text else f"The provider of model {model!r} refused the request ({status}).",
@@ -277,7 +282,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def redact(text: str, secrets: Iterable[str | None]) -> str:
     """Return a provider's text, at most 1,000 characters, without our keys and anything that looks like a key."""
-    ours = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
-    for secret in sorted({*filter(None, secrets), *ours}, key=len, reverse=True):
+    ours = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    for secret in sorted(
+        {secret for secret in {*secrets, *ours} if secret and len(secret) >= 8}, key=len, reverse=True
+    ):
         text = text.replace(secret, "[removed]")
     return KEY_LIKE.sub("[removed]", text)[:1000]

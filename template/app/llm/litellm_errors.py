@@ -52,7 +52,7 @@ def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable
     told = error_in(parse_body(wire.body)) if wire.error is None else wire.error
     if told is not None:
         return failure_in_body(target.name, told, [target.key])
-    if causes & CUT_OFF:
+    if causes & CUT_OFF and not wire.is_broken:
         return cut_off(target.name)
     # Of an answer that it can't read, LiteLLM says a status of its own: only for Amazon's stream it is the provider's.
     status = getattr(error, "status_code", None)

@@ -93,10 +93,10 @@ class StreamState:
 class Relay:
     """Takes a provider's packets, and returns what the client gets.
 
-    An event's bytes are passed on as they came, unless a chunk lacks its choices or a delta. Left out are: a usage chunk that the client did not ask for, events
-    without a chunk in them (comments, `event: ping`, `null`), and everything after `[DONE]`. Exactly one `[DONE]` ends
-    a complete stream. A blank line never follows what has no data: after an `id:` line, OpenAI's SDKs would take that
-    for an event.
+    An event's bytes are passed on as they came, unless a chunk lacks choices or a delta. Left out are: a usage chunk
+    that the client did not ask for, events without a chunk in them (comments, `event: ping`, `null`), and everything
+    after `[DONE]`. Exactly one `[DONE]` ends a complete stream. A blank line never follows what has no data: after an
+    `id:` line, OpenAI's SDKs would take that for an event.
 
     Args:
         model: the model's public name, for errors.

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 DONE = b"data: [DONE]\n\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """May stand before the first event, and belongs to none."""
+ENCODINGS = frozenset({"", "br", "deflate", "gzip", "identity", "zstd"})
+"""Values of Content-Encoding whose streams are decoded before they are read here."""
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 
 END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")

@@ -15,7 +15,7 @@ import msgspec
 from multidict import CIMultiDict
 
 from app.llm.failures import error_in
-from app.llm.sse import MAX_EVENT_BYTES, Events, EventTooLong, event_data
+from app.llm.sse import ENCODINGS, MAX_EVENT_BYTES, Events, EventTooLong, event_data
 
 MAX_BODY_BYTES = 64 * 1024
 """Of a response, as much as is kept: an error is shorter."""
@@ -45,7 +45,8 @@ class Wire:
         headers: its headers.
         body: the beginning of its body, up to MAX_BODY_BYTES; empty for a stream of events.
         ended: whether the provider's own stream has said that it has ended.
-        is_broken: whether one of its events is not JSON, though it begins like it. LiteLLM leaves such events out.
+        is_broken: whether its encoding is unknown, or one of its events is not JSON though it begins like it. LiteLLM
+            leaves such events out.
         error: the error that one of its events tells, which LiteLLM may leave out too; None if there is none.
         is_binary: whether it is Amazon's stream, whose errors LiteLLM reads.
     """
@@ -100,6 +101,7 @@ class Wire:
         self.is_binary = kind.startswith("application/vnd.amazon.eventstream")
         self._events = Events() if kind.startswith("text/event-stream") else Lines() if LINES.search(kind) else None
         self._stream = stream
+        self.is_broken = self.headers.get("content-encoding", "").lower() not in ENCODINGS
 
     def receives(self, data: bytes) -> None:
         """A part of the response's body has come."""
