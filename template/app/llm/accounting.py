@@ -126,10 +126,14 @@ def _outcome(error: BaseException | None) -> str:
     return "internal_error" if isinstance(error, Exception) else "cancelled"
 
 
+MOST_TOKENS = 10**9
+"""Fewer than this has every request and every answer."""
+
+
 def tokens(usage: object) -> tuple[int, int]:
-    """Return the tokens of the request and of the answer that a provider's `usage` tells; 0 for what it doesn't."""
+    """Return the tokens of the request and of the answer that a provider's `usage` tells; 0 for what can't be so."""
     if not isinstance(usage, dict):
         return 0, 0
     told = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    prompt, completion = (number if isinstance(number, int) and number > 0 else 0 for number in told)
+    prompt, completion = (number if type(number) is int and 0 < number < MOST_TOKENS else 0 for number in told)
     return prompt, completion
