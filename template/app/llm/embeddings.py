@@ -17,7 +17,9 @@ def encode_as_base64(body: dict[str, Any]) -> bool:
     try:
         for row in body["data"]:
             vector = row["embedding"]
-            if not isinstance(vector, str):
+            if not isinstance(vector, str | list):
+                return False
+            if isinstance(vector, list):
                 row["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
     except (KeyError, OverflowError, TypeError, struct.error):
         return False

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from app.llm.targets import Target
@@ -87,16 +89,18 @@ async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:
         models.setdefault("gemini", "gemini/warm-up")  # the same code, without Google's credentials
     if not models:
         models["openai"] = "openai/warm-up"
-    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
-    address = "http://{}:{}".format(*server.sockets[0].getsockname())
-    async with server:
+    # In a thread of its own: LiteLLM asks some providers by blocking calls, which a server in this loop would never see.
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
+        threading.Thread(target=server.serve_forever, name="warm-up", daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WARM_UP_WITHIN):
                 for provider, model in models.items():
                     for stream in (False, True):
                         with contextlib.suppress(Exception):
                             await _call(litellm, provider, model, address, stream=stream)
-        await close_clients(litellm)
+        server.shutdown()
+    await close_clients(litellm)
 
 
 async def _call(litellm: Any, provider: str, model: str, address: str, *, stream: bool) -> None:
@@ -117,13 +121,18 @@ async def _call(litellm: Any, provider: str, model: str, address: str, *, stream
             pass
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one HTTP request, whatever it asks for."""
-    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        _, _, length = head.partition(b"content-length:")
-        await reader.readexactly(int(length.split(b"\r\n")[0] or 0))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n")
-        writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER))
-        await writer.drain()
-    writer.close()
+class _Answer(BaseHTTPRequestHandler):
+    """Answers every request alike."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(ANSWER)))
+        self.end_headers()
+        self.wfile.write(ANSWER)
+
+    do_GET = do_POST  # noqa: N815 - the name is http.server's
+
+    def log_message(self, *_: object) -> None:
+        """Write no line to the console."""

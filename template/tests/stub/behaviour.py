@@ -122,3 +122,8 @@ def dump(value: object) -> str:
 
 def halves(text: str) -> tuple[str, str]:
     return text[: len(text) // 2], text[len(text) // 2 :]
+
+
+def vectors(count: int, size: int) -> list[list[float]]:
+    """Return embeddings: numbers divided by powers of two, so that 32 bits hold them exactly."""
+    return [[(index + 1) / 2**place for place in range(size)] for index in range(count)]

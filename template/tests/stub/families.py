@@ -65,6 +65,8 @@ _BEDROCK = Family(
 )
 _PATHS: dict[str, Family] = {
     "POST .*/embeddings": Family(answer=openai.embeddings),
+    r"POST .*/models/[^/:]+:batchEmbedContents": Family(answer=gemini.embeddings, error=gemini.error),
+    "POST .*/api/embed": Family(answer=ollama.embeddings, error=ollama.error),
     "GET .*/models": Family(answer=openai.models),
     "POST /v1/messages": Family(
         answer=anthropic.message,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from tests.stub.behaviour import MODEL_SUFFIX, PROMPT_TOKENS, Behaviour, Event, Json, dump
+from tests.stub.behaviour import MODEL_SUFFIX, PROMPT_TOKENS, Behaviour, Event, Json, dump, vectors
 
 RETRY_AFTER = 34
 """Seconds that a 429 asks to wait, in its body alone."""
@@ -51,6 +51,11 @@ def events(request: Json, behaviour: Behaviour) -> Iterator[Event]:
     if behaviour.finished != 0:
         end = [] if behaviour.blocked else [{"text": ""}]
         yield "", dump(_answer(request, behaviour, end, _reason(behaviour), usage=behaviour.usage))
+
+
+def embeddings(request: Json, _: Behaviour) -> Json:
+    """Answer `POST /v1beta/models/{model}:batchEmbedContents`."""
+    return {"embeddings": [{"values": vector} for vector in vectors(len(request["requests"]), 4)]}
 
 
 def _reason(behaviour: Behaviour) -> str:

@@ -6,7 +6,7 @@ A stream has a line of JSON for each event.
 import json
 from collections.abc import Iterator
 
-from tests.stub.behaviour import MODEL_SUFFIX, PROMPT_TOKENS, Behaviour, Event, Json, dump
+from tests.stub.behaviour import MODEL_SUFFIX, PROMPT_TOKENS, Behaviour, Event, Json, dump, vectors
 
 
 def error(_: int, message: str, *, code: str | None = None, param: str | None = None) -> Json:
@@ -43,6 +43,13 @@ def events(request: Json, behaviour: Behaviour) -> Iterator[Event]:
             yield line(content=word)
     if behaviour.finished != 0:
         yield "", dump(_common(request) | {"message": {"role": "assistant", "content": ""}} | _end(behaviour))
+
+
+def embeddings(request: Json, _: Behaviour) -> Json:
+    """Answer `POST /api/embed`."""
+    texts = request["input"]
+    count = 1 if isinstance(texts, str) else len(texts)
+    return {"model": request["model"], "embeddings": vectors(count, 4), "prompt_eval_count": PROMPT_TOKENS}
 
 
 def _calls(behaviour: Behaviour) -> list[Json]:
