@@ -11,6 +11,9 @@ from app.llm.relay import StreamState
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Span, Tracing
 
+MOST_TOKENS = 10**9
+"""Fewer than this has every request and every answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
@@ -124,10 +127,6 @@ def _outcome(error: BaseException | None) -> str:
     if isinstance(error, AppError):
         return error.kind
     return "internal_error" if isinstance(error, Exception) else "cancelled"
-
-
-MOST_TOKENS = 10**9
-"""Fewer than this has every request and every answer."""
 
 
 def tokens(usage: object) -> tuple[int, int]:

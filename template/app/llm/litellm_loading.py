@@ -89,7 +89,7 @@ async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:
         models.setdefault("gemini", "gemini/warm-up")  # the same code, without Google's credentials
     if not models:
         models["openai"] = "openai/warm-up"
-    # In a thread of its own: LiteLLM asks some providers by blocking calls, which a server in this loop would never see.
+    # In a thread of its own: LiteLLM asks some providers by blocking calls, which a server in this loop can't answer.
     with ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
         threading.Thread(target=server.serve_forever, name="warm-up", daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"

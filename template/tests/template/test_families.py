@@ -313,6 +313,13 @@ def test_an_error_in_mid_stream_ends_it(ask: Ask, provider: Stub, family: str, i
     assert Behaviour.message not in found.message
 
 
+def test_a_stream_that_litellm_can_not_read_is_an_error(ask: Ask, provider: Stub) -> None:
+    """Cohere's, as server-sent events."""
+    body = b'event: message-start\ndata: {"type": "message-start", "delta": {"message": {"role": "assistant"}}}\n\n'
+    provider.default = Behaviour(body=body, headers={"content-type": "text/event-stream"})
+    assert outcome(ask("cohere", stream=True)).error == "provider_error"
+
+
 # Time.
 
 
