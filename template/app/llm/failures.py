@@ -34,8 +34,8 @@ KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CRED", re.IGNORECASE)
 """Names of environment variables that hold a secret: LiteLLM reads its keys from them by itself."""
 
-SHORTEST_SECRET = 8
-"""Shorter values are words such as "none", which servers without keys are given."""
+NO_KEY = "none"
+"""Given to servers without keys: a word, and no secret."""
 
 OUR_ACCOUNT = re.compile(
     r"\b(credits?|billing|arrears?|arrearage|overdue|past[ _]due|insufficient[ _](quota|balance|funds))\b|"
@@ -282,9 +282,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def redact(text: str, secrets: Iterable[str | None]) -> str:
     """Return a provider's text, at most 1,000 characters, without our keys and anything that looks like a key."""
-    ours = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
-    for secret in sorted(
-        {secret for secret in {*secrets, *ours} if secret and len(secret) >= 8}, key=len, reverse=True
-    ):
+    ours = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
+    for secret in sorted({*filter(None, secrets), *ours} - {NO_KEY}, key=len, reverse=True):
         text = text.replace(secret, "[removed]")
     return KEY_LIKE.sub("[removed]", text)[:1000]
