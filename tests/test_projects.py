@@ -1,28 +1,23 @@
-"""Every shape of project passes its own tests, on the libraries that it asks for."""
-
-import shutil
+"""A project passes its own tests, on the libraries that it asks for, and every shape of project starts."""
 
 import pytest
 
 from shapes import SHAPES
-from workspace import Install, Once, Render, run, tree
-
-READ_BY_NO_TEST = (
-    *(".github", ".gitlab-ci.yml", ".copier-answers.yml"),
-    *("README.md", "Dockerfile", ".dockerignore", "compose.yaml", "monitoring", "k8s"),
-)
+from updates.projects import run_by_its_tests
+from workspace import Install, Once, Render, run
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
 def test_its_own_tests_pass(render: Render, install: Install, once: Once, answers: dict[str, str | bool]) -> None:
-    """Once for each distinct project; what no test reads is taken away, as it would only make more of them."""
+    """Once for each distinct set of the files that they read: they see neither settings nor what delivers a project."""
     project = render(**answers)
-    for name in READ_BY_NO_TEST:
-        if (project / name).is_dir():
-            shutil.rmtree(project / name)
-        else:
-            (project / name).unlink(missing_ok=True)
-    once(
-        frozenset(tree(project).items()),
-        lambda: run(install(project) / "pytest", "--quiet", "tests", "tests/template", cwd=project),
-    )
+    commands = install(project)
+    once(run_by_its_tests(project), lambda: run(commands / "pytest", "--quiet", "tests", "tests/template", cwd=project))
+
+
+@pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
+def test_it_starts_with_its_settings(render: Render, install: Install, answers: dict[str, str | bool]) -> None:
+    project = render(**answers)
+    program = "from app.main import app; print(app.title)"
+    title = run(install(project) / "python", "-c", program, cwd=project, env={"PYTHONIOENCODING": "utf-8"})
+    assert title == f"{answers.get('project_name', 'AI backend')}\n"

@@ -101,11 +101,12 @@ def _header(request: Request, name: bytes) -> bytes:
 
 
 def is_local(request: Request) -> bool:
-    """Return whether a request was made on this machine, by its user.
+    """Return whether a request was made on this machine.
 
-    The peer must be a loopback address. So must `Host` be, or an attacker could point a name of theirs to 127.0.0.1
-    (DNS rebinding), and any `Origin`, or every website that the developer visits could call. A proxy on this machine is
-    recognized by its forwarding headers, by the `Host` that it passes on, or by HTTP/1.0.
+    The peer must be a loopback address. `Host` must be one too; otherwise an attacker's domain could point to 127.0.0.1
+    (DNS rebinding). If there is an `Origin`, it must be one too; otherwise any website that the developer visits could
+    call. A proxy on this machine is recognized by its forwarding headers, by the `Host` that it passes on, or by
+    HTTP/1.0.
     """
     headers = request.headers
     if any(name in headers for name in FORWARDING_HEADERS) or any(name.startswith("x-forwarded-") for name in headers):

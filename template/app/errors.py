@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from app.models import ErrorMember, Problem
 
 PROBLEM_JSON = "application/problem+json"
-INTERNAL_ERROR = "Something went wrong here. The request id finds it in the logs."
+INTERNAL_ERROR = "Something went wrong here. Search the logs for the request id."
 
 
 class AppError(Exception):

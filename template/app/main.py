@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=_telemetry(settings),
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
-        routes=[*chat.router.routes, *embeddings.router.routes],  # not by include_router, which matches each path twice
+        routes=[*chat.router.routes, *embeddings.router.routes],  # include_router would match each path twice
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
             Middleware(
@@ -90,7 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_problem_handlers(app)
     for module in (models, health):
         app.include_router(module.router)
-    if settings.dev if settings.playground is None else settings.playground:
+    has_playground = settings.dev if settings.playground is None else settings.playground
+    if has_playground:
         app.include_router(playground.router)
     if settings.metrics:
         app.include_router(metrics_router.router)

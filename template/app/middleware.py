@@ -33,8 +33,8 @@ class RequestContext:
 
     Args:
         app: the application inside.
-        drain: told of requests in flight.
-        metrics: told of every request.
+        drain: knows the requests in flight.
+        metrics: counts every request.
         max_body_bytes: largest body, declared or counted, in bytes.
     """
 
@@ -127,7 +127,7 @@ class LoadShedding:
                 async with asyncio.timeout(WAIT_FOR_PLACE):
                     await self.places.acquire()
             except TimeoutError:
-                overloaded = Overloaded("This server has too much to do. Try again in a moment.", retry_after=1)
+                overloaded = Overloaded("This server is overloaded. Try again in a moment.", retry_after=1)
                 await problem_response(overloaded, scope)(scope, receive, send)
                 return
         else:

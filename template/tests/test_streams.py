@@ -306,7 +306,7 @@ def test_pings_fill_a_silence_and_do_not_prolong_it(hasty: Server, way: str) -> 
     assert events.count(": ping") >= 2
     error = error_of([event for event in events if event != ": ping"])
     assert (error["status"], error["error"]["code"]) == (504, "provider_timeout")
-    assert error["detail"] == f"Model {way!r} fell silent for 1 s (timeouts.idle)."
+    assert error["detail"] == f"Model {way!r} sent nothing more for 1 s (timeouts.idle)."
 
 
 # 6. Usage goes to those who asked for it.

@@ -15,6 +15,7 @@ from workspace import ROOT, run
 OWN = '''"""Ours: routers and middleware."""
 
 from fastapi import APIRouter
+from prometheus_client import Counter
 from pydantic import BaseModel
 from starlette.middleware import Middleware
 
@@ -22,6 +23,7 @@ from app.dependencies import LLM
 from app.team_header import TeamHeader
 
 router = APIRouter()
+asked = Counter("summaries_asked", "Summaries that were asked for.")
 
 
 class Text(BaseModel):
@@ -30,8 +32,14 @@ class Text(BaseModel):
 
 @router.post("/summaries")
 async def summarize(body: Text, llm: LLM) -> dict[str, str | None]:
+    asked.inc()
     answer = await llm.complete(model="demo", messages=[{"role": "user", "content": body.text}])
     return {"summary": answer.content}
+
+
+@router.get("/status", openapi_extra={"security": []})
+async def status() -> dict[str, str]:
+    return {"status": "ours"}
 
 
 routers: list[APIRouter] = [router]
@@ -58,6 +66,7 @@ class TeamHeader:
 
 TEST = '''"""What our team added works, whatever the template's updates bring."""
 
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from app.limits import Limiter
@@ -66,9 +75,12 @@ from app.models import ChatRequest
 
 
 def test_our_endpoint_answers_and_our_middleware_speaks(client: TestClient) -> None:
+    before = REGISTRY.get_sample_value("summaries_asked_total") or 0
     answer = client.post("/summaries", json={"text": "a long story"})
     assert answer.json() == {"summary": "You said: a long story"}
     assert answer.headers["x-team"] == "search"
+    assert REGISTRY.get_sample_value("summaries_asked_total") == before + 1
+    assert client.get("/status").json() == {"status": "ours"}
 
 
 def test_our_line_in_main_runs() -> None:

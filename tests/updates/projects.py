@@ -14,7 +14,7 @@ from shapes import INDEX
 from updates.edits import RENAMED_TO, edit, lost
 from updates.moved import pointers
 from updates.releases import commit
-from workspace import run
+from workspace import run, tree
 
 COPIER = Path(sys.executable).with_name("copier")
 MARKER = re.compile(rb"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
@@ -125,8 +125,8 @@ def run_by_its_tests(project: Path) -> frozenset[tuple[str, bytes]]:
     """Return what a project's tests, ruff and mypy read. They see neither settings nor what delivers the project."""
     return frozenset(
         (name, content)
-        for name, content in files(project).items()
-        if (name.startswith(("app/", "tests/")) and name != "app/settings.toml")
+        for name, content in tree(project).items()
+        if (name.startswith(("app/", "tests/")) and name != "app/settings.toml" and not name.endswith(".pyc"))
         or name in ("mypy.ini", "pytest.ini", "ruff.toml")
     )
 

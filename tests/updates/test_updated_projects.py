@@ -1,4 +1,4 @@
-"""What all edits and an update lead to passes its own tests, the team's among them, ruff and mypy.
+"""What all edits and an update lead to passes the tests that guard a team's work, the team's own, ruff and mypy.
 
 Once, from the first release: test_edited_updates.py holds that every other cell leads to the same Python, and
 test_plain_updates.py that projects without edits are those of test_projects.py.
@@ -25,7 +25,7 @@ def test_an_edited_and_updated_project_passes_its_own_tests(start: Start, instal
     run(commands / "ruff", "check", cwd=project)
     run(commands / "ruff", "format", "--check", cwd=project)
     run(commands / "mypy", cwd=project)
-    run(commands / "pytest", "--quiet", "tests", "tests/template", cwd=project)
+    run(commands / "pytest", "--quiet", cwd=project)
 
 
 @pytest.mark.parametrize("options", ["all off", "own server"])

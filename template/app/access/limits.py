@@ -87,7 +87,7 @@ class Limiter:
 
     Args:
         settings: `limit_storage` says where requests and tokens are counted.
-        metrics: told of every decision, and of whether the storage answers.
+        metrics: counts every decision, and shows whether the storage answers.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -107,7 +107,7 @@ class Limiter:
         """Return a context that a call is made in; entering it may raise RateLimited.
 
         Args:
-            caller: who calls; None is this application itself, which only the model's limits bind.
+            caller: who calls; None is the application itself, to which only the model's limits apply.
             model: public name of the model.
             entry: the model's row, with its limits.
             fields: the request's fields.
@@ -254,7 +254,7 @@ class Admission:
         self._reserved.clear()
         if reset_at is None:
             raise RateLimited(
-                f"This request alone may take more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
+                f"This request alone could use more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
                 headers=self.headers | {"X-Should-Retry": "false"},
             )
         wait = max(1.0, reset_at - time.time())

@@ -1,4 +1,4 @@
-"""What is done around every call, whole or streamed: limits, the gauge of calls in flight, a span, and its numbers."""
+"""What is done around every call, whole or streamed: limits, the gauge of calls in flight, a span, and metrics."""
 
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,11 +17,11 @@ MOST_TOKENS = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
-    """What calls are counted with.
+    """The objects that record calls.
 
     Attributes:
         limiter: admits calls within the limits of their callers and models.
-        metrics: told of every call.
+        metrics: counts every call.
         tracing: starts the spans; None starts none.
     """
 

@@ -1,4 +1,4 @@
-"""What LLMClient needs of an adapter: one for each way in which a model may be reached."""
+"""The interface of an adapter. There is one adapter for each protocol that models are called by."""
 
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol

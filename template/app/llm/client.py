@@ -57,7 +57,7 @@ class LLMClient:
 
     Args:
         upstreams: the models.
-        caller: who calls; None is the application itself, which only the models' limits bind.
+        caller: who calls; None is the application itself, to which only the models' limits apply.
         totals: each call is added to it when it ends; None keeps nothing.
     """
 
@@ -191,7 +191,8 @@ class LLMClient:
         if self._caller and not self._caller.may_use(name) and (target or self._caller.anonymous):
             raise self._caller.refusal(name)
         if target is None:
-            raise ModelNotFound("There is no such model here. GET /v1/models lists them.", param="model")
+            message = "There is no such model here. GET /v1/models lists those that you may use."
+            raise ModelNotFound(message, param="model")
         if request:
             limit = target.entry.max_tokens_limit or settings.max_tokens_limit
             for param in ("max_tokens", "max_completion_tokens"):

@@ -62,7 +62,7 @@ class Deadlines:
         seconds = getattr(self.timeouts, self._limit)
         did = {
             "first_token": f"sent nothing within {seconds:g} s",
-            "idle": f"fell silent for {seconds:g} s",
+            "idle": f"sent nothing more for {seconds:g} s",
             "total": f"did not finish within {seconds:g} s",
         }[self._limit]
         return ProviderTimeout(f"Model {self.model!r} {did} (timeouts.{self._limit}).")
@@ -94,7 +94,7 @@ class Watchdog:
         if self._deadlines.deadline < self._timer_at:
             self._set_timer()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Stop watching until the next read: time that passes now is not the provider's."""
         self._waiting = False
 

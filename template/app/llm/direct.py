@@ -100,7 +100,7 @@ class Direct:
         Args:
             call: as in `complete`.
             target: as in `complete`.
-            state: told of every chunk.
+            state: records every chunk.
 
         Raises:
             ProviderError: the provider failed, before the first item or in mid-stream.
@@ -130,7 +130,7 @@ class Direct:
                     packet = await response.content.readany()
                 except READ_ERRORS as error:
                     raise _broken(target, error) from None
-                watchdog.rest()
+                watchdog.pause()
                 if is_first and packet.lstrip()[:1] in (b"{", b"["):
                     yield await self._whole(target, packet, response, deadlines, state)
                     return
@@ -193,8 +193,9 @@ class Direct:
                 allow_redirects=False,  # a redirect must not take the key to another host
             )
         except aiohttp.ConnectionTimeoutError:
-            message = f"The provider of model {target.name!r} took no connection within {self._timeouts.connect:g} s"
-            raise ProviderTimeout(f"{message} (timeouts.connect).", retry=True) from None
+            within = f"within {self._timeouts.connect:g} s (timeouts.connect)"
+            message = f"The provider of model {target.name!r} did not accept a connection {within}."
+            raise ProviderTimeout(message, retry=True) from None
         except aiohttp.ClientResponseError:  # not HTTP, or headers that are too long
             raise unreadable(target.name) from None
         except READ_ERRORS as error:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from app.llm.litellm_clients import close_clients
 from app.llm.targets import Target
 from app.llm.vendors import VENDORS
 from app.llm.wire import observe_transport
@@ -66,20 +67,6 @@ def load(image_hosts: Sequence[str], targets: Sequence[Target]) -> Any:
     with contextlib.suppress(Exception):  # a call that fails has warmed up too
         asyncio.run(_warm_up(litellm, targets))
     return litellm
-
-
-async def close_clients(litellm: Any) -> None:
-    """Close the connections that LiteLLM has opened in this event loop, after its logging worker has drained."""
-    from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
-
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await GLOBAL_LOGGING_WORKER.flush()
-    await GLOBAL_LOGGING_WORKER.stop()
-    await litellm.close_litellm_async_clients()
-    litellm.in_memory_llm_clients_cache.flush_cache()  # else another event loop might get a closed client
-    if shared := vars(litellm).pop("module_level_aclient", None):  # a client of some providers, made on first use
-        await shared.close()
 
 
 async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:

@@ -100,7 +100,7 @@ class Relay:
 
     Args:
         model: the model's public name, for errors.
-        state: told of every chunk.
+        state: records every chunk.
     """
 
     def __init__(self, model: str, state: StreamState) -> None:

@@ -33,7 +33,7 @@ class Retries:
     Args:
         targets: the model table.
         retries: how often one model is tried again, 0 or more.
-        metrics: told of every attempt.
+        metrics: counts every attempt.
     """
 
     def __init__(self, targets: Mapping[str, Target], retries: int, metrics: Metrics) -> None:

@@ -25,7 +25,7 @@ class Upstreams:
     Args:
         settings: the model table, time limits and retries.
         environ: where the providers' keys are looked up.
-        metrics: told of every call; None makes some that nobody reads.
+        metrics: counts every call; None makes some that nobody reads.
 
     Raises:
         SettingsError: a row of the model table can't work.

@@ -17,8 +17,9 @@ from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, failure_in_body, unreadable
+from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
-from app.llm.litellm_loading import close_clients, load
+from app.llm.litellm_loading import load
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.targets import Target

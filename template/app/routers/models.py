@@ -24,7 +24,7 @@ async def get_model(request: Request, model: str, llm: LLM) -> ModelCard:
     for target in llm.usable():
         if target.name == model:
             return _card(request, target)
-    raise ModelNotFound("There is no such model here. GET /v1/models lists them.", param="model")
+    raise ModelNotFound("There is no such model here. GET /v1/models lists those that you may use.", param="model")
 
 
 def _card(request: Request, target: Target) -> ModelCard:

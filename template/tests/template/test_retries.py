@@ -241,7 +241,7 @@ def row_at(api_base: str, **given: Any) -> dict[str, Any]:
 def test_a_connection_is_waited_for_so_long(far: Ask, way: str, stream: bool) -> None:
     late = far(way, stream=stream)
     assert code(late) == (504, "provider_timeout")
-    assert late.json["detail"].startswith(f"The provider of model {way!r} took no connection")
+    assert late.json["detail"].startswith(f"The provider of model {way!r} did not accept a connection")
     assert late.json["detail"].endswith("(timeouts.connect).")
 
 
@@ -264,7 +264,7 @@ def test_a_next_event_is_waited_for_so_long(ask: Ask, provider: Stub, way: str) 
     with ask.waiting(idle=0.3):
         error = chunks_of(list(ask(way, stream=True).events))[-1]
     assert (error["status"], error["error"]["code"]) == (504, "provider_timeout")
-    assert error["detail"] == f"Model {way!r} fell silent for 0.3 s (timeouts.idle)."
+    assert error["detail"] == f"Model {way!r} sent nothing more for 0.3 s (timeouts.idle)."
 
 
 def test_a_whole_stream_is_waited_for_so_long(ask: Ask, provider: Stub) -> None:
