@@ -96,12 +96,15 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
     """
     shown = max(errors, key=lambda error: len(error["loc"]))
     location = shown["loc"][1:] if shown["loc"][:1] and shown["loc"][0] in ("body", "query", "path") else shown["loc"]
-    # Pydantic adds type names such as `list[...]` to the path.
+    # Where a value may have several types, Pydantic adds their names to the path: `list[...]`, or `str` at its end.
     path = [str(part)[:64] for part in location if "[" not in str(part)]
+    if len(path) > 1 and path[-1].removeprefix("constrained-") in ("str", "int", "float", "bool"):
+        path.pop()
     if shown["type"] == "finite_number":
         path = path[:1]  # deeper names may be the sender's own
     param = ".".join(path)
-    reason = shown["msg"].removeprefix("Value error, ")
+    is_object = shown["type"] in ("dict_type", "model_type", "model_attributes_type", "dataclass_type")
+    reason = "Input should be an object" if is_object else shown["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{param}: {reason}" if param else reason, param=param or None)
 
 

@@ -72,9 +72,10 @@ class Message(Wire):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(max_length=1024)] | None = None
-    name: Name | None = None
+    name: str | None = None
     tool_calls: Annotated[list[dict[str, JsonValue]], Field(max_length=512)] | None = None
-    tool_call_id: Name | None = None
+    tool_call_id: str | None = None
+    """The provider's own: any length, and empty ones."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -100,8 +101,9 @@ class ChatRequest(Wire):
         default=None, ge=0, le=2, description="The shipped gpt-4o entry sends 0.7 if it is left out."
     )
     top_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: Annotated[int, Field(ge=1, le=16384), AS_INTEGER] | None = Field(
-        default=None, description="The shipped gpt-4o entry sends 1024 if it is left out."
+    max_tokens: Annotated[int, Field(ge=1), AS_INTEGER] | None = Field(
+        default=None,
+        description="At most the setting max_tokens_limit. The shipped gpt-4o entry sends 1024 if it is left out.",
     )
     max_completion_tokens: Annotated[int, Field(ge=1), AS_INTEGER] | None = None
     n: Annotated[int, Field(ge=1, le=128), AS_INTEGER] | None = None
@@ -118,62 +120,80 @@ class ChatRequest(Wire):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
+def _or_default(default: Any) -> BeforeValidator:
+    """Take a default in place of the null that some providers send."""
+    return BeforeValidator(lambda value: default() if value is None else value)
+
+
+def text_of(content: Any) -> Any:
+    """Return the text of an answer's content: some providers send a list of parts."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+Count = Annotated[int, _or_default(int)]
+Text = Annotated[str, _or_default(str)]
+Content = Annotated[str | None, BeforeValidator(text_of)]
+
+
 class Answered(BaseModel):
-    """A part of a provider's answer. Fields that are not named here are kept."""
+    """A part of a provider's answer. Fields that are not named here are kept, and null is a field left out."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Usage(Answered):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    total_tokens: Count = 0
 
 
 class AssistantMessage(Answered):
-    role: str = "assistant"
-    content: str | None = None
+    role: Annotated[str, _or_default(lambda: "assistant")] = "assistant"
+    content: Content = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
 class Choice(Answered):
-    index: int = 0
-    message: AssistantMessage
+    index: Count = 0
+    message: Annotated[AssistantMessage, _or_default(AssistantMessage)] = AssistantMessage()
     finish_reason: str | None = None
 
 
 class ChatResponse(Answered):
     """OpenAI's `chat.completion`, and `content`: the first choice's text."""
 
-    id: str
-    object: str = "chat.completion"
-    created: int = 0
-    model: str
+    id: Text = ""
+    object: Text = "chat.completion"
+    created: Count = 0
+    model: Text = ""
     choices: list[Choice]
-    usage: Usage = Usage()
-    content: str | None = None
+    usage: Annotated[Usage, _or_default(Usage)] = Usage()
+    content: Content = None
 
 
 class Delta(Answered):
     role: str | None = None
-    content: str | None = None
+    content: Content = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
 class ChunkChoice(Answered):
-    index: int = 0
-    delta: Delta = Delta()
+    index: Count = 0
+    delta: Annotated[Delta, _or_default(Delta)] = Delta()
     finish_reason: str | None = None
 
 
 class ChatChunk(Answered):
     """OpenAI's `chat.completion.chunk`, and `content`: the first choice's new text."""
 
-    id: str
-    object: str = "chat.completion.chunk"
-    created: int = 0
-    model: str
-    choices: list[ChunkChoice]
+    id: Text = ""
+    object: Text = "chat.completion.chunk"
+    created: Count = 0
+    model: Text = ""
+    choices: Annotated[list[ChunkChoice], _or_default(list)] = []
     usage: Usage | None = None
 
     @property
@@ -198,16 +218,16 @@ class EmbeddingRequest(Wire):
 
 
 class Embedding(Answered):
-    object: str = "embedding"
-    index: int
+    object: Text = "embedding"
+    index: Count = 0
     embedding: list[float] | str
 
 
 class EmbeddingResponse(Answered):
-    object: str = "list"
+    object: Text = "list"
     data: list[Embedding]
-    model: str
-    usage: Usage = Usage()
+    model: Text = ""
+    usage: Annotated[Usage, _or_default(Usage)] = Usage()
 
 
 class ModelCard(BaseModel):

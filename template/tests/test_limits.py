@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import pytest
 
 from app import middleware
+from app.access.limits import estimate as estimated
 from app.config import ModelEntry, Settings
 from app.errors import RateLimited
 from app.llm.client import LLMClient
@@ -289,3 +291,30 @@ def test_a_request_waits_a_moment_for_its_place(
     stub.queue(Behaviour(delay_headers=0.2))
     with ThreadPoolExecutor(2) as pool:
         assert [answer.status_code for answer in pool.map(lambda _: server.ask(), range(2))] == [200, 200]
+
+
+# Images and sound.
+
+
+def message(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}]}
+
+
+@pytest.mark.parametrize(
+    "upstream", ["openai/gpt-4o", "anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash", "own/m"]
+)
+def test_an_image_takes_an_images_tokens_however_many_bytes_it_has(upstream: str) -> None:
+    def tokens(size: int, **more: Any) -> int:
+        url = "data:image/png;base64," + "A" * size
+        return estimated(message({"type": "image_url", "image_url": {"url": url, **more}}), upstream)
+
+    alone = estimated(message(), upstream)
+    assert tokens(1_400_000) == tokens(100)
+    assert 80 < tokens(100) - alone < 4000
+    assert tokens(1_400_000, detail="low") - alone < 120
+
+
+def test_sound_takes_ten_tokens_a_second() -> None:
+    second = "A" * (16_000 * 2 * 4 // 3)
+    sound = {"type": "input_audio", "input_audio": {"data": second * 60, "format": "wav"}}
+    assert 500 < estimated(message(sound)) - estimated(message()) < 1000

@@ -99,7 +99,7 @@ async def test_embed_returns_an_embedding_response(llm: LLMClient, way: str) -> 
 
 @pytest.mark.anyio
 async def test_an_answer_that_is_not_openais_is_an_error_of_the_provider(stub: Stub) -> None:
-    stub.queue(Behaviour(body=b'{"choices": [{"message": {"content": "Hello"}}]}'))  # no id, no model
+    stub.queue(Behaviour(body=b'{"choices": [{"message": {"content": {"no": "text"}}}]}'))
     models = {"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1")}
     async with Upstreams(Settings(models=models, default_model="m", retries=0)) as upstreams:
         with pytest.raises(ProviderError, match="can't be read"):

@@ -211,12 +211,15 @@ def test_a_stream_without_its_end_is_cut_off(server: Server, way: str, behaviour
 def test_the_events_of_a_direct_stream_pass_byte_for_byte(server: Server) -> None:
     body = (
         b'data: {"id":"a","choices":[{"index":0,"delta":{"content":"\\u4e16  x"}}],"x_own" : [1.50, 2e3]}\n\n'
-        b": keep-alive\n\n"
         b'event: message\r\nid: 7\r\ndata:{"choices":[{"delta":{"reasoning_content":"\xe4\xb8\x96"}}]}\r\n\r\n'
         b'data: {"choices":[{"index":0,"delta":{},\ndata: "finish_reason":"stop"}]}\n\n'
         b"data: [DONE]\n\n"
     )
-    behaviour = Behaviour(body=body, headers={"content-type": "text/event-stream"}, packet=11)
+    behaviour = Behaviour(
+        body=b": keep-alive\n\n" + body.replace(b"event:", b": alive\n\nevent:"),
+        headers={"content-type": "text/event-stream"},
+        packet=11,
+    )
     with server.stream("direct", behaviour) as call:
         assert call.body == body
 

@@ -81,7 +81,9 @@ class Call:
     def _events(self) -> Iterator[str]:
         lines: list[str] = []
         for line in self._response:
-            if line != b"\n":
+            if line.startswith(b":") and not lines:
+                yield line.decode().removesuffix("\n")
+            elif line != b"\n":
                 lines.append(line.decode())
             elif lines:
                 yield "".join(lines).removesuffix("\n")

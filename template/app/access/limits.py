@@ -35,6 +35,15 @@ STORAGE_PAUSE = 2.0
 UNSET_MAX_TOKENS = 1024
 """Tokens that are reserved for an answer whose length nothing bounds."""
 
+IMAGE_TOKENS = {"openai/": 1445, "azure/": 1445, "anthropic/": 1600, "gemini/": 1032, "vertex_ai/gemini": 1032}
+"""Tokens that a vendor counts for one large image: tiles of 512 pixels, pixels / 750, or four tiles of 768 pixels."""
+MOST_IMAGE_TOKENS = 1600
+"""The same, for every other vendor."""
+LOW_DETAIL_TOKENS = 85
+"""Tokens of an image with `detail: low` (OpenAI)."""
+SOUND_BYTES_A_TOKEN = 4000
+"""Base64 of 16 kHz mono WAV, of which a second is ten tokens (OpenAI)."""
+
 Scope = tuple[str, str, Limits]
 """`caller` or `model`, its name, and its limits."""
 Storage = ProcessStorage | RedisStorage
@@ -42,9 +51,35 @@ Storage = ProcessStorage | RedisStorage
 log = structlog.get_logger("app.limits")
 
 
-def estimate(fields: dict[str, Any]) -> int:
-    """Return about how many tokens a request's fields are: four bytes to one."""
-    return len(to_json(fields)) // 4
+def estimate(fields: dict[str, Any], upstream: str = "") -> int:
+    """Return about how many tokens a request's fields are.
+
+    Text is four bytes to a token. An image counts as the most that its vendor counts for one image, and sound as ten
+    tokens a second, however many bytes they have. Sources: the vendors' pages on vision and audio.
+
+    Args:
+        fields: the request's fields.
+        upstream: LiteLLM's name of the model, `provider/model`, which tells the vendor.
+    """
+    size, tokens = len(to_json(fields)), 0
+    for message in fields.get("messages") or ():
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type")
+            if kind in ("image_url", "input_image"):
+                image = part.get("image_url")
+                detail = image.get("detail") if isinstance(image, dict) else part.get("detail")
+                tokens += LOW_DETAIL_TOKENS if detail == "low" else _image_tokens(upstream)
+                size -= len(to_json(image))
+            elif kind == "input_audio":
+                sound = len(to_json(part.get("input_audio")))
+                tokens += sound // SOUND_BYTES_A_TOKEN + 1
+                size -= sound
+    return max(0, size) // 4 + tokens
+
+
+def _image_tokens(upstream: str) -> int:
+    return next((most for vendor, most in IMAGE_TOKENS.items() if upstream.startswith(vendor)), MOST_IMAGE_TOKENS)
 
 
 class Limiter:
@@ -82,7 +117,7 @@ class Limiter:
             scopes.append(("caller", caller.name, caller.limits))
         if entry.any:
             scopes.append(("model", model, entry))
-        return Admission(self, scopes, entry.defaults | fields)
+        return Admission(self, scopes, entry.defaults | fields, entry.upstream)
 
     async def on_storage(self, work: Callable[[Storage], Awaitable[None]]) -> None:
         """Do a call's work on the shared storage, or, while that fails, on this process's own.
@@ -131,9 +166,13 @@ class Admission:
     before anything came, nobody knows how many were used, and the reservation stays.
     """
 
-    __slots__ = ("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "headers", "used")
+    __slots__ = (
+        *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream"),
+        *("headers", "used"),
+    )
 
-    def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any]) -> None:
+    def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
+        self._upstream = upstream
         self._limiter = limiter
         self._scopes = scopes
         self._fields = fields
@@ -233,7 +272,7 @@ class Admission:
         """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""
         bound = self._fields.get("max_completion_tokens") or self._fields.get("max_tokens") or UNSET_MAX_TOKENS
         answer = bound * (self._fields.get("n") or 1) if "messages" in self._fields else 0
-        return estimate(self._fields) + answer
+        return estimate(self._fields, self._upstream) + answer
 
     def _set_headers(self, what: str, limit: int, remaining: int, reset_at: float) -> None:
         """Set OpenAI's `x-ratelimit-*` headers, for the tightest limit where there are two."""

@@ -17,7 +17,8 @@ FIRST_EVENT = 10.0
 """Seconds that the response waits for the first event; then it starts without it, and pings."""
 PING_EVERY = 15.0
 """Seconds of silence after which a comment is sent, so that proxies keep the connection open."""
-PING = b": ping\n\n"
+PING = b": ping\n"
+"""A comment without a blank line: after an `id:` line, OpenAI's SDKs take a blank line for the end of an event."""
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),

@@ -11,6 +11,9 @@ from app.llm.relay import StreamState
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Span, Tracing
 
+MOST_TOKENS = 10**9
+"""Fewer than this has every request and every answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
@@ -97,8 +100,11 @@ class AccountedCall:
             self._accounting.metrics.per_chunk(call.answered_by.name).observe(pause)
         call.response_model = stream.model
         call.finish_reasons = list(stream.finish_reasons.values())
-        usage = stream.usage or {"prompt_tokens": estimate(call.fields), "completion_tokens": stream.chunks}
-        call.prompt_tokens, call.completion_tokens = tokens(usage)
+        if stream.usage:
+            call.prompt_tokens, call.completion_tokens = tokens(stream.usage)
+        else:
+            call.prompt_tokens = estimate(call.fields, call.target.entry.upstream)
+            call.completion_tokens = stream.chunks
 
     def _end_span(self, span: Span, error: BaseException | None) -> None:
         call = self._call
@@ -124,9 +130,9 @@ def _outcome(error: BaseException | None) -> str:
 
 
 def tokens(usage: object) -> tuple[int, int]:
-    """Return the tokens of the request and of the answer that a provider's `usage` tells; 0 for what it doesn't."""
+    """Return the tokens of the request and of the answer that a provider's `usage` tells; 0 for what can't be so."""
     if not isinstance(usage, dict):
         return 0, 0
     told = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    prompt, completion = (number if isinstance(number, int) and number > 0 else 0 for number in told)
+    prompt, completion = (number if type(number) is int and 0 < number < MOST_TOKENS else 0 for number in told)
     return prompt, completion

@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from app.access.callers import Caller
 from app.errors import InvalidRequest, ModelNotFound, invalid_request
@@ -16,13 +15,23 @@ from app.llm.accounting import AccountedCall, tokens
 from app.llm.adapter import Adapter
 from app.llm.call import Answer, Call, CallTotals, Operation
 from app.llm.deadlines import Deadlines
+from app.llm.embeddings import encode_as_base64
 from app.llm.failures import unreadable
+from app.llm.json_text import read_json
 from app.llm.relay import StreamState
 from app.llm.sse import Events, event_data
 from app.llm.structured import M, parse
 from app.llm.targets import Target
 from app.llm.upstreams import Upstreams
-from app.models import ChatChunk, ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Message
+from app.models import (
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    Message,
+    text_of,
+)
 from app.telemetry.tracing import current
 
 Messages = Sequence[Message | dict[str, Any]]
@@ -112,27 +121,28 @@ class LLMClient:
         """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`."""
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
-        fields = request.model_dump(exclude_unset=True)
+        fields = _fields(request)
         fields.pop("stream", None)
-        fields.pop("stream_options", None)
         call = self._call("chat", self._target(request.model, request), fields)
         async with self._accounted(call) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).complete(call, target))
             _take_note(call, body)
             try:
-                body["content"] = body["choices"][0]["message"].get("content")
-            except (LookupError, AttributeError, TypeError):
+                body["content"] = text_of((body["choices"][0].get("message") or {}).get("content"))
+            except (LookupError, AttributeError):
                 raise unreadable(call.answered_by.name) from None
         return Answer(body, call)
 
     async def embeddings(self, request: EmbeddingRequest) -> Answer:
         """Return OpenAI's embeddings object; errors as in `complete`."""
-        call = self._call("embeddings", self._target(request.model), request.model_dump(exclude_unset=True))
+        call = self._call("embeddings", self._target(request.model), _fields(request))
         async with self._accounted(call) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
             _take_note(call, body)
+            if request.encoding_format == "base64" and not encode_as_base64(body):
+                raise unreadable(call.answered_by.name)
         return Answer(body, call)
 
     @asynccontextmanager
@@ -145,8 +155,7 @@ class LLMClient:
         Raises:
             AppError: as in `complete`.
         """
-        call = self._call("chat", self._target(request.model, request), request.model_dump(exclude_unset=True))
-        call.fields["stream"] = True
+        call = self._call("chat", self._target(request.model, request), {**_fields(request), "stream": True})
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
             choices = target.fields(call.fields).get("n") or 1
@@ -203,6 +212,11 @@ def _request(kind: type[R], **fields: Any) -> R:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
+def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
+    """Return the fields that a request sets. A null at the top level is a field left out."""
+    return {name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None}
+
+
 def _take_note(call: Call, body: dict[str, Any]) -> None:
     """Record what a whole answer tells about itself."""
     call.began_at = perf_counter()
@@ -218,7 +232,11 @@ def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:
     for event in Events().feed(packet):
         data = event_data(event)
         if data and data.strip() != b"[DONE]":
-            yield _typed(ChatChunk, from_json(data), call)
+            try:
+                chunk = read_json(data)
+            except ValueError:  # nested too deeply
+                raise unreadable(call.answered_by.name) from None
+            yield _typed(ChatChunk, chunk, call)
 
 
 def _typed(kind: type[A], body: dict[str, Any], call: Call) -> A:

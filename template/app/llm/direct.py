@@ -10,20 +10,27 @@ from functools import cache
 from typing import Any
 
 import aiohttp
-from pydantic_core import from_json, to_json
+from aiohttp.http_exceptions import ContentEncodingError
+from pydantic_core import to_json
 from yarl import URL
 
 from app.config import Timeouts
 from app.errors import ProviderError, ProviderTimeout
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines, Watchdog
-from app.llm.failures import cut_off, failure_in_body, provider_failure, unreachable, unreadable
-from app.llm.relay import Relay, StreamState
+from app.llm.embeddings import BASE64_PROVIDERS
+from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
+from app.llm.json_text import read_json
+from app.llm.relay import Relay, StreamState, stream_of
+from app.llm.sse import BYTE_ORDER_MARK, ENCODINGS
 from app.llm.targets import Target
 from app.telemetry.tracing import inject
 
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+"""The embeddings of 2,048 texts, in digits, take more than 64 MB."""
 MAX_ERROR_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 64 * 1024
+"""Of one header line of a response."""
 ERROR_WITHIN = 2.0
 """Seconds that a provider may take to send an error's body."""
 AFTER_DONE = 1.0
@@ -52,6 +59,8 @@ class Direct:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
 
     async def close(self) -> None:
@@ -78,6 +87,9 @@ class Direct:
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """Return embeddings: OpenAI's object; arguments and errors as in `complete`."""
         fields = {**call.fields, "model": target.model}
+        if target.provider not in BASE64_PROVIDERS:
+            fields.pop("encoding_format", None)
+        fields = target.in_vendors_terms(fields)
         return await self._answer(target, "/embeddings", fields, call.deadlines, needs="data")
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
@@ -94,33 +106,35 @@ class Direct:
             ProviderError: the provider failed, before the first item or in mid-stream.
         """
         deadlines = call.deadlines
-        fields = target.fields(call.fields)
+        fields = call.fields
         if target.entry.stream_usage:
-            fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+            fields = {**fields, "stream_options": {**(fields.get("stream_options") or {}), "include_usage": True}}
         deadlines.start_stream(target.name)
         try:
             async with deadlines.limit():
-                response = await self._post(target, "/chat/completions", fields)
-                if response.status == 200 and response.content_type == "application/json":
-                    with contextlib.closing(response):
-                        self._parse(target, await self._read(target, response))
-                        raise unreadable(target.name)
+                response = await self._post(target, "/chat/completions", target.fields(fields))
         except TimeoutError:
             raise deadlines.expired() from None
-        if response.status != 200:
-            raise await self._refusal(target, response)
+        if not 200 <= response.status < 300:
+            raise await self._failure(target, response)
+        _check_encoding(target, response)
         watchdog = Watchdog(deadlines, response.content.set_exception)
         try:
             relay = Relay(target.name, state)
+            is_first = True
             while not relay.ended:
                 if relay.spoke:
                     deadlines.next_event()
                 watchdog.wait()
                 try:
                     packet = await response.content.readany()
-                except READ_ERRORS:
-                    raise cut_off(target.name) from None
+                except READ_ERRORS as error:
+                    raise _broken(target, error) from None
                 watchdog.pause()
+                if is_first and packet.lstrip()[:1] in (b"{", b"["):
+                    yield await self._whole(target, packet, response, deadlines, state)
+                    return
+                is_first = is_first and not packet.strip()
                 if out := relay.feed(packet):
                     yield out
             if relay.failure:
@@ -130,6 +144,22 @@ class Direct:
             watchdog.stop()
             response.close()
 
+    async def _whole(
+        self,
+        target: Target,
+        packet: bytes,
+        response: aiohttp.ClientResponse,
+        deadlines: Deadlines,
+        state: StreamState,
+    ) -> bytes:
+        """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
+        try:
+            async with deadlines.limit():
+                body = packet + await self._read(target, response)
+        except TimeoutError:
+            raise deadlines.expired() from None
+        return stream_of(self._parse(target, body), state, target.name)
+
     async def _answer(
         self, target: Target, path: str, fields: dict[str, Any], deadlines: Deadlines, needs: str
     ) -> dict[str, Any]:
@@ -137,7 +167,7 @@ class Direct:
         try:
             async with deadlines.limit():
                 response = await self._post(target, path, fields)
-                if response.status == 200:
+                if 200 <= response.status < 300:
                     with contextlib.closing(response):
                         answer = self._parse(target, await self._read(target, response))
                         if not isinstance(answer.get(needs), list):
@@ -145,7 +175,7 @@ class Direct:
                         return answer
         except TimeoutError:
             raise deadlines.expired() from None
-        raise await self._refusal(target, response)
+        raise await self._failure(target, response)
 
     async def _post(self, target: Target, path: str, fields: dict[str, Any]) -> aiohttp.ClientResponse:
         """Return the response to a request; whoever gets it reads and closes it."""
@@ -166,16 +196,17 @@ class Direct:
             within = f"within {self._timeouts.connect:g} s (timeouts.connect)"
             message = f"The provider of model {target.name!r} did not accept a connection {within}."
             raise ProviderTimeout(message, retry=True) from None
+        except aiohttp.ClientResponseError:  # not HTTP, or headers that are too long
+            raise unreadable(target.name) from None
         except READ_ERRORS as error:
             raise unreachable(target, type(error).__name__) from None
 
-    async def _refusal(self, target: Target, response: aiohttp.ClientResponse) -> ProviderError:
-        error = None
-        with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError, ValueError):
+    async def _failure(self, target: Target, response: aiohttp.ClientResponse) -> ProviderError:
+        body = None
+        with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(ERROR_WITHIN):  # without a body, the status says enough
-                body = from_json(await self._read(target, response, MAX_ERROR_BYTES))
-            error = body.get("error") if isinstance(body, dict) else None
-        return provider_failure(target.name, response.status, error, response.headers, [target.key])
+                body = parse_body(await self._read(target, response, MAX_ERROR_BYTES))
+        return provider_failure(target.name, response.status, body, response.headers, [target.key])
 
     @staticmethod
     async def _read(target: Target, response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
@@ -186,21 +217,34 @@ class Direct:
                 size += len(packet)
                 if size > limit:
                     raise unreadable(target.name)
-        except READ_ERRORS:
-            raise cut_off(target.name) from None
+        except READ_ERRORS as error:
+            raise _broken(target, error) from None
         return b"".join(packets)
 
     @staticmethod
     def _parse(target: Target, body: bytes) -> dict[str, Any]:
         try:
-            answer = from_json(body, allow_inf_nan=False)
+            answer = read_json(body.removeprefix(BYTE_ORDER_MARK))
         except ValueError:
             raise unreadable(target.name) from None
-        if isinstance(answer, dict) and answer.get("error"):
-            raise failure_in_body(target.name, answer["error"], [target.key])
+        if (error := error_in(answer)) is not None:
+            raise failure_in_body(target.name, error, [target.key])
         if not isinstance(answer, dict):
             raise unreadable(target.name)
         return answer
+
+
+def _check_encoding(target: Target, response: aiohttp.ClientResponse) -> None:
+    """Raise our error for a stream in an encoding that aiohttp does not know, whose bytes would mean nothing."""
+    if response.headers.get("Content-Encoding", "identity").lower() not in ENCODINGS:
+        response.close()
+        raise unreadable(target.name)
+
+
+def _broken(target: Target, error: Exception) -> ProviderError:
+    """Return our error for a body that can't be read to its end: because of its encoding, or because it was cut off."""
+    undecodable = isinstance(error.__cause__, ContentEncodingError)
+    return unreadable(target.name) if undecodable else cut_off(target.name)
 
 
 async def _read_to_end(response: aiohttp.ClientResponse) -> None:

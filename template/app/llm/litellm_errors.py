@@ -1,15 +1,15 @@
-"""Turns LiteLLM's exceptions into our errors. Their statuses need correction, and their messages may quote a key."""
+"""Turns LiteLLM's exceptions into our errors, by what the provider really sent (app/llm/wire.py)."""
 
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from multidict import CIMultiDict
 from pydantic_core import from_json
 
-from app.errors import AppError, InvalidRequest, ProviderError, ProviderTimeout
-from app.llm.failures import cut_off, provider_failure, unreachable
+from app.errors import AppError, InvalidRequest, ProviderMisconfigured, ProviderRefused, ProviderTimeout
+from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
 from app.llm.targets import Target
+from app.llm.wire import Wire
 
 NO_CONNECTION = {"ConnectError", "ClientConnectorError", "ConnectionRefusedError", "ServerDisconnectedError"}
 CUT_OFF = {
@@ -21,25 +21,18 @@ CUT_OFF = {
     "TransferEncodingError",
 }
 NO_ANSWER_IN_TIME = {"ReadTimeout", "SocketTimeoutError", "ServerTimeoutError", "TimeoutError"}
-TRANSLATION_ERRORS = {
-    "APIConnectionError",
-    "AttributeError",
-    "Exception",
-    "IndexError",
-    "KeyError",
-    "TypeError",
-    "ValueError",
-}
-"""LiteLLM's own bugs in translating a request or an answer, which it reports as connection errors."""
+OURS = re.compile("LLM Provider NOT provided|credential|api[_ ]?key|environment variable", re.IGNORECASE)
+"""What LiteLLM says when it lacks something of ours."""
 NO_CONNECTION_IN_TIME = {"ConnectTimeout", "ConnectionTimeoutError"}
 
 
-def litellm_failure(target: Target, error: Exception, sent: Iterable[str] = ()) -> AppError:
+def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable[str] = ()) -> AppError:
     """Return our error for an exception of LiteLLM's.
 
     Args:
         target: the model that was called.
-        error: what LiteLLM raised. Its text is used only where a provider refuses the request.
+        error: what LiteLLM raised.
+        wire: what the provider sent.
         sent: names of the request's fields; LiteLLM may have refused one of them.
     """
     error = getattr(error, "original_exception", None) or error
@@ -47,26 +40,39 @@ def litellm_failure(target: Target, error: Exception, sent: Iterable[str] = ()) 
     if causes & NO_CONNECTION_IN_TIME:
         message = f"The provider of model {target.name!r} did not accept a connection in time (timeouts.connect)."
         return ProviderTimeout(message, retry=True)
-    if reasons := causes & NO_CONNECTION:
+    if wire.status is None and (reasons := causes & (NO_CONNECTION | CUT_OFF)) and wire.sent:
         return unreachable(target, min(reasons))
-    if causes & CUT_OFF:
-        return cut_off(target.name)
+    if wire.status is not None and wire.status >= 400:
+        body = parse_body(wire.body) if wire.body else _member(error)
+        return provider_failure(target.name, wire.status, body, wire.headers, [target.key])
     if causes & NO_ANSWER_IN_TIME:
         return ProviderTimeout(f"Model {target.name!r} did not finish in time (timeouts.total).")
+    if not wire.sent:
+        return _refused_by_litellm(target, error, sent)
+    told = error_in(parse_body(wire.body)) if wire.error is None else wire.error
+    if told is not None:
+        return failure_in_body(target.name, told, [target.key])
+    if causes & CUT_OFF and not wire.is_broken:
+        return cut_off(target.name)
+    # Of an answer that it can't read, LiteLLM says a status of its own: only for Amazon's stream it is the provider's.
     status = getattr(error, "status_code", None)
-    if not isinstance(status, int) or not 400 <= status < 600:
-        status = 500
-    if status == 500 and causes <= TRANSLATION_ERRORS:
-        return ProviderError(f"The request to model {target.name!r}, or its answer, could not be translated.")
-    if type(error).__name__ == "BudgetExceededError":
-        status = 429
-    headers = getattr(error, "litellm_response_headers", None) or {}
-    member = _member(error)
-    if status == 400 and not headers and member is None and (param := _first_named(sent, str(error))):
-        # LiteLLM itself refused it, before anything was sent
-        text = f"The provider of model {target.name!r} does not take {param!r} as it is here."
-        return InvalidRequest(text, param=param)
-    return provider_failure(target.name, status, member, CIMultiDict(headers), [target.key])
+    if wire.is_binary and isinstance(status, int) and 400 <= status < 600:
+        return provider_failure(target.name, status, _member(error), None, [target.key])
+    return unreadable(target.name)
+
+
+def _refused_by_litellm(target: Target, error: Exception, sent: Iterable[str]) -> AppError:
+    """Return our error for a request that LiteLLM has not sent: it can't translate it, or lacks something of ours."""
+    text = str(error)
+    if getattr(error, "status_code", None) in (401, 403) or OURS.search(text):
+        return ProviderMisconfigured(
+            f"Model {target.name!r} can't be called: LiteLLM lacks credentials, or does not know its provider. "
+            "Only the operators of this service can fix that."
+        )
+    if param := _first_named(sent, text):
+        message = f"The provider of model {target.name!r} does not take {param!r} as it is here."
+        return InvalidRequest(message, param=param)
+    return ProviderRefused(f"This request can't be translated for the provider of model {target.name!r}.")
 
 
 def _first_named(names: Iterable[str], text: str) -> str | None:
@@ -100,5 +106,5 @@ def _member(error: Exception) -> dict[str, Any] | None:
         quoted = from_json(text[start : text.rfind("}") + 1])
     except ValueError:
         return None
-    member = quoted.get("error") if isinstance(quoted, dict) else None
+    member = quoted.get("error", quoted) if isinstance(quoted, dict) else None
     return member if isinstance(member, dict) else None

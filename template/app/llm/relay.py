@@ -4,16 +4,22 @@ from typing import Annotated, Any
 
 from msgspec import DecodeError, Meta, Struct
 from msgspec.json import Decoder
-from pydantic_core import from_json
+from pydantic_core import to_json
 
 from app.errors import ProviderError
-from app.llm.failures import cut_off, failure_in_body, unreadable
-from app.llm.sse import DONE, Events, EventTooLong, event_data
+from app.llm.failures import cut_off, error_in, failure_in_body, unreadable
+from app.llm.json_text import read_json
+from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data, event_name
+
+
+class PlainDelta(Struct, gc=False):
+    """A delta, whatever is in it."""
 
 
 class PlainChoice(Struct, gc=False):
-    """A choice without finish_reason."""
+    """A choice with a delta and without finish_reason."""
 
+    delta: PlainDelta
     finish_reason: None = None
 
 
@@ -55,7 +61,11 @@ class StreamState:
         self.model: str | None = None
 
     def see(self, chunk: dict[str, Any]) -> bool:
-        """Record what a chunk says; return whether it is passed on to the client."""
+        """Record what a chunk says; return whether it is passed on to the client.
+
+        Raises:
+            AttributeError, TypeError: it is no chunk of OpenAI's protocol.
+        """
         usage = chunk.get("usage")
         if usage:
             self.usage = usage
@@ -66,7 +76,7 @@ class StreamState:
         self.model = chunk.get("model")
         for choice in choices:
             if choice.get("finish_reason"):
-                self.finish_reasons[choice.get("index", 0)] = choice["finish_reason"]
+                self.finish_reasons[choice.get("index") or 0] = str(choice["finish_reason"])
         return True
 
     @property
@@ -83,8 +93,10 @@ class StreamState:
 class Relay:
     """Takes a provider's packets, and returns what the client gets.
 
-    An event's bytes are passed on as they came. Left out are: a usage chunk that the client did not ask for, comments
-    before the first chunk, and everything after `[DONE]`. Exactly one `[DONE]` ends a complete stream.
+    An event's bytes are passed on as they came, unless a chunk lacks choices or a delta. Left out are: a usage chunk
+    that the client did not ask for, events without a chunk in them (comments, `event: ping`, `null`), and everything
+    after `[DONE]`. Exactly one `[DONE]` ends a complete stream. A blank line never follows what has no data: after an
+    `id:` line, OpenAI's SDKs would take that for an event.
 
     Args:
         model: the model's public name, for errors.
@@ -111,8 +123,7 @@ class Relay:
         out = [packet[:plain]]
         try:
             for event in self._events.feed(packet[plain:]):
-                if self._takes(event):
-                    out.append(event)
+                out.append(self._passed(event))
                 if self.ended:
                     break
             if not packet and not self.ended:
@@ -158,19 +169,34 @@ class Relay:
         self._state.model = chunks[-1].model
         return True
 
-    def _takes(self, event: bytes) -> bool:
-        data = event_data(event)
-        if data is None or not data.strip():
-            return self._state.chunks > 0
-        self.spoke = True
-        if data.strip() == b"[DONE]":
+    def _passed(self, event: bytes) -> bytes:
+        """Return what the client gets for one event: the event itself, or nothing; in one case a translation.
+
+        Raises:
+            ProviderError: the event is an error, or can't be read.
+        """
+        event = event.removeprefix(BYTE_ORDER_MARK)  # OpenAI's SDKs would lose the event
+        data = (event_data(event) or b"").strip()
+        if not data:
+            return b""
+        if data == b"[DONE]":
             self._end(said_done=True)
-            return False
+            return b""
         try:
-            chunk = from_json(data, allow_inf_nan=False)
-            if chunk.get("error"):
-                raise failure_in_body(self._model, chunk["error"])
-            return self._state.see(chunk)
+            chunk = read_json(data)
+            is_error = b"event:" in event and event_name(event) == b"error"
+            if not isinstance(chunk, dict):
+                if is_error:
+                    raise failure_in_body(self._model, chunk)
+                return b""
+            if (error := error_in(chunk)) or is_error:
+                raise failure_in_body(self._model, error or chunk)
+            if chunk.get("choices") is None and not chunk.get("usage"):
+                return b""  # a ping, or something else that is no chunk
+            if _complete(chunk):
+                event = b"data: " + to_json(chunk) + b"\n\n"
+            self.spoke = True
+            return event if self._state.see(chunk) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
             raise unreadable(self._model) from None
 
@@ -179,3 +205,45 @@ class Relay:
         self.ended = True
         if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._model)
+
+
+def _complete(chunk: dict[str, Any]) -> bool:
+    """Add what OpenAI's clients read in every chunk: choices, and in each a delta; return whether any was missing."""
+    if chunk.get("choices") is None:
+        chunk["choices"] = []
+        return True
+    lacking = [choice for choice in chunk["choices"] if choice.get("delta") is None]
+    for choice in lacking:
+        choice["delta"] = {}
+    return bool(lacking)
+
+
+def stream_of(answer: dict[str, Any], state: StreamState, model: str) -> bytes:
+    """Return the events of a stream for a whole answer, which some servers send though a stream was asked for.
+
+    Args:
+        answer: OpenAI's `chat.completion`.
+        state: told of every chunk.
+        model: the model's public name, for errors.
+
+    Raises:
+        ProviderError: the answer has no choices, or lacks one.
+    """
+    head = {name: value for name, value in answer.items() if name not in ("choices", "usage", "content")}
+    head["object"] = "chat.completion.chunk"
+    try:
+        choices = []
+        for choice in answer["choices"]:
+            delta = dict(choice.get("message") or {})
+            if delta.get("tool_calls"):
+                delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(delta["tool_calls"])]
+            choices.append({**{k: v for k, v in choice.items() if k != "message"}, "delta": delta})
+        chunks: list[dict[str, Any]] = [{**head, "choices": choices}]
+        if answer.get("usage"):
+            chunks.append({**head, "choices": [], "usage": answer["usage"]})
+        events = [b"data: " + to_json(chunk) + b"\n\n" for chunk in chunks if state.see(chunk)]
+    except (AttributeError, KeyError, TypeError):
+        raise unreadable(model) from None
+    if not state.finished:
+        raise cut_off(model)
+    return b"".join(events) + DONE

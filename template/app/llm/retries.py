@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from app.errors import InvalidRequest, ProviderError, ProviderRefused
+from app.errors import InvalidRequest, ProviderError, ProviderMisconfigured, ProviderNotConfigured, ProviderRefused
 from app.llm.call import Call
 from app.llm.circuit_breaker import CircuitBreakers
 from app.llm.failures import unavailable
@@ -76,7 +76,10 @@ class Retries:
                 log.warning("a fallback refused the request", model=candidate.name, code=refusal.code)
             except ProviderError as error:
                 failure, failed = error, candidate
-                self._breakers.failed(candidate.name)
+                if isinstance(error, ProviderMisconfigured | ProviderNotConfigured):
+                    self._breakers.undecided(candidate.name)  # our fault: it says nothing about the provider
+                else:
+                    self._breakers.failed(candidate.name)
                 self._metrics.circuit_open(candidate.name).set(self._breakers.is_open(candidate.name))
                 if call.deadlines.over:
                     raise

@@ -7,6 +7,10 @@ import re
 from collections.abc import Iterator
 
 DONE = b"data: [DONE]\n\n"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""May stand before the first event, and belongs to none."""
+ENCODINGS = frozenset({"", "br", "deflate", "gzip", "identity", "zstd"})
+"""Values of Content-Encoding whose streams are decoded before they are read here."""
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 
 END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
@@ -46,6 +50,12 @@ class Events:
     def rest(self) -> bytes:
         """The bytes that have arrived since the last whole event."""
         return self._rest
+
+
+def event_name(event: bytes) -> bytes:
+    """Return an event's name, from its `event:` line; empty if it has none."""
+    lines = [line for line in END_OF_LINE.split(event) if line.startswith(b"event:")]
+    return lines[-1][6:].removeprefix(b" ") if lines else b""
 
 
 def event_data(event: bytes) -> bytes | None:

@@ -1,52 +1,15 @@
 """Targets: rows of the model table, resolved once at the start into an adapter, an address and a key."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.config import ModelEntry, SettingsError
 from app.errors import ProviderNotConfigured
+from app.llm.vendors import LITELLM_KEYS, VENDORS, Vendor
 from app.network import proxy_for
 
 AdapterName = Literal["direct", "litellm", "demo"]
-
-
-@dataclass(frozen=True)
-class Vendor:
-    """The address of an OpenAI-compatible provider, and the variables that hold its key and another address."""
-
-    key: str
-    base: str
-    default_base: str | None = None
-    needs_key: bool = False
-
-
-DIRECT = {
-    "openai": Vendor("OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1", needs_key=True),
-    "hosted_vllm": Vendor("HOSTED_VLLM_API_KEY", "HOSTED_VLLM_API_BASE"),
-    "ollama": Vendor("OLLAMA_API_KEY", "OLLAMA_API_BASE", "http://localhost:11434"),
-    "ollama_chat": Vendor("OLLAMA_API_KEY", "OLLAMA_API_BASE", "http://localhost:11434"),
-    "lm_studio": Vendor("LM_STUDIO_API_KEY", "LM_STUDIO_API_BASE", "http://localhost:1234"),
-}
-
-SINGLE_KEY = {
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
-    "cerebras": ("CEREBRAS_API_KEY",),
-    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
-    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
-    "deepseek": ("DEEPSEEK_API_KEY",),
-    "fireworks_ai": ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN"),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "groq": ("GROQ_API_KEY",),
-    "mistral": ("MISTRAL_API_KEY",),
-    "openrouter": ("OPENROUTER_API_KEY", "OR_API_KEY"),
-    "perplexity": ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
-    "together_ai": ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_TOKEN"),
-    "xai": ("XAI_API_KEY",),
-}
-"""Providers that need one key, which LiteLLM reads from one of these variables.
-
-Others may have ambient credentials, so whether they are configured is not checked here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +22,7 @@ class Target:
         model: the provider's name of the model.
         adapter: how it is reached.
         entry: its row of the table.
+        vendor: what its vendor names otherwise; None leaves requests as they are.
         api_base: address of the API; None leaves that to LiteLLM.
         key: our key at the provider; None sends none.
         missing: the environment variable that must be set before the model can be called.
@@ -70,6 +34,7 @@ class Target:
     model: str
     adapter: AdapterName
     entry: ModelEntry
+    vendor: Vendor | None = None
     api_base: str | None = None
     key: str | None = field(default=None, repr=False)
     missing: str | None = None
@@ -86,7 +51,14 @@ class Target:
         for name in self.entry.defaults.keys() - sent.keys():
             if (known is not None and name not in known) or (name == "max_tokens" and "max_completion_tokens" in sent):
                 del fields[name]
-        return fields
+        return self.in_vendors_terms(fields)
+
+    def in_vendors_terms(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return a request's fields by the names that the vendor knows, without those that it refuses."""
+        if self.vendor is None or not (self.vendor.renames or self.vendor.refuses):
+            return fields
+        renames, refuses = self.vendor.renames, self.vendor.refuses
+        return {renames.get(name, name): value for name, value in fields.items() if name not in refuses}
 
     def check_configured(self) -> None:
         """Raise ProviderNotConfigured, which names the variable, if this model can't be called."""
@@ -110,43 +82,52 @@ def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
         provider, model = "openai", entry.upstream
     if provider == "demo":
         return Target(name, provider, model, "demo", entry)
-    if (entry.protocol or ("openai" if provider in DIRECT else "litellm")) == "litellm":
-        return _via_litellm(name, entry, provider, environ)
-    if provider not in DIRECT and provider not in SINGLE_KEY:
-        model = entry.upstream  # in "meta-llama/Llama-3.1-8B", the first part is the model's owner, not a provider
-    vendor = DIRECT.get(provider)
-    api_base, key, missing = entry.api_base, None, None
+    key, missing = None, None
     if entry.api_key_env:
         key = environ.get(entry.api_key_env)
         missing = None if key else entry.api_key_env
-    if api_base is None:
-        if vendor is None:
+    vendor = VENDORS.get(provider)
+    is_direct = vendor is not None and (provider != "azure" or bool(entry.api_key_env or _first(environ, vendor.keys)))
+    if (entry.protocol or ("openai" if is_direct else "litellm")) == "litellm":
+        return _via_litellm(name, entry, provider, environ, key, missing)
+    if vendor is None:
+        if provider not in LITELLM_KEYS:
+            model = entry.upstream  # in "meta-llama/Llama-3.1-8B", the first part is the model's owner, not a provider
+        if entry.api_base is None:
             raise SettingsError(f'models.{name}: protocol = "openai" for {entry.upstream!r} needs api_base')
-        api_base = environ.get(vendor.base) or vendor.default_base
-        if api_base is None:
-            missing = vendor.base
-        if not entry.api_key_env:
-            key = environ.get(vendor.key)
-            if vendor.needs_key and not key and api_base == vendor.default_base:
-                missing = vendor.key
+        base = entry.api_base.rstrip("/")
+        return Target(name, provider, model, "direct", entry, None, base, key or None, missing, proxy_for(base))
+    api_base = entry.api_base or _first(environ, vendor.bases) or vendor.base
+    if api_base is None:
+        missing = vendor.bases[0]
+    if entry.api_base is None and not entry.api_key_env:
+        key = _first(environ, vendor.keys)
+        if vendor.needs_key and not key and api_base == vendor.base:
+            missing = vendor.keys[0]
     base = (api_base or "").rstrip("/")
-    if vendor and provider != "openai" and not base.endswith("/v1"):
-        base += "/v1"
-    return Target(name, provider, model, "direct", entry, base, key or None, missing, proxy_for(base))
+    if not base.endswith(vendor.path):
+        base += vendor.path
+    return Target(name, provider, model, "direct", entry, vendor, base, key or None, missing, proxy_for(base))
 
 
-def _via_litellm(name: str, entry: ModelEntry, provider: str, environ: Mapping[str, str]) -> Target:
+def _via_litellm(
+    name: str, entry: ModelEntry, provider: str, environ: Mapping[str, str], key: str | None, missing: str | None
+) -> Target:
     upstream = entry.upstream if "/" in entry.upstream else f"openai/{entry.upstream}"
-    api_base, key, missing = entry.api_base, None, None
+    api_base = entry.api_base
     if entry.api_key_env:
-        key = environ.get(entry.api_key_env)
-        missing = None if key else entry.api_key_env
+        pass
     elif api_base:
-        key = "none"  # LiteLLM would take the vendor's own key from the environment otherwise
+        key = "none"  # else LiteLLM would send the vendor's own key there
     elif provider == "openai":
         api_base, key = environ.get("OPENAI_BASE_URL"), environ.get("OPENAI_API_KEY")
         missing = None if key or api_base else "OPENAI_API_KEY"
         key = key or "none"
-    elif not any(environ.get(variable) for variable in SINGLE_KEY.get(provider, ())):
-        missing = next(iter(SINGLE_KEY.get(provider, ())), None)
-    return Target(name, provider, upstream, "litellm", entry, api_base, key or None, missing)
+    elif not _first(environ, LITELLM_KEYS.get(provider, ())):
+        missing = next(iter(LITELLM_KEYS.get(provider, ())), None)
+    return Target(name, provider, upstream, "litellm", entry, None, api_base, key or None, missing)
+
+
+def _first(environ: Mapping[str, str], names: Iterable[str]) -> str | None:
+    """Return the value of the first of these variables that is set and not empty."""
+    return next((environ[name] for name in names if environ.get(name)), None)

@@ -40,7 +40,7 @@ class Upstreams:
         self.limiter = Limiter(settings, self.metrics)
         self.retries = Retries(self.targets, settings.retries, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
-        self.adapters = {name: _adapter(name, settings) for name in {t.adapter for t in self.targets.values()}}
+        self.adapters = {name: self._adapter(name) for name in {target.adapter for target in self.targets.values()}}
 
     async def __aenter__(self) -> Self:
         """Open what the adapters need. LiteLLM goes on loading in a thread; `failing` tells when it is there."""
@@ -57,10 +57,11 @@ class Upstreams:
         """Return what is not ready yet, one sentence each."""
         return [sentence for adapter in self.adapters.values() for sentence in adapter.failing()]
 
-
-def _adapter(name: AdapterName, settings: Settings) -> Adapter:
-    if name == "direct":
-        return Direct(settings.timeouts, traced=settings.telemetry)
-    if name == "litellm":
-        return ViaLiteLLM(settings.timeouts, settings.image_hosts, traced=settings.telemetry)
-    return Demo()
+    def _adapter(self, name: AdapterName) -> Adapter:
+        timeouts, traced = self.settings.timeouts, self.settings.telemetry
+        if name == "direct":
+            return Direct(timeouts, traced=traced)
+        if name == "litellm":
+            targets = [target for target in self.targets.values() if target.adapter == "litellm"]
+            return ViaLiteLLM(targets, timeouts, self.settings.image_hosts, traced=traced)
+        return Demo()

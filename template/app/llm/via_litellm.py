@@ -4,26 +4,28 @@ Only this module imports LiteLLM, in a thread, and only if a model of the table 
 """
 
 import asyncio
-import functools
-import logging
-import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import structlog
 from pydantic_core import to_json
 
 from app.config import Timeouts
-from app.errors import AppError, InvalidRequest
+from app.errors import AppError, InvalidRequest, ProviderNotConfigured
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
-from app.llm.failures import cut_off, unreadable
+from app.llm.embeddings import BASE64_PROVIDERS
+from app.llm.failures import cut_off, failure_in_body, unreadable
 from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
+from app.llm.litellm_loading import load
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.targets import Target
+from app.llm.wire import Wire
 from app.models import addresses
+from app.telemetry.logs import exception_fields
 from app.telemetry.tracing import inject
 
 FORWARDED = frozenset(
@@ -39,17 +41,23 @@ could be an option of LiteLLM's: `api_base` sends our key elsewhere, `mock_respo
 
 EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 
+log = structlog.get_logger("app.llm")
+
 
 class ViaLiteLLM:
     """Calls providers through LiteLLM.
 
     Args:
+        targets: the models that are called through it.
         timeouts: time limits, in seconds. LiteLLM keeps `connect`; each call's deadlines keep the others.
         image_hosts: hosts whose images and files may be fetched over http, or from the private network.
         traced: pass the trace's context on to the provider.
     """
 
-    def __init__(self, timeouts: Timeouts, image_hosts: Sequence[str] = (), *, traced: bool = False) -> None:
+    def __init__(
+        self, targets: Sequence[Target], timeouts: Timeouts, image_hosts: Sequence[str] = (), *, traced: bool = False
+    ) -> None:
+        self._targets = targets
         self._timeouts = timeouts
         self._image_hosts = [host.lower() for host in image_hosts]
         self._traced = traced
@@ -57,27 +65,31 @@ class ViaLiteLLM:
 
     async def start(self) -> None:
         """Start to load LiteLLM in a thread, without waiting for it."""
-        self._loading = asyncio.create_task(asyncio.to_thread(_load, self._image_hosts))
+        self._loading = asyncio.create_task(self._load())
 
     def failing(self) -> list[str]:
         """Return what is not ready yet, one sentence each."""
-        return [] if self._is_loaded else ["LiteLLM is not loaded."]
-
-    @property
-    def _is_loaded(self) -> bool:
-        return self._loading.done() and self._loading.exception() is None
+        if not self._loading.done():
+            return ["LiteLLM is being loaded."]
+        return ["LiteLLM can't be loaded; the log says why."] if self._loading.result() is None else []
 
     async def close(self) -> None:
         """Close LiteLLM's connections, after its logging worker has drained."""
-        await asyncio.gather(self._loading, return_exceptions=True)
-        if not self._is_loaded:
-            return
-        await close_clients(self._loading.result())
+        litellm = await self._loading
+        if litellm is not None:
+            await close_clients(litellm)
+
+    async def _load(self) -> Any:
+        try:
+            return await asyncio.to_thread(load, self._image_hosts, self._targets)
+        except Exception as error:
+            log.error("LiteLLM can't be loaded", reason=str(error)[:500], **exception_fields(error))
+            return None
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments and errors as in `Direct.complete`."""
         call.deadlines.start_answer(target.name)
-        answer = await self._call("acompletion", target, call)
+        answer = await self._call("acompletion", target, call, Wire())
         try:
             return _completion(answer)
         except (AttributeError, TypeError):
@@ -86,7 +98,7 @@ class ViaLiteLLM:
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """Return embeddings; arguments and errors as in `Direct.complete`."""
         call.deadlines.start_answer(target.name)
-        answer = await self._call("aembedding", target, call)
+        answer = await self._call("aembedding", target, call, Wire())
         body: dict[str, Any] = answer.model_dump(exclude_none=True)
         return body
 
@@ -99,35 +111,48 @@ class ViaLiteLLM:
         if state.choices > 1:
             raise InvalidRequest(f"Model {target.name!r} streams one choice at a time: leave out n.", param="n")
         call.deadlines.start_stream(target.name)
-        stream = await self._call("acompletion", target, call, stream=True)
+        wire = Wire()
+        stream = None
         try:
+            stream = await self._call("acompletion", target, call, wire, stream=True)
             chunks = aiter(stream)
-            while (chunk := await self._next(target, chunks, call.deadlines)) is not None:
+            while (chunk := await self._next(target, chunks, call.deadlines, wire)) is not None:
+                if wire.is_broken:
+                    raise unreadable(target.name)
                 body = _chunk(chunk)
-                # LiteLLM invents an ending for an upstream that is cut off; only this attribute tells.
-                if stream.received_finish_reason is None and any(c["finish_reason"] for c in body["choices"]):
-                    raise cut_off(target.name)
+                if any(choice["finish_reason"] for choice in body["choices"]):
+                    _check_end(target, wire, stream)
                 usage_is_told = _forget_chunks(stream)
                 if ("usage" not in body or usage_is_told) and state.see(body):
                     yield b"data: " + to_json(body) + b"\n\n"
                 call.deadlines.next_event()
-            if stream.received_finish_reason is None or state.lost_a_choice:
+            if wire.is_broken:
+                raise unreadable(target.name)
+            _check_end(target, wire, stream)
+            if state.lost_a_choice:
                 raise cut_off(target.name)
             yield DONE
         finally:
-            await _close(stream)
+            if stream is not None:
+                await stream.aclose()
+            await wire.close()
 
-    async def _call(self, function: str, target: Target, call: Call, *, stream: bool = False) -> Any:
+    async def _call(self, function: str, target: Target, call: Call, wire: Wire, *, stream: bool = False) -> Any:
         fields = call.fields
         try:
             async with call.deadlines.limit():
                 litellm = await asyncio.shield(self._loading)
+                if litellm is None:
+                    raise ProviderNotConfigured(
+                        f"Model {target.name!r} is not available: LiteLLM can't be loaded here."
+                    )
                 httpx = sys.modules["httpx"]  # LiteLLM's
                 if function == "acompletion":
                     # Else LiteLLM looks for its MCP gateway, which is not installed, when tools are offered.
                     arguments = self._arguments(target, fields) | {"_skip_mcp_handler": True}
                 else:
-                    arguments = {k: v for k, v in fields.items() if v is not None and k != "model"}
+                    unasked = {"model"} if target.provider in BASE64_PROVIDERS else {"model", "encoding_format"}
+                    arguments = {name: value for name, value in fields.items() if name not in unasked}
                     _refuse_unknown(target, arguments.keys() - EMBEDDING)
                 if self._traced:
                     arguments["extra_headers"] = dict[str, str]()
@@ -135,31 +160,33 @@ class ViaLiteLLM:
                 if stream:
                     options = fields.get("stream_options") or {}
                     arguments |= {"stream": True, "stream_options": {**options, "include_usage": True}}
-                return await getattr(litellm, function)(
-                    model=target.model,
-                    api_key=target.key,
-                    api_base=target.api_base,
-                    timeout=httpx.Timeout(None, connect=self._timeouts.connect),
-                    num_retries=0,
-                    max_retries=0,
-                    **arguments,
-                )
+                with wire.observing():
+                    return await getattr(litellm, function)(
+                        model=target.model,
+                        api_key=target.key,
+                        api_base=target.api_base,
+                        timeout=httpx.Timeout(None, connect=self._timeouts.connect),
+                        num_retries=0,
+                        max_retries=0,
+                        **arguments,
+                    )
         except TimeoutError:
             raise call.deadlines.expired() from None
         except AppError:
             raise
         except Exception as error:
-            raise litellm_failure(target, error, fields) from None
+            raise litellm_failure(target, error, wire, fields) from None
 
     @staticmethod
-    async def _next(target: Target, chunks: Any, deadlines: Deadlines) -> Any:
+    async def _next(target: Target, chunks: Any, deadlines: Deadlines, wire: Wire) -> Any:
         try:
             async with deadlines.limit():
-                return await anext(chunks, None)
+                with wire.observing():  # some providers are asked only now
+                    return await anext(chunks, None)
         except TimeoutError:
             raise deadlines.expired() from None
         except Exception as error:
-            raise litellm_failure(target, error) from None
+            raise litellm_failure(target, error, wire) from None
 
     def _arguments(self, target: Target, sent: dict[str, Any]) -> dict[str, Any]:
         """Return LiteLLM's arguments: the fields that this provider accepts.
@@ -210,13 +237,18 @@ def _refuse_unknown_parts(target: Target, messages: list[dict[str, Any]]) -> Non
                 raise InvalidRequest(text, param=param)
 
 
-async def _close(stream: Any) -> None:
-    """Close a stream and its connection. For some providers, LiteLLM's own `aclose` leaves the connection open."""
-    inner = stream.completion_stream
-    await stream.aclose()
-    for lines in {getattr(inner, "streaming_response", None), getattr(inner, "response_iterator", None)}:
-        if lines is not None and hasattr(lines, "aclose"):
-            await lines.aclose()
+def _check_end(target: Target, wire: Wire, stream: Any) -> None:
+    """Check that the provider's own events have ended a stream: LiteLLM invents an end for one that is cut off.
+
+    Its `received_finish_reason` is right for most providers, but always None for Gemini and Vertex AI.
+
+    Raises:
+        ProviderError: they have not, or they tell an error.
+    """
+    if wire.error is not None:
+        raise failure_in_body(target.name, wire.error, [target.key])
+    if not wire.ended and stream.received_finish_reason is None:
+        raise cut_off(target.name)
 
 
 def _forget_chunks(stream: Any) -> bool:
@@ -228,43 +260,6 @@ def _forget_chunks(stream: Any) -> bool:
     stream.response_uptil_now = ""
     stream.chunks[1:] = [chunk for chunk in stream.chunks[1:] if getattr(chunk, "usage", None)]
     return any(getattr(chunk, "usage", None) for chunk in stream.chunks)
-
-
-def _load(image_hosts: list[str]) -> Any:
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import fetches a price list over the network
-    os.environ["LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS"] = "True"  # else a call of Anthropic's API fetches another list
-    os.environ["LITELLM_MODE"] = "PRODUCTION"  # else it reads `.env` itself
-    os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
-    for name in ("LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"):
-        os.environ[name] = "False"  # httpx's own transport would follow redirects; see `_follow_no_redirects`
-    import litellm
-
-    litellm.suppress_debug_info = True
-    litellm.disable_hf_tokenizer_download = True  # else counting tokens of a Llama fetches its tokenizer, and waits
-    litellm.telemetry = False
-    litellm.user_url_validation = True  # it fetches nothing from private addresses
-    litellm.user_url_allowed_hosts = image_hosts
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).disabled = True  # they quote requests; failures become errors of ours, which are logged
-    _follow_no_redirects()
-    return litellm
-
-
-@functools.cache
-def _follow_no_redirects() -> None:
-    """Stop LiteLLM from following redirects, which would send every key header but `Authorization` to another host."""
-    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
-
-    transport: Any = LiteLLMAiohttpTransport
-    send = transport.handle_async_request
-
-    async def send_once(self: Any, request: Any) -> Any:
-        response = await send(self, request)
-        if request.method == "POST" and response.has_redirect_location:
-            del response.headers["Location"]
-        return response
-
-    transport.handle_async_request = send_once
 
 
 def _completion(answer: Any) -> dict[str, Any]:

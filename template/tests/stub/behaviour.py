@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Json = dict[str, Any]
 Event = tuple[str, str]
-"""A server-sent event's name, '' for none, and its data."""
+"""The name of a stream's event, '' for none, and its data."""
 
 TEXT = "Hello from the stub. Grüße, 世界! 👋"
 """What the model says unless told otherwise: several words, with characters of two, three and four bytes."""
@@ -22,12 +22,16 @@ MODEL_SUFFIX = "-2026-01-01"
 class Behaviour:
     """How the stub answers one request. The defaults answer well; the fields compose.
 
-    An event is one server-sent event. An answer that isn't streamed goes out in four parts, which count as its events.
+    An event is one server-sent event, or what stands for it in other streams. An answer that isn't streamed goes out in
+    four parts, which count as its events.
 
     Attributes:
         text: what the model says. It streams word by word, so a text without blanks is one chunk of any size.
         repeat: how often the text is said, for a stream of any length.
         tool_calls: name and arguments (JSON text) of the tools that are called instead.
+        thought: what the model thinks before it speaks, at the vendors that show it.
+        blocked: what the vendor's filter blocks, Google's and Azure's: the prompt, or the answer, of which a stream
+            has begun to speak.
         usage: report usage as OpenAI does; False is a server that never does.
         status: HTTP status; anything but 200 answers with the vendor's error. 0 closes before the first header.
         code: the error's code, where the status doesn't tell it.
@@ -52,13 +56,15 @@ class Behaviour:
             if it isn't streamed.
         stall_after: go silent after so many events, with the connection open, until the client leaves.
         cut_after: close the connection after so many events.
-        cut_at: close the connection right behind these bytes of the body.
+        cut_at: close the connection right behind these bytes of the body, or after so many.
         reset: close it by TCP reset.
     """
 
     text: str = TEXT
     repeat: int = 1
     tool_calls: tuple[tuple[str, str], ...] = ()
+    thought: str = ""
+    blocked: Literal["prompt", "answer"] | None = None
     usage: bool = True
     status: int = 200
     code: str | None = None
@@ -81,7 +87,7 @@ class Behaviour:
     error_at: int | None = None
     stall_after: int | None = None
     cut_after: int | None = None
-    cut_at: bytes | None = None
+    cut_at: bytes | int | None = None
     reset: bool = False
 
     @property
@@ -110,9 +116,14 @@ class Behaviour:
         return 1 + (len(self.tool_calls) or len(self.text.split()) * self.repeat)
 
 
-def dump(value: Json) -> str:
+def dump(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
 def halves(text: str) -> tuple[str, str]:
     return text[: len(text) // 2], text[len(text) // 2 :]
+
+
+def vectors(count: int, size: int) -> list[list[float]]:
+    """Return embeddings: numbers divided by powers of two, so that 32 bits hold them exactly."""
+    return [[(index + 1) / 2**place for place in range(size)] for index in range(count)]

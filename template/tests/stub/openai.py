@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from tests.stub.behaviour import MODEL_SUFFIX, PROMPT_TOKENS, Behaviour, Event, Json, dump, halves
+from tests.stub.behaviour import MODEL_SUFFIX, PROMPT_TOKENS, Behaviour, Event, Json, dump, halves, vectors
 
 _CREATED = 1767225600
 _ERRORS = {
@@ -39,7 +39,7 @@ def completion(request: Json, behaviour: Behaviour) -> Json:
     body = _common(request, "chat.completion")
     body["choices"] = [{"index": index} | choice for index in _choices(request)]
     if behaviour.usage:
-        body["usage"] = _usage(request, behaviour)
+        body["usage"] = usage(request, behaviour)
     return body
 
 
@@ -62,7 +62,7 @@ def chunks(request: Json, behaviour: Behaviour) -> Iterator[Event]:
     for index in choices[: behaviour.finished]:
         yield chunk(index, {}, _finish_reason(behaviour))
     if asked:
-        yield "", dump(common | {"choices": [], "usage": _usage(request, behaviour)})
+        yield "", dump(common | {"choices": [], "usage": usage(request, behaviour)})
     if behaviour.done:
         yield "", "[DONE]"
 
@@ -71,13 +71,11 @@ def embeddings(request: Json, _: Behaviour) -> Json:
     """Answer `POST /v1/embeddings`, by default with vectors of four numbers."""
     texts = request["input"]
     count = 1 if isinstance(texts, str) or isinstance(texts[0], int) else len(texts)
-    size = request.get("dimensions") or 4
     rows: list[Json] = []
-    for index in range(count):
-        # Divided by powers of two, so that 32 bits hold them exactly.
-        vector: Any = [(index + 1) / 2**place for place in range(size)]
+    for index, numbers in enumerate(vectors(count, request.get("dimensions") or 4)):
+        vector: Any = numbers
         if request.get("encoding_format") == "base64":
-            vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
+            vector = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
         rows.append({"object": "embedding", "index": index, "embedding": vector})
     usage = {"prompt_tokens": PROMPT_TOKENS, "total_tokens": PROMPT_TOKENS}
     return {"object": "list", "data": rows, "model": request["model"] + MODEL_SUFFIX, "usage": usage}
@@ -108,7 +106,7 @@ def _finish_reason(behaviour: Behaviour) -> str:
     return "tool_calls" if behaviour.tool_calls else "stop"
 
 
-def _usage(request: Json, behaviour: Behaviour) -> Json:
+def usage(request: Json, behaviour: Behaviour) -> Json:
     tokens = behaviour.completion_tokens * len(_choices(request))
     return {
         "prompt_tokens": PROMPT_TOKENS,

@@ -1,62 +1,64 @@
 """What goes over the wire for one request: the body's parts, and the packets that they are sent in."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from tests.stub import anthropic, openai
-from tests.stub.behaviour import Behaviour, Event, Json, dump, halves
-
-CHAT = "/v1/chat/completions"
-EMBEDDINGS = "/v1/embeddings"
-MODELS = "/v1/models"
-MESSAGES = "/v1/messages"
+from tests.stub import openai
+from tests.stub.behaviour import Behaviour, Json, dump, halves
+from tests.stub.families import Family, family_of
 
 JSON_TYPE = "application/json"
-STREAM_TYPE = "text/event-stream; charset=utf-8"
-
-_ANSWERS: dict[tuple[str, str], Callable[[Json, Behaviour], Json]] = {
-    ("POST", CHAT): openai.completion,
-    ("POST", EMBEDDINGS): openai.embeddings,
-    ("GET", MODELS): openai.models,
-    ("POST", MESSAGES): anthropic.message,
-}
-_LINE_ENDS = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
 
 
 def reply(method: str, path: str, request: Json, behaviour: Behaviour) -> tuple[int, str, Iterable[bytes]]:
     """Answer a request with a status, a content type, and the parts of a body."""
-    vendor = anthropic if path == MESSAGES else openai
+    family, request = family_of(method, path, request)
+    error = openai.error if family is None else family.error
 
     def whole(status: int, body: bytes) -> tuple[int, str, list[bytes]]:
         return status, JSON_TYPE, _split(body, behaviour)
 
     if refused := sorted(behaviour.refuses & request.keys()):
         text = f"'{refused[0]}' is not supported with this model."
-        return whole(400, _encoded(vendor.error(400, text, code="unsupported_parameter", param=refused[0])))
+        return whole(400, _encoded(error(400, text, code="unsupported_parameter", param=refused[0])))
     if behaviour.body is not None:
         return whole(behaviour.status, behaviour.body)
     if behaviour.status != 200:
-        return whole(behaviour.status, _encoded(vendor.error(behaviour.status, behaviour.message, code=behaviour.code)))
-    if (method, path) not in _ANSWERS:
-        return whole(404, _encoded(vendor.error(404, f"There is no {method} {path}.")))
-    if request.get("stream"):
-        return 200, STREAM_TYPE, _frames(_events(path, request, behaviour), behaviour)
+        return whole(behaviour.status, _encoded(error(behaviour.status, behaviour.message, code=behaviour.code)))
+    if family is None:
+        return whole(404, _encoded(error(404, f"There is no {method} {path}.")))
+    if _streams(path, request) and family.events:
+        return 200, family.stream_type, _frames(family, request, behaviour)
     if behaviour.error_at is not None:
-        return whole(200, _encoded(vendor.error(500, behaviour.message, code=behaviour.code)))
-    text = dump(_ANSWERS[method, path](request, behaviour))
+        return whole(200, _encoded(error(500, behaviour.message, code=behaviour.code)))
+    text = dump(family.answer(request, behaviour))
     return whole(200, (text if behaviour.bad_json_at is None else halves(text)[0]).encode())
+
+
+def _streams(path: str, request: Json) -> bool:
+    """Return whether a request asks for a stream. Ollama's own API streams unless told not to."""
+    return bool(request.get("stream", path.endswith("/api/chat")))
 
 
 def interrupted(parts: Iterable[bytes], behaviour: Behaviour) -> Iterator[bytes]:
     """Let through what is sent before the answer stalls or is cut."""
     limits = [limit for limit in (behaviour.stall_after, behaviour.cut_after) if limit is not None]
+    sent = 0
     for index, part in enumerate(parts):
         if limits and index >= min(limits):
             return
-        if behaviour.cut_at is not None and behaviour.cut_at in part:
-            yield part[: part.index(behaviour.cut_at) + len(behaviour.cut_at)]
+        if (end := _cut(part, behaviour.cut_at, sent)) is not None:
+            yield part[:end]
             return
+        sent += len(part)
         yield part
+
+
+def _cut(part: bytes, cut_at: bytes | int | None, sent: int) -> int | None:
+    """Return how many bytes of a part are sent before the connection closes; None if all of them are."""
+    if isinstance(cut_at, bytes):
+        return part.index(cut_at) + len(cut_at) if cut_at in part else None
+    return cut_at - sent if cut_at is not None and cut_at < sent + len(part) else None
 
 
 def packets(parts: Iterable[bytes], behaviour: Behaviour) -> Iterator[bytes]:
@@ -72,7 +74,7 @@ def packets(parts: Iterable[bytes], behaviour: Behaviour) -> Iterator[bytes]:
     yield gzip.flush()
 
 
-def _encoded(body: Json) -> bytes:
+def _encoded(body: object) -> bytes:
     return dump(body).encode()
 
 
@@ -84,24 +86,13 @@ def _split(body: bytes, behaviour: Behaviour) -> list[bytes]:
     return [body[:quarter], body[quarter : 2 * quarter], body[2 * quarter : 3 * quarter], body[3 * quarter :]]
 
 
-def _events(path: str, request: Json, behaviour: Behaviour) -> Iterator[Event]:
-    answer = anthropic.events if path == MESSAGES else openai.chunks
-    error = anthropic.error_event if path == MESSAGES else openai.error_event
-    for index, (name, text) in enumerate(answer(request, behaviour)):
+def _frames(family: Family, request: Json, behaviour: Behaviour) -> Iterator[bytes]:
+    assert family.events is not None
+    for index, (name, text) in enumerate(family.events(request, behaviour)):
         if index == behaviour.error_at:
-            yield error(behaviour.message)
+            yield family.frame(family.error_event(behaviour.message), behaviour)
             return
-        yield name, halves(text)[0] if index == behaviour.bad_json_at else text
-
-
-def _frames(events: Iterable[Event], behaviour: Behaviour) -> Iterator[bytes]:
-    end = _LINE_ENDS[behaviour.line_end]
-    for name, text in events:
-        lines = [": on its own", "", ": inside the event"] if behaviour.comments else []
-        if name:
-            lines.append(f"event: {name}")
-        lines += [behaviour.prefix + text, "", ""]
-        yield end.join(lines).encode()
+        yield family.frame((name, halves(text)[0] if index == behaviour.bad_json_at else text), behaviour)
 
 
 def _regrouped(parts: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from http.client import responses
 from typing import Any, Self
 
 from tests.stub.behaviour import Behaviour
-from tests.stub.reply import STREAM_TYPE, interrupted, packets, reply
+from tests.stub.reply import JSON_TYPE, interrupted, packets, reply
 
 _LONGEST_HEAD = 1_000_000
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -50,7 +50,7 @@ class Received:
 
 
 class Stub:
-    """A provider on a loopback port, in a thread of its own, that speaks OpenAI's and Anthropic's APIs.
+    """A provider on a loopback port, in a thread of its own, that speaks the protocols of tests/stub/families.py.
 
     A context manager: it listens inside the `with` block.
 
@@ -196,7 +196,7 @@ class Stub:
         behaviour = request.behaviour
         status, content_type, parts = reply(request.method, request.path, request.body, behaviour)
         headers = {"content-type": content_type, "x-request-id": f"req_stub_{len(self.requests)}"}
-        transfer = behaviour.transfer or ("chunked" if content_type == STREAM_TYPE else "length")
+        transfer = behaviour.transfer or ("length" if content_type == JSON_TYPE else "chunked")
         chunked = transfer == "chunked"
         if chunked:
             headers["transfer-encoding"] = "chunked"

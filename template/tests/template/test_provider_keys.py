@@ -10,14 +10,14 @@ import pytest
 from app.config import ModelEntry, Settings
 from app.errors import AppError
 from app.llm.client import LLMClient
-from app.llm.targets import DIRECT, SINGLE_KEY
 from app.llm.upstreams import Upstreams
+from app.llm.vendors import LITELLM_KEYS, VENDORS
 from tests.stub import Behaviour, Stub
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 CANARY = "sk-canary-0123456789"
-VENDOR_VARIABLES = {vendor.key for vendor in DIRECT.values()} | {
-    name for names in SINGLE_KEY.values() for name in names
+VENDOR_VARIABLES = {key for vendor in VENDORS.values() for key in vendor.keys} | {
+    name for names in LITELLM_KEYS.values() for name in names
 }
 
 
@@ -62,7 +62,7 @@ def keys_of(stub: Stub, path: str = "/") -> set[str]:
 
 
 @pytest.mark.usefixtures("canaries")
-@pytest.mark.parametrize("provider", DIRECT)
+@pytest.mark.parametrize("provider", VENDORS)
 def test_no_vendor_key_goes_to_the_api_base_of_a_direct_model(stub: Stub, provider: str) -> None:
     ask({"m": {"upstream": f"{provider}/m", "api_base": f"{stub.url}/v1"}})
     assert keys_of(stub) == {""}
@@ -70,7 +70,7 @@ def test_no_vendor_key_goes_to_the_api_base_of_a_direct_model(stub: Stub, provid
 
 @pytest.mark.usefixtures("canaries")
 def test_no_vendor_key_goes_to_the_api_base_of_a_model_via_litellm(stub: Stub) -> None:
-    providers = ["openai", *SINGLE_KEY]
+    providers = ["openai", *LITELLM_KEYS]
     ask({p: {"upstream": f"{p}/m", "api_base": f"{stub.url}/{p}", "protocol": "litellm"} for p in providers})
     for provider in providers:
         assert keys_of(stub, f"/{provider}") == {"none"}, provider

@@ -1,0 +1,117 @@
+"""Vendors whose API speaks OpenAI's protocol: addresses, keys, and what each of them names otherwise.
+
+Source: the vendors' API references, and LiteLLM's table of providers, which a test of the template compares with this.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+MAX_TOKENS: Mapping[str, str] = MappingProxyType({"max_completion_tokens": "max_tokens"})
+"""For vendors that know only the older of the two names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """Where an OpenAI-compatible vendor is, and what it wants.
+
+    Attributes:
+        keys: environment variables that may hold the key; the first one that is set counts.
+        base: address of the API; None if it has to be configured.
+        bases: environment variables that may hold another address.
+        path: what an address from a variable or a row must end with; it is added where it is missing.
+        needs_key: whether the vendor's own address refuses requests without a key.
+        renames: fields of OpenAI's that the vendor calls otherwise.
+        refuses: fields of ours that the vendor refuses, and that nobody misses.
+    """
+
+    keys: tuple[str, ...]
+    base: str | None = None
+    bases: tuple[str, ...] = ()
+    path: str = ""
+    needs_key: bool = True
+    renames: Mapping[str, str] = field(default_factory=dict)
+    refuses: frozenset[str] = frozenset()
+
+
+NO_STREAM_OPTIONS = frozenset({"stream_options"})
+"""Of vendors that send a stream's usage without being asked, and refuse to be asked."""
+
+VENDORS: Mapping[str, Vendor] = {
+    "openai": Vendor(("OPENAI_API_KEY",), "https://api.openai.com/v1", ("OPENAI_BASE_URL",)),
+    "azure": Vendor(("AZURE_API_KEY",), None, ("AZURE_API_BASE",), path="/openai/v1"),
+    "cerebras": Vendor(
+        ("CEREBRAS_API_KEY",),
+        "https://api.cerebras.ai/v1",
+        ("CEREBRAS_API_BASE",),
+        renames=MAX_TOKENS,
+        refuses=NO_STREAM_OPTIONS,
+    ),
+    "dashscope": Vendor(
+        ("DASHSCOPE_API_KEY",), "https://dashscope.aliyuncs.com/compatible-mode/v1", ("DASHSCOPE_API_BASE",)
+    ),
+    "deepseek": Vendor(("DEEPSEEK_API_KEY",), "https://api.deepseek.com/beta", ("DEEPSEEK_API_BASE",)),
+    "fireworks_ai": Vendor(
+        ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN"),
+        "https://api.fireworks.ai/inference/v1",
+        ("FIREWORKS_API_BASE",),
+        renames=MAX_TOKENS,
+    ),
+    "gemini": Vendor(
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        ("GEMINI_API_BASE",),
+    ),
+    "github": Vendor(
+        ("GITHUB_API_KEY",), "https://models.inference.ai.azure.com", ("GITHUB_API_BASE",), renames=MAX_TOKENS
+    ),
+    "groq": Vendor(("GROQ_API_KEY",), "https://api.groq.com/openai/v1", ("GROQ_API_BASE",), renames=MAX_TOKENS),
+    "mistral": Vendor(
+        ("MISTRAL_API_KEY",),
+        "https://api.mistral.ai/v1",
+        ("MISTRAL_API_BASE",),
+        renames={**MAX_TOKENS, "seed": "random_seed"},
+        refuses=NO_STREAM_OPTIONS,
+    ),
+    "moonshot": Vendor(("MOONSHOT_API_KEY",), "https://api.moonshot.ai/v1", ("MOONSHOT_API_BASE",), renames=MAX_TOKENS),
+    "nvidia_nim": Vendor(
+        ("NVIDIA_NIM_API_KEY",), "https://integrate.api.nvidia.com/v1", ("NVIDIA_NIM_API_BASE",), renames=MAX_TOKENS
+    ),
+    "openrouter": Vendor(
+        ("OPENROUTER_API_KEY", "OR_API_KEY"), "https://openrouter.ai/api/v1", ("OPENROUTER_API_BASE",)
+    ),
+    "perplexity": Vendor(
+        ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
+        "https://api.perplexity.ai",
+        ("PERPLEXITY_API_BASE",),
+        refuses=NO_STREAM_OPTIONS,
+    ),
+    "sambanova": Vendor(
+        ("SAMBANOVA_API_KEY",), "https://api.sambanova.ai/v1", ("SAMBANOVA_API_BASE",), renames=MAX_TOKENS
+    ),
+    "together_ai": Vendor(
+        ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHER_AI_TOKEN"),
+        "https://api.together.ai/v1",
+        ("TOGETHER_AI_API_BASE",),
+    ),
+    "xai": Vendor(("XAI_API_KEY",), "https://api.x.ai/v1", ("XAI_API_BASE",), renames=MAX_TOKENS),
+    # Servers of one's own.
+    "hosted_vllm": Vendor(("HOSTED_VLLM_API_KEY",), None, ("HOSTED_VLLM_API_BASE",), path="/v1", needs_key=False),
+    "lm_studio": Vendor(
+        ("LM_STUDIO_API_KEY",), "http://localhost:1234", ("LM_STUDIO_API_BASE",), path="/v1", needs_key=False
+    ),
+    "ollama": Vendor(("OLLAMA_API_KEY",), "http://localhost:11434", ("OLLAMA_API_BASE",), path="/v1", needs_key=False),
+    "ollama_chat": Vendor(
+        ("OLLAMA_API_KEY",), "http://localhost:11434", ("OLLAMA_API_BASE",), path="/v1", needs_key=False
+    ),
+}
+
+LITELLM_KEYS: Mapping[str, tuple[str, ...]] = {
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
+    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
+    **{name: vendor.keys for name, vendor in VENDORS.items() if vendor.needs_key and vendor.base},
+}
+"""Providers that need one key, which LiteLLM reads from one of these variables.
+
+Others may have ambient credentials, so whether they are configured is not checked here."""

@@ -1,0 +1,128 @@
+"""LiteLLM is loaded only where it is needed, and is warm when `/ready` says so."""
+
+import asyncio
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.config import ModelEntry, Settings
+from app.llm.client import LLMClient
+from app.llm.upstreams import Upstreams
+from tests.serving import PROJECT, Process
+from tests.stub import TEXT, Behaviour, Stub
+from tests.template.running import Ask, running
+
+# LiteLLM runs in this process, and warns of itself.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic", "ignore::DeprecationWarning:litellm")
+
+LONGEST_GAP = 0.25
+"""Seconds of CPU time that the event loop may be blocked."""
+DIRECT = (
+    "groq/llama",
+    "deepseek/deepseek-chat",
+    "mistral/m",
+    "xai/grok-4",
+    "openrouter/o/m",
+    "gemini/gemini-2.5-flash",
+)
+
+
+async def longest_gap(done: asyncio.Event) -> float:
+    """Return the most CPU time between two turns of the event loop until something is done. Others use the CPU too."""
+    longest, last = 0.0, time.thread_time()
+    while not done.is_set():
+        await asyncio.sleep(0.002)
+        now = time.thread_time()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+async def first_calls(url: str) -> float:
+    models = {
+        "gemini": ModelEntry(upstream="gemini/gemini-2.5-flash", api_base=f"{url}/v1beta", protocol="litellm"),
+        "anthropic": ModelEntry(upstream="anthropic/claude-sonnet-4-5", api_base=url),
+    }
+    async with Upstreams(Settings(models=models, default_model="gemini", retries=0)) as upstreams:
+        while upstreams.failing():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+        done = asyncio.Event()
+        gap = asyncio.create_task(longest_gap(done))
+        for model in models:
+            assert (
+                await LLMClient(upstreams).complete(model=model, messages=[{"role": "user", "content": "Hi"}])
+            ).content
+        done.set()
+        return await gap
+
+
+def test_the_first_calls_after_ready_block_nobody() -> None:
+    with Stub() as stub:
+        imports = "import asyncio\nfrom tests.template.test_warm import first_calls"
+        code = f"{imports}\nprint(asyncio.run(first_calls({stub.url!r})))"
+        ran = subprocess.run(  # noqa: S603 - our own command
+            [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+        )
+    assert float(ran.stdout.splitlines()[-1]) < LONGEST_GAP
+
+
+def test_vendors_that_speak_openais_protocol_need_no_litellm() -> None:
+    rows = {str(index): {"upstream": upstream} for index, upstream in enumerate(DIRECT)}
+    code = (
+        "import sys\nfrom starlette.testclient import TestClient\n"
+        "from app.config import Settings\nfrom app.main import create_app\n"
+        f"with TestClient(create_app(Settings(models={rows!r}, default_model='0'))) as client:\n"
+        "    assert client.get('/ready').status_code == 200\n"
+        "assert 'litellm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)  # noqa: S603 - our own command
+
+
+def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path) -> None:
+    (tmp_path / "litellm").mkdir()
+    (tmp_path / "litellm/__init__.py").write_text("raise ImportError('a broken wheel')")
+    models = {"m": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": "http://127.0.0.1:9"}}
+    env = {
+        "PYTHONPATH": str(tmp_path),
+        "APP_MODELS": json.dumps(models),
+        "APP_DEFAULT_MODEL": "m",
+        "APP_CALLERS": json.dumps({"test": {"key_sha256": "0" * 64}}),
+    }
+    with Process(env=env) as process:
+        deadline = time.monotonic() + 20
+        while "can't be loaded" not in process.output and time.monotonic() < deadline:
+            time.sleep(0.02)
+        connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=20)
+        connection.request("GET", "/ready")
+        answer = connection.getresponse()
+        assert (answer.status, b"LiteLLM can't be loaded" in answer.read()) == (503, True)
+        connection.close()
+        assert "a broken wheel" in process.output
+
+
+@pytest.fixture
+def ask(stub: Stub, key: str) -> Iterator[Ask]:
+    row = {"upstream": "gemini/gemini-2.5-flash", "api_base": f"{stub.url}/v1beta", "protocol": "litellm"}
+    with running(key, {"gemini": row}) as ask:
+        yield ask
+
+
+def test_a_caller_who_leaves_the_very_first_streams_closes_them_upstream(ask: Ask, stub: Stub) -> None:
+    stub.default = Behaviour(stall_after=3)
+    took = []
+    for number in range(20):
+        with ask("gemini", stream=True) as call:
+            next(call.events)
+        left_at = time.monotonic()
+        upstream = stub.requests[number]
+        assert upstream.closed.wait(1)
+        took.append((upstream.closed_at or 0) - left_at)
+    assert statistics.median(took) < 0.2
+    stub.default = Behaviour()
+    assert ask("gemini").json["content"] == TEXT
