@@ -17,6 +17,9 @@ from app.config import Settings
 QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
 """Loggers that may quote a request: they write warnings and errors only, whatever the level."""
 
+_processors: list[Any] = []
+"""What renders a log line. One list for the process, changed in place: a logger that was bound earlier follows it."""
+
 
 def configure_logs(settings: Settings) -> None:
     """Write every log line from one level up to stdout, in one format."""
@@ -31,8 +34,9 @@ def configure_logs(settings: Settings) -> None:
         renderer: Any = structlog.processors.JSONRenderer(serializer=lambda event, **_: to_json(event).decode())
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), pad_event_to=0)
+    _processors[:] = [*shared, renderer]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=_processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=False,
