@@ -58,7 +58,7 @@ def test_every_file_that_left_the_template_has_a_pointer_and_is_named_in_the_cha
     check_moves(template)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS[: VERSIONS.index("0.5.0")])  # which moved most of them
 def test_an_edit_of_a_file_that_moved_is_shown_as_a_conflict(start: Start, version: str) -> None:
     """The team can take the pointer as UPDATING.md says; where it had deleted the old file, there is none."""
     project = start(version, OFF)
