@@ -207,7 +207,7 @@ class Settings(BaseSettings):
     """`host` or `host:port` whose images and files LiteLLM may fetch over http too, and within the own network."""
     max_in_flight: int = Field(default=2000, gt=0)
     max_body_bytes: int = Field(default=20_000_000, gt=0)
-    max_tokens_limit: int = Field(default=16384, gt=0)
+    max_tokens_limit: int = Field(default=131072, gt=0)
     retries: int = Field(default=2, ge=0, le=10)
     timeouts: Timeouts = Timeouts()
 

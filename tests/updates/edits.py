@@ -108,7 +108,7 @@ key_sha256 = "{"0" * 64}"
 models = ["claude"]
 '''
 ORIGINS = 'cors_origins = ["https://search.example"]\n'
-RETRIES = "    retries: int = Field(default=0,"
+GRACE = "    shutdown_grace: float = Field(default=60,"
 LINE = '    app.state.team = "search"\n'
 FIELD = "    team: str | None = Field(default=None, max_length=64)\n"
 IGNORED = "\n/notes/\n"
@@ -218,7 +218,7 @@ EDITS = [
         "\n    @property\n    def wants_usage",
         FIELD + "\n    @property\n    def wants_usage",
     ),
-    replace("a changed default in config.py", "app/config.py", "    retries: int = Field(default=2,", RETRIES),
+    replace("a changed default in config.py", "app/config.py", "    shutdown_grace: float = Field(default=30,", GRACE),
     replace(
         "another model in settings.toml",
         "app/settings.toml",

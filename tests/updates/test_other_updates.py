@@ -1,6 +1,7 @@
 """Updates that are not plain: step by step, with other answers, from a dirty tree, interrupted, or by recopy."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,7 +27,6 @@ from updates.releases import AUTHOR, VERSIONS, commit, newest
 from workspace import ROOT, run
 
 ALL = OPTIONS["all on"]
-MAX_IN_FLIGHT = "max_in_flight: int = Field(default=500,"
 
 
 def refusal(project: Path, *arguments: str, env: dict[str, str] | None = None) -> str:
@@ -182,20 +182,29 @@ def test_a_conflict_can_be_solved_as_told(later: Later, tmp_path: Path) -> None:
     assert run("git", "ls-files", "--unmerged", cwd=project) == ""
 
 
-def test_where_an_edit_needs_a_hand_the_changelog_tells_which(start: Start) -> None:
-    """0.2.0 put a setting between two others, and so next to the default of one that a team had changed."""
+NEEDS_A_HAND = {
+    "max_in_flight: int = Field(default=2000,": "image_hosts",
+    "retries: int = Field(default=2,": "max_tokens_limit",
+}
+"""A line that a team had changed in `app/config.py`: the setting that a release added or changed right beside it.
+
+Git can't tell that from a change of the same line."""
+
+
+@pytest.mark.parametrize(("line", "neighbour"), NEEDS_A_HAND.items())
+def test_where_an_edit_needs_a_hand_the_changelog_tells_which(start: Start, line: str, neighbour: str) -> None:
     project = start("0.1.0", OFF)
     settings = project / "app/config.py"
-    settings.write_text(settings.read_text().replace("max_in_flight: int = Field(default=2000,", MAX_IN_FLIGHT))
+    assert line in settings.read_text()
+    settings.write_text(settings.read_text().replace(line, line.replace("=2", "=1")))
     commit(project, "Our default")
     with pytest.raises(AssertionError, match=r"unmerged: \['app/config.py'\]"):
         update(project)
 
-    entry = (ROOT / "CHANGELOG.md").read_text().partition("## [0.2.0]")[2].partition("## [")[0]
-    told = entry.partition("### Upgrading\n")[2].partition("###")[0]
-    assert "`app/config.py`" in told
-    assert "`image_hosts`" in told
-    assert "`max_in_flight`" in told
+    sections = re.findall(r"(?ms)^### Upgrading\n(.*?)^##", (ROOT / "CHANGELOG.md").read_text())
+    entries = [entry for section in sections for entry in re.split(r"(?m)^- ", section)]
+    setting = line.partition(":")[0]
+    assert any(f"`{setting}`" in told and f"`{neighbour}`" in told and "`app/config.py`" in told for told in entries)
 
 
 @pytest.mark.parametrize("start_at", ["0.4.0", newest()])

@@ -79,7 +79,7 @@ def test_without_any_source_there_are_gpt_4o_and_the_demo_model_and_no_caller() 
     assert not settings.dev
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert (settings.cors_origins, settings.cors_credentials) == (["*"], False)
-    assert settings.max_tokens_limit == 16384
+    assert settings.max_tokens_limit == 131072
 
 
 def test_a_stronger_source_wins_over_each_weaker_one(settings_file: Write, env_file: Write) -> None:
