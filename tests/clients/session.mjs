@@ -57,6 +57,13 @@ async function stream() {
   }
 }
 
+async function odd_events() {
+  const chunks = await collected(await client.chat.completions.create({ model: "odd", messages, stream: true }));
+  const choices = chunks.flatMap((chunk) => chunk.choices);
+  assert.equal(choices.map((choice) => choice.delta.content ?? "").join(""), said.stub);
+  assert.deepEqual(choices.map((choice) => choice.finish_reason).filter(Boolean), ["stop"]);
+}
+
 async function stream_helpers() {
   for (const [model, text] of Object.entries(said)) {
     const runner = client.chat.completions.stream({ model, messages });
@@ -155,7 +162,7 @@ async function cancellation() {
   await assert.rejects(client.chat.completions.create(waiting, { signal }), OpenAI.APIUserAbortError);
 }
 
-for (const step of [chat, stream, stream_helpers, tools, parse, embeddings, models, errors, retries, cancellation]) {
+for (const step of [chat, stream, odd_events, stream_helpers, tools, parse, embeddings, models, errors, retries, cancellation]) {
   await step();
   console.log(step.name);
 }

@@ -55,6 +55,13 @@ def stream(client: openai.OpenAI) -> None:
         assert last.usage.completion_tokens > 0
 
 
+def odd_events(client: openai.OpenAI) -> None:
+    chunks = list(client.chat.completions.create(model="odd", messages=HELLO, stream=True))
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in choices) == SAID["stub"]
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["stop"]
+
+
 def stream_helpers(client: openai.OpenAI) -> None:
     for model, text in SAID.items():
         with client.chat.completions.stream(model=model, messages=HELLO) as events:
@@ -183,7 +190,7 @@ async def cancelled(url: str, key: str) -> None:
         assert waiting.cancelled()
 
 
-STEPS = (chat, stream, stream_helpers, tools, parse, embeddings, models, errors, retries, cancellation)
+STEPS = (chat, stream, odd_events, stream_helpers, tools, parse, embeddings, models, errors, retries, cancellation)
 
 if __name__ == "__main__":
     with openai.OpenAI(base_url=sys.argv[1], api_key=sys.argv[2]) as client:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.client
+import importlib
 import json
 import os
 import shutil
@@ -21,11 +22,15 @@ from workspace import ROOT, run
 HERE = Path(__file__).parent
 TOOLS = Path(sys.executable).parent
 KEY = "sk-app-test"
-STEPS = "chat stream stream_helpers tools parse embeddings models errors retries cancellation".split()
+STEPS = "chat stream odd_events stream_helpers tools parse embeddings models errors retries cancellation".split()
 CALL = Behaviour(tool_calls=(("weather", '{"city": "Zürich"}'),))
+
+_odd: Any = importlib.import_module("tests.template.test_events")
+ODD_EVENTS = _odd.HEAD + "".join(_odd.HARMLESS.values()) + _odd.TAIL + _odd.END + _odd.HARMLESS["null"] + _odd.DONE
 
 PROVIDERS = {
     "stub": Behaviour(),
+    "odd": Behaviour(body=ODD_EVENTS.encode(), headers=_odd.SSE),
     "anthropic": Behaviour(),
     "tools": Behaviour(),
     "tools-anthropic": Behaviour(),

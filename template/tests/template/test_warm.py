@@ -1,6 +1,7 @@
 """LiteLLM is loaded only where it is needed, and is warm when `/ready` says so."""
 
 import asyncio
+import hashlib
 import http.client
 import json
 import statistics
@@ -18,6 +19,7 @@ from app.llm.upstreams import Upstreams
 from tests.serving import PROJECT, Process
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, running
+from tests.wire import HELLO
 
 # LiteLLM runs in this process, and warns of itself.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic", "ignore::DeprecationWarning:litellm")
@@ -84,7 +86,7 @@ def test_vendors_that_speak_openais_protocol_need_no_litellm() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)  # noqa: S603 - our own command
 
 
-def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path) -> None:
+def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path, key: str) -> None:
     (tmp_path / "litellm").mkdir()
     (tmp_path / "litellm/__init__.py").write_text("raise ImportError('a broken wheel')")
     models = {"m": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": "http://127.0.0.1:9"}}
@@ -92,7 +94,8 @@ def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path) -> None:
         "PYTHONPATH": str(tmp_path),
         "APP_MODELS": json.dumps(models),
         "APP_DEFAULT_MODEL": "m",
-        "APP_CALLERS": json.dumps({"test": {"key_sha256": "0" * 64}}),
+        "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}),
+        "APP_RETRIES": "0",
     }
     with Process(env=env) as process:
         deadline = time.monotonic() + 20
@@ -102,6 +105,15 @@ def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path) -> None:
         connection.request("GET", "/ready")
         answer = connection.getresponse()
         assert (answer.status, b"LiteLLM can't be loaded" in answer.read()) == (503, True)
+        for stream in (False, True):
+            body = json.dumps({"model": "m", "messages": HELLO, "stream": stream})
+            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            answer = connection.getresponse()
+            error = json.loads(answer.read())["error"]
+            assert (answer.status, error["code"]) == (503, "provider_not_configured")
+            assert answer.headers["x-should-retry"] == "false"
+            assert "a broken wheel" not in error["message"]
         connection.close()
         assert "a broken wheel" in process.output
 

@@ -159,6 +159,26 @@ def test_what_only_quotes_such_words_is_the_callers(ask: Ask, provider: Stub, wa
     assert (call.status, call.json["error"]["message"]) == (400, CALLERS[name])
 
 
+FILTERED = {
+    "message": "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
+    "type": None,
+    "param": "prompt",
+    "code": "content_filter",
+    "status": 400,
+    "innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": True}}},
+}
+
+
+@pytest.mark.parametrize("way", ["direct", "direct first", "litellm"])
+@KINDS
+def test_a_prompt_that_azure_filters_is_the_callers(ask: Ask, provider: Stub, way: str, stream: bool) -> None:
+    provider.default = refusal(400, {"error": FILTERED})
+    call = ask(way, stream=stream)
+    assert (call.status, call.json["error"]["code"]) == (400, "content_filter")
+    assert (call.json["error"]["message"], call.json["error"]["param"]) == (FILTERED["message"], "prompt")
+    assert len(provider.requests) == 1
+
+
 OVERFLOWS = {
     "OpenAI": ("This model's maximum context length is 128000 tokens. However, you requested 200000.", None),
     "Anthropic": ("prompt is too long: 210000 tokens > 200000 maximum", None),
