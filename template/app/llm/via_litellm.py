@@ -17,6 +17,7 @@ from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, failure_in_body, unreadable
+from app.llm.litellm_answers import chunk_of, completion_of, name_ends, said_in
 from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
 from app.llm.litellm_loading import load
@@ -91,7 +92,7 @@ class ViaLiteLLM:
         call.deadlines.start_answer(target.name)
         answer = await self._call("acompletion", target, call, Wire())
         try:
-            return _completion(answer)
+            return completion_of(answer)
         except (AttributeError, TypeError):
             raise unreadable(target.name) from None
 
@@ -113,22 +114,25 @@ class ViaLiteLLM:
         call.deadlines.start_stream(target.name)
         wire = Wire()
         stream = None
+        said = set[str | None]()
         try:
             stream = await self._call("acompletion", target, call, wire, stream=True)
             chunks = aiter(stream)
             while (chunk := await self._next(target, chunks, call.deadlines, wire)) is not None:
                 if wire.is_broken:
                     raise unreadable(target.name)
-                body = _chunk(chunk)
+                body = chunk_of(chunk)
+                said.update(map(said_in, body["choices"]))
+                name_ends(body["choices"], said)
                 if any(choice["finish_reason"] for choice in body["choices"]):
-                    _check_end(target, wire, stream)
+                    _check_end(target, wire, stream, said)
                 usage_is_told = _forget_chunks(stream)
                 if ("usage" not in body or usage_is_told) and state.see(body):
                     yield b"data: " + to_json(body) + b"\n\n"
                 call.deadlines.next_event()
             if wire.is_broken:
                 raise unreadable(target.name)
-            _check_end(target, wire, stream)
+            _check_end(target, wire, stream, said)
             if state.lost_a_choice:
                 raise cut_off(target.name)
             yield DONE
@@ -237,18 +241,20 @@ def _refuse_unknown_parts(target: Target, messages: list[dict[str, Any]]) -> Non
                 raise InvalidRequest(text, param=param)
 
 
-def _check_end(target: Target, wire: Wire, stream: Any) -> None:
+def _check_end(target: Target, wire: Wire, stream: Any, said: set[str | None]) -> None:
     """Check that the provider's own events have ended a stream: LiteLLM invents an end for one that is cut off.
 
     Its `received_finish_reason` is right for most providers, but always None for Gemini and Vertex AI.
 
     Raises:
-        ProviderError: they have not, or they tell an error.
+        ProviderError: they have not, or they tell an error, or a call of a tool that LiteLLM has lost.
     """
     if wire.error is not None:
         raise failure_in_body(target.name, wire.error, [target.key])
     if not wire.ended and stream.received_finish_reason is None:
         raise cut_off(target.name)
+    if wire.calls_tools and not said & {"text", "tools"}:
+        raise unreadable(target.name)
 
 
 def _forget_chunks(stream: Any) -> bool:
@@ -260,26 +266,3 @@ def _forget_chunks(stream: Any) -> bool:
     stream.response_uptil_now = ""
     stream.chunks[1:] = [chunk for chunk in stream.chunks[1:] if getattr(chunk, "usage", None)]
     return any(getattr(chunk, "usage", None) for chunk in stream.chunks)
-
-
-def _completion(answer: Any) -> dict[str, Any]:
-    """Return OpenAI's `chat.completion` for LiteLLM's object, which leaves out what is null."""
-    body: dict[str, Any] = answer.model_dump(exclude_none=True)
-    for choice in body["choices"]:
-        choice["message"] = {"content": None, "refusal": None, **choice["message"]}
-        choice.setdefault("logprobs", None)
-    if "usage" in body:
-        body["usage"].pop("cost", None)
-    return body
-
-
-def _chunk(chunk: Any) -> dict[str, Any]:
-    """Return OpenAI's `chat.completion.chunk` for LiteLLM's object; usage comes in a chunk of its own."""
-    body: dict[str, Any] = chunk.model_dump(exclude_none=True)
-    if "usage" in body:
-        body["usage"].pop("cost", None)
-        body["choices"] = []
-    for choice in body["choices"]:
-        choice.setdefault("finish_reason", None)
-        choice.setdefault("logprobs", None)
-    return body

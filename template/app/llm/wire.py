@@ -24,7 +24,7 @@ LONGEST_MARK = 256
 
 END = re.compile(
     rb'"(?:finish_reason|finishReason|stop_reason|stopReason|done_reason|blockReason)"\s*:\s*'
-    rb'"(?!not_finished|FINISH_REASON_UNSPECIFIED|BLOCK(?:ED)?_REASON_UNSPECIFIED|(?i:error)")[^"]'
+    rb'"(?!not_finished|FINISH_REASON_UNSPECIFIED|BLOCK(?:ED)?_REASON_UNSPECIFIED|(?i:error)")(?P<tools>(?i:tool))?[^"]'
     rb'|"done"\s*:\s*true|"is_finished"\s*:\s*true|data:\s*\[DONE\]|"type"\s*:\s*"message_stop"'
 )
 """How providers end a stream: OpenAI and those like it, Anthropic, Google, Bedrock, Ollama, Cohere, IBM.
@@ -45,6 +45,7 @@ class Wire:
         headers: its headers.
         body: the beginning of its body, up to MAX_BODY_BYTES; empty for a stream of events.
         ended: whether the provider's own stream has said that it has ended.
+        calls_tools: whether it has said that it ended in order to call a tool.
         is_broken: whether its encoding is unknown, or one of its events is not JSON though it begins like it. LiteLLM
             leaves such events out.
         error: the error that one of its events tells, which LiteLLM may leave out too; None if there is none.
@@ -56,6 +57,7 @@ class Wire:
         "_stream",
         "_tail",
         "body",
+        "calls_tools",
         "ended",
         "error",
         "headers",
@@ -70,7 +72,7 @@ class Wire:
         self.status: int | None = None
         self.headers: CIMultiDict[str] = CIMultiDict()
         self.body = b""
-        self.ended = False
+        self.ended = self.calls_tools = False
         self.is_broken = self.is_binary = False
         self.error: Any = None
         self._tail = b""
@@ -113,7 +115,9 @@ class Wire:
                     self._read(event if isinstance(self._events, Lines) else event_data(event) or b"")
         if not self.ended:
             tail = self._tail + data
-            self.ended = END.search(tail) is not None
+            end = END.search(tail)
+            self.ended = end is not None
+            self.calls_tools = end is not None and end["tools"] is not None
             self._tail = tail[-LONGEST_MARK:]
 
     def _read(self, text: bytes) -> None:
