@@ -344,7 +344,7 @@ def test_unknown_fields_go_to_the_provider(web: httpx2.Client, provider: Stub) -
 
 
 @pytest.mark.parametrize(
-    "fields", [{"temperature": 0}, {"temperature": 2.0}, {"max_tokens": 1}, {"max_tokens": 16384}], ids=str
+    "fields", [{"temperature": 0}, {"temperature": 2.0}, {"max_tokens": 1}, {"max_tokens": 131072}], ids=str
 )
 def test_a_value_within_its_bounds_goes_to_the_provider(
     web: httpx2.Client, provider: Stub, fields: dict[str, Any]
@@ -360,10 +360,10 @@ def test_a_value_within_its_bounds_goes_to_the_provider(
         {"temperature": 2.1},
         {"temperature": "1"},
         {"max_tokens": 0},
-        {"max_tokens": 16385},
+        {"max_tokens": 131073},
         {"max_tokens": 1.5},
         {"max_completion_tokens": 0},
-        {"max_completion_tokens": 16385},
+        {"max_completion_tokens": 131073},
         {"n": 0},
     ],
     ids=str,
