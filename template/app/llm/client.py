@@ -8,10 +8,11 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from app.access.callers import Caller
 from app.errors import InvalidRequest, ModelNotFound, invalid_request
-from app.llm.accounting import AccountedCall, tokens
+from app.llm.accounting import AccountedCall, count_tokens
 from app.llm.adapter import Adapter
 from app.llm.call import Answer, Call, CallTotals, Operation
 from app.llm.deadlines import Deadlines
@@ -220,12 +221,12 @@ def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
 def _take_note(call: Call, body: dict[str, Any]) -> None:
     """Record what a whole answer tells about itself."""
     call.began_at = perf_counter()
+    count_tokens(call, body.get("usage"), lambda: len(to_json(body.get("choices") or "")) // 4)
     call.response_model = body.get("model")
     try:
         call.finish_reasons = [str(choice.get("finish_reason")) for choice in body.get("choices") or ()]
     except (AttributeError, TypeError):
         raise unreadable(call.answered_by.name) from None
-    call.prompt_tokens, call.completion_tokens = tokens(body.get("usage"))
 
 
 def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:

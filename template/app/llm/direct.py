@@ -195,7 +195,7 @@ class Direct:
         except aiohttp.ConnectionTimeoutError:
             within = f"within {self._timeouts.connect:g} s (timeouts.connect)"
             message = f"The provider of model {target.name!r} did not accept a connection {within}."
-            raise ProviderTimeout(message, retry=True) from None
+            raise ProviderTimeout(message, retry=True, unreached=True) from None
         except aiohttp.ClientResponseError:  # not HTTP, or headers that are too long
             raise unreadable(target.name) from None
         except READ_ERRORS as error:

@@ -50,8 +50,12 @@ RATE = re.compile(
     r"\b(rate[ _-]?limit\w*|too[ _]many[ _]requests|throttl\w+|resource[ _]exhausted|requests per)\b", re.IGNORECASE
 )
 """What a provider says when we ask too often, whatever status it sends."""
+GAVE_UP_WAITING = (408, 504, 524)
+"""Statuses of proxies that no longer wait for an answer, which may go on being written."""
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
 """Quoted parts of a provider's sentence, which may be the caller's own words."""
+UNREACHED = re.compile("ClientConnector|ClientProxyConnection|Connect(ion)?(Refused)?Error")
+"""Names of exceptions of connections that could not be made."""
 CONTEXT_OVERFLOW = re.compile(
     r"context[ _](length|window|size)|prompt is too long|input (is|was) too long|too many (input )?tokens|"
     r"maximum (number of|context|input) ?tokens?|exceeds? the (maximum|max|model)[^.]{0,30}tokens",
@@ -184,11 +188,13 @@ def provider_failure(
             code=redact(code, secrets)[:128] if code else None,
             param=redact(words.param, secrets)[:256] if words.param else None,
         )
-    return ProviderError(
+    failure = ProviderError(
         f"The provider of model {model!r} failed ({status}).",
         retry=status in (408, 409) or status >= 500,
         retry_after=wait,
     )
+    failure.spent = status in GAVE_UP_WAITING
+    return failure
 
 
 def error_in(body: Any) -> Any:
@@ -223,13 +229,18 @@ def failure_in_body(model: str, error: Any, secrets: Iterable[str | None] = ()) 
         elif RATE.search(said):
             statuses = [429]
     if statuses and statuses[0] != 500:
-        return provider_failure(model, statuses[0], {"error": error}, None, secrets)
-    return ProviderError(f"The provider of model {model!r} reported an error.", retry=True)
+        failure = provider_failure(model, statuses[0], {"error": error}, None, secrets)
+    else:
+        failure = ProviderError(f"The provider of model {model!r} reported an error.", retry=True)
+    failure.spent = type(failure) is ProviderError  # it had begun to answer
+    return failure
 
 
 def unreadable(model: str) -> ProviderError:
     """Return our error for an answer that does not follow OpenAI's protocol."""
-    return ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
+    failure = ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
+    failure.spent = True
+    return failure
 
 
 def unavailable(model: str) -> ProviderError:
@@ -257,7 +268,10 @@ def unreachable(target: Target, reason: str) -> ProviderError:
     ):
         hint["hint"] = "inside a container, localhost is the container itself; the host is host.docker.internal"
     log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
-    return ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
+    unreached = UNREACHED.match(reason) is not None
+    failure = ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True, unreached=unreached)
+    failure.spent = not unreached  # else the connection was lost after the request had been sent
+    return failure
 
 
 def _in_container() -> bool:

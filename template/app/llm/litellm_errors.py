@@ -39,7 +39,7 @@ def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable
     causes = {type(cause).__name__ for cause in _causes(error)}
     if causes & NO_CONNECTION_IN_TIME:
         message = f"The provider of model {target.name!r} did not accept a connection in time (timeouts.connect)."
-        return ProviderTimeout(message, retry=True)
+        return ProviderTimeout(message, retry=True, unreached=True)
     if wire.status is None and (reasons := causes & (NO_CONNECTION | CUT_OFF)) and wire.sent:
         return unreachable(target, min(reasons))
     if wire.status is not None and wire.status >= 400:

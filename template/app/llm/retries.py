@@ -122,6 +122,8 @@ class Retries:
                 target.check_configured()
                 return await attempt(target)  # success is counted by AccountedCall, when the answer ends
             except ProviderError as error:
+                if error.spent:
+                    call.unsettled.add(target.name)
                 self._metrics.upstream_calls(target.name, error.kind).inc()
                 pause = pause_after(error, number)
                 if not error.retry or number == self._retries or pause is None or pause >= call.deadlines.remaining():

@@ -123,8 +123,9 @@ class ViaLiteLLM:
                 if any(choice["finish_reason"] for choice in body["choices"]):
                     _check_end(target, wire, stream)
                 usage_is_told = _forget_chunks(stream)
-                if ("usage" not in body or usage_is_told) and state.see(body):
-                    yield b"data: " + to_json(body) + b"\n\n"
+                event = b"data: " + to_json(body) + b"\n\n"
+                if ("usage" not in body or usage_is_told) and state.see(body, len(event)):
+                    yield event
                 call.deadlines.next_event()
             if wire.is_broken:
                 raise unreadable(target.name)
