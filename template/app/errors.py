@@ -144,8 +144,8 @@ class Draining(AppError):
 class ProviderError(AppError):
     """A provider failed.
 
-    `retry` tells whether the same model may succeed at a second attempt, `unreached` whether no connection to it could be
-    made, and `spent` whether it may have used tokens, although it has not told how many.
+    `retry` tells whether the same model may succeed at a second attempt, `unreached` whether no connection to it could
+    be made, and `spent` whether it may have used tokens, although it has not told how many.
     """
 
     status, code = 502, "provider_error"

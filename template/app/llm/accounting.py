@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from app.access.limits import Limiter, estimate
-from app.errors import AppError, ProviderError
+from app.errors import AppError, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
 from app.llm.relay import StreamState
+from app.llm.targets import Target
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Span, Tracing
 
@@ -31,6 +32,23 @@ class Accounting:
     limiter: Limiter
     metrics: Metrics
     tracing: Tracing | None
+
+    async def admit_fallback(self, call: Call, target: Target) -> bool:
+        """Return whether a fallback may take a call: by its bound on tokens, and within its own limits.
+
+        Args:
+            call: the call; from now on it keeps its place at the fallback until it ends.
+            target: the fallback.
+        """
+        if target.exceeded(call.fields):
+            return False
+        admission = self.limiter.admit(None, target.name, target.entry, target.fields(call.fields))
+        try:
+            await admission.__aenter__()
+        except RateLimited:
+            return False
+        call.admissions.append((target, admission))
+        return True
 
 
 class AccountedCall:

@@ -51,6 +51,11 @@ class Call:
     completion_tokens: int = 0
 
     @property
+    def caller_name(self) -> str | None:
+        """The name of who calls; None for the application itself."""
+        return self.caller.name if self.caller else None
+
+    @property
     def answered_by(self) -> Target:
         """The model that answered, or was tried last."""
         return self.tried[-1] if self.tried else self.target

@@ -37,6 +37,11 @@ class Ask:
         """Calls of callers with a limit on calls in flight that have not ended."""
         return sum(self._app.state.upstreams.limiter.in_flight.values())
 
+    @property
+    def breakers(self) -> Any:
+        """The circuit breakers of the models."""
+        return self._app.state.upstreams.retries._breakers  # noqa: SLF001 - nobody else asks
+
     @contextlib.contextmanager
     def waiting(self, **seconds: float) -> Iterator[None]:
         """Give the calls that start inside the `with` block other time limits; healthy calls outside keep the usual."""
