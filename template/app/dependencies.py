@@ -49,7 +49,7 @@ async def find_caller(request: Request) -> Caller:
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())
         if caller is None and state.jwt_auth and key.count(".") == 2:
-            caller = await state.jwt_auth.find(key.strip())
+            caller = await state.jwt_auth.find(key.strip(), exchange_of(request.scope).request_id)
     if caller is None and state.settings.dev:
         if not is_local(request):
             raise Unauthorized(f"Without a key, --dev serves this machine only. {HOW_TO_ADD}")

@@ -280,7 +280,8 @@ def test_a_process_that_has_too_much_to_do_refuses_more_but_answers_probes(
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
             assert refused.headers["retry-after"] == "1"
         for path in ("/health", "/ready", "/metrics"):
-            assert httpx2.get(server.url + path, timeout=60).status_code == 200
+            key = {"Authorization": "Bearer a"}
+            assert httpx2.get(server.url + path, headers=key, timeout=60).status_code == 200
     stub.default = Behaviour()
     assert until(server.ask, lambda answer: answer.status_code == 200).status_code == 200
 

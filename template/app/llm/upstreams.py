@@ -10,6 +10,7 @@ from app.llm.accounting import Accounting
 from app.llm.adapter import Adapter
 from app.llm.demo import Demo
 from app.llm.direct import Direct
+from app.llm.failures import KEYS, SHORTEST_KEY
 from app.llm.retries import Retries
 from app.llm.targets import AdapterName, resolve
 from app.llm.via_litellm import ViaLiteLLM
@@ -41,6 +42,7 @@ class Upstreams:
             name: resolve(name, entry if entry.max_tokens_limit else entry.model_copy(update=bound), environ)
             for name, entry in settings.models.items()
         }
+        KEYS.update(key for target in self.targets.values() if len(key := target.key or "") >= SHORTEST_KEY)
         self.limiter = Limiter(settings, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
         self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_fallback)

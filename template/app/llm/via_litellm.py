@@ -16,7 +16,7 @@ from app.errors import AppError, InvalidRequest, ProviderNotConfigured
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
-from app.llm.failures import cut_off, failure_in_body, unreadable
+from app.llm.failures import cut_off, failure_in_body, redact, unreadable
 from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
 from app.llm.litellm_loading import load
@@ -83,7 +83,7 @@ class ViaLiteLLM:
         try:
             return await asyncio.to_thread(load, self._image_hosts, self._targets)
         except Exception as error:
-            log.error("LiteLLM can't be loaded", reason=str(error)[:500], **exception_fields(error))
+            log.error("LiteLLM can't be loaded", reason=redact(str(error))[:500], **exception_fields(error))
             return None
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _check_end(target: Target, wire: Wire, stream: Any) -> None:
         ProviderError: they have not, or they tell an error.
     """
     if wire.error is not None:
-        raise failure_in_body(target.name, wire.error, [target.key])
+        raise failure_in_body(target.name, wire.error)
     if not wire.ended and stream.received_finish_reason is None:
         raise cut_off(target.name)
 
