@@ -15,10 +15,12 @@ from app.http.application import state_of
 from app.http.exchange import exchange_of
 from app.llm.client import LLMClient
 from app.models import Wire
-from app.network import is_address, is_loopback
+from app.network import is_loopback
 
 FORWARDING_HEADER = re.compile(r"forwarded|proxy|^(via|cdn-loop|cf-.+)$|(^|-)(client)?ip(v6)?$|-addr(ess)?$")
 """Names of headers by which a proxy says that it passes a request on, or for whom."""
+ADDRESSES = re.compile(r"(^|.*[,\s])\[?(\d+(\.\d+){3}|[0-9a-f]*(:[0-9a-f]*){2,7})(\]?(:\d+)?)?(,.*)?", re.IGNORECASE)
+"""A header's value with an IP address in it, with or without a port: a client's, whatever the name."""
 
 W = TypeVar("W", bound=Wire)
 
@@ -119,7 +121,7 @@ def is_local(request: Request) -> bool:
     that it passes on under any name, by the `Host` that it passes on, or by HTTP/1.0.
     """
     headers = request.headers
-    if any(_is_forwarding(name, value) for name, value in headers.items()):
+    if any(FORWARDING_HEADER.search(k) or (k != "host" and ADDRESSES.fullmatch(v)) for k, v in headers.items()):
         return False
     if request.client is None or not is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
         return False
@@ -132,10 +134,3 @@ def is_local(request: Request) -> bool:
     except ValueError:  # several, or unbalanced brackets
         return False
     return all(host is not None and is_loopback(host) for host in hosts)
-
-
-def _is_forwarding(name: str, value: str) -> bool:
-    """Return whether a header is a proxy's: by its name, or by an IP address, with or without a port, as its value."""
-    if name == "host":
-        return False
-    return FORWARDING_HEADER.search(name) is not None or any(is_address(part) for part in value.split(","))

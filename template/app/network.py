@@ -13,20 +13,6 @@ def proxy_for(address: str) -> str | None:
     return urllib.request.getproxies().get(parts.scheme)
 
 
-def is_address(text: str) -> bool:
-    """Return whether a text is an IP address, with or without a port."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def is_loopback(host: str) -> bool:
     """Return whether a host's name or address is this machine's own."""
     if host == "localhost" or host.endswith(".localhost"):

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from app import middleware
-from app.access.limits import estimate as estimated
+from app.access.estimate import estimate as estimated
 from app.config import ModelEntry, Settings
 from app.errors import RateLimited
 from app.llm.client import LLMClient

@@ -1,13 +1,15 @@
 """What is done around every call, whole or streamed: limits, the gauge of calls in flight, a span, and metrics."""
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from math import ceil
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from app.access.limits import Limiter, estimate
+from app.access.estimate import estimate
+from app.access.limits import Limiter
 from app.errors import AppError, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
 from app.llm.relay import StreamState
@@ -96,11 +98,12 @@ class AccountedCall:
             used = call.prompt_tokens + call.completion_tokens
             if _may_have_used_more(call, error):
                 call.unsettled.add(call.answered_by.name)
-            for target, admission in call.admissions:
-                admission.charge("caller", used, at_least=bool(call.unsettled))
-                used_here = used if target is call.answered_by else 0
-                admission.charge("model", used_here, at_least=target.name in call.unsettled)
-                await admission.__aexit__(kind, error, trace)
+            async with AsyncExitStack() as stack:  # settles each, though another's is cancelled
+                for target, admission in call.admissions:
+                    admission.charge("caller", used, at_least=bool(call.unsettled))
+                    used_here = used if target is call.answered_by else 0
+                    admission.charge("model", used_here, at_least=target.name in call.unsettled)
+                    stack.push_async_exit(admission)
 
     def _record(self, call: Call, error: BaseException | None) -> None:
         metrics = self._accounting.metrics

@@ -37,7 +37,7 @@ SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CRED", re.IGNORECASE)
 KEYS: set[str] = set()
 """Keys of all models, whatever their variables are called: one set for the process, since any answer may quote any."""
 SHORTEST_KEY = 6
-"""Characters. A shorter one, such as the `none` that servers without keys are given, is a word and no secret."""
+"""Characters; a shorter one is a word, such as `none`."""
 
 OUR_ACCOUNT = re.compile(
     r"\b(credits?|billing|arrears?|arrearage|overdue|past[ _]due|insufficient[ _](quota|balance|funds))\b|"
@@ -52,12 +52,10 @@ RATE = re.compile(
     r"\b(rate[ _-]?limit\w*|too[ _]many[ _]requests|throttl\w+|resource[ _]exhausted|requests per)\b", re.IGNORECASE
 )
 """What a provider says when we ask too often, whatever status it sends."""
-GAVE_UP_WAITING = (408, 504, 524)
-"""Statuses of proxies that no longer wait for an answer, which may go on being written."""
+GAVE_UP_WAITING = (408, 504, 524)  # statuses of proxies, behind which the answer may go on being written
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
 """Quoted parts of a provider's sentence, which may be the caller's own words."""
-UNREACHED = re.compile("ClientConnector|ClientProxyConnection|Connect(ion)?(Refused)?Error")
-"""Names of exceptions of connections that could not be made."""
+UNREACHED = re.compile("ClientConnector|ClientProxyConnection|ConnectError|ConnectionRefusedError")
 CONTEXT_OVERFLOW = re.compile(
     r"context[ _](length|window|size)|prompt is too long|input (is|was) too long|too many (input )?tokens|"
     r"maximum (number of|context|input) ?tokens?|exceeds? the (maximum|max|model)[^.]{0,30}tokens",
@@ -232,7 +230,7 @@ def failure_in_body(model: str, error: Any) -> ProviderError:
         failure = provider_failure(model, statuses[0], {"error": error})
     else:
         failure = ProviderError(f"The provider of model {model!r} reported an error.", retry=True)
-    failure.spent = type(failure) is ProviderError  # it had begun to answer
+    failure.spent = type(failure) is ProviderError
     return failure
 
 
@@ -268,9 +266,9 @@ def unreachable(target: Target, reason: str) -> ProviderError:
     ):
         hint["hint"] = "inside a container, localhost is the container itself; the host is host.docker.internal"
     log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
-    unreached = UNREACHED.match(reason) is not None
-    failure = ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True, unreached=unreached)
-    failure.spent = not unreached  # else the connection was lost after the request had been sent
+    failure = ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
+    failure.unreached = UNREACHED.match(reason) is not None
+    failure.spent = not failure.unreached  # the connection was lost after the request had been sent
     return failure
 
 

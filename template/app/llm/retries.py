@@ -23,6 +23,7 @@ MAX_RETRY_AFTER = 10.0
 """Seconds. If a provider asks for a longer wait, its error is passed on with its `Retry-After`."""
 
 T = TypeVar("T")
+Admit = Callable[[Call, Target], Awaitable[bool]]
 
 log = structlog.get_logger("app.llm")
 
@@ -37,13 +38,7 @@ class Retries:
         admit: returns whether a fallback may take a call, by its own limits.
     """
 
-    def __init__(
-        self,
-        targets: Mapping[str, Target],
-        retries: int,
-        metrics: Metrics,
-        admit: Callable[[Call, Target], Awaitable[bool]],
-    ) -> None:
+    def __init__(self, targets: Mapping[str, Target], retries: int, metrics: Metrics, admit: Admit) -> None:
         self._targets = targets
         self._retries = retries
         self._metrics = metrics

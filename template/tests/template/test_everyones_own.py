@@ -176,14 +176,13 @@ def test_a_wall_clock_that_jumps_frees_nobody_and_locks_nobody_out(
     monkeypatch.setattr("app.access.limits.time", clock)
     monkeypatch.setattr("app.access.process_storage.time", clock)
     models = {"demo": {"upstream": "demo/echo"}}
-    said = {"messages": [{"role": "user", "content": "word " * 1000}], "max_tokens": 10}
+    said = {"messages": [{"role": "user", "content": "word " * 800}], "max_tokens": 10}
     callers = {"test": {"key_sha256": hash_key(key), **limit}}
     with running(key, models, callers=callers) as asked:
-        assert asked("demo", **said).status == 200 or limit == {"tokens_per_minute": 1040}
-        asked("demo", messages=[{"role": "user", "content": "word " * 800}], max_tokens=10).body  # noqa: B018
+        assert asked("demo", **said).status == 200
         clock.wall += jump
         clock.now += 1
-        refused = asked("demo", messages=[{"role": "user", "content": "word " * 800}], max_tokens=10)
+        refused = asked("demo", **said)
         assert refused.status == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         clock.now += 60

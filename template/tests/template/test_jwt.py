@@ -255,17 +255,17 @@ def test_a_secret_that_the_issuer_publishes_signs_nothing(issuer: Issuer) -> Non
 
 
 REASONS = {
-    "expired": "expired",
-    "not valid yet": "not valid yet",
-    "for another audience": "audience",
-    "of another issuer": "issuer",
-    "without a subject": "a claim is missing",
-    "not signed, alg none": "algorithm",
-    "signed with the public RSA key as a secret": "algorithm",
-    "with another algorithm than its key's": "no such key",
-    "signed by an unknown key": "no such key",
-    "changed after it was signed": "signature",
-    "empty parts": "unreadable",
+    "expired": "ExpiredSignatureError",
+    "not valid yet": "ImmatureSignatureError",
+    "for another audience": "InvalidAudienceError",
+    "of another issuer": "InvalidIssuerError",
+    "without a subject": "MissingRequiredClaimError",
+    "not signed, alg none": "InvalidAlgorithmError",
+    "signed with the public RSA key as a secret": "InvalidAlgorithmError",
+    "with another algorithm than its key's": "InvalidKeyError",
+    "signed by an unknown key": "InvalidKeyError",
+    "changed after it was signed": "InvalidSignatureError",
+    "empty parts": "DecodeError",
 }
 
 
