@@ -134,7 +134,8 @@ class Server:
         return outcomes
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as response:  # noqa: S310 - http, here
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {KEY}"})  # noqa: S310 - http
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:  # noqa: S310 - the same
             text: str = response.read().decode()
         return text
 
@@ -160,7 +161,7 @@ def server(source: Path, tmp_path: Path) -> Iterator[Server]:
         "APP_PORT": str(port),
         "APP_MODELS": json.dumps(models),
         "APP_DEFAULT_MODEL": "direct whole",
-        "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(KEY.encode()).hexdigest()}}),
+        "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(KEY.encode()).hexdigest(), "metrics": True}}),
         "APP_TIMEOUTS": json.dumps({"first_token": 1, "idle": 0.5, "total": 2}),
         "APP_RETRIES": "1",
         "APP_LOG_LEVEL": "error",

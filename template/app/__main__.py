@@ -82,7 +82,9 @@ def serve(options: dict[str, object]) -> int:
     targets = [resolve(name, entry, os.environ) for name, entry in settings.models.items()]
     for name, value in options.items():  # the server's processes load the settings themselves
         os.environ[f"APP_{name.upper()}"] = str(value)
-    if not _port_is_free(settings):
+    if not _port_is_free(settings.host, settings.port, "--port"):
+        return 1
+    if settings.metrics_port and not _port_is_free("127.0.0.1", settings.metrics_port, "APP_METRICS_PORT"):
         return 1
     if settings.log_format == "console":  # else every line is JSON
         _announce(settings, targets)
@@ -131,16 +133,16 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """Ignore the signal that uvicorn raises again when it has shut down, so that the exit code is 0."""
 
 
-def _port_is_free(settings: Settings) -> bool:
+def _port_is_free(host: str, port: int, option: str) -> bool:
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
-        reason = "the port is in use; choose another with --port" if in_use else error.strerror
-        print(f"Can't listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
+        reason = f"the port is in use; choose another with {option}" if in_use else error.strerror
+        print(f"Can't listen on {host}:{port}: {reason}", file=sys.stderr)
         return False
     return True
 

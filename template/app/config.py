@@ -24,6 +24,8 @@ from pydantic_settings import (
 SETTINGS_FILE = Path(__file__).with_name("settings.toml")
 TABLES = ("models", "callers")
 """Tables whose keys the team chooses. A stronger source replaces the whole table."""
+JWT_NAMES = "jwt:"
+"""What the names of JWT subjects begin with, so that none is named like a caller with a key."""
 
 
 def _split(value: Any) -> Any:
@@ -124,14 +126,16 @@ class JwtSettings(Limits):
 
     Attributes:
         issuer: the tokens' `iss`.
-        audience: the tokens' `aud`.
+        audience: the tokens' `aud`; one of several, if this is a list.
         jwks_url: where the issuer publishes its public keys.
         subject: the claim that holds the caller's name.
         models: public names that they may use; None means all.
     """
 
     issuer: str
-    audience: str
+    audience: Annotated[
+        list[Annotated[str, Field(min_length=1)]], NoDecode, BeforeValidator(_split), Field(min_length=1)
+    ]
     jwks_url: str = Field(pattern=r"^https?://\S+$")
     subject: str = "sub"
     models: list[str] | None = None
@@ -193,6 +197,8 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     api_docs: bool = False
     metrics: bool = True
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """A port of 127.0.0.1 alone, where `/metrics` needs no key; None is no such port."""
     telemetry: bool = False
     playground: bool | None = None
     """None is on with `dev`, else off."""
@@ -222,6 +228,10 @@ class Settings(BaseSettings):
     def _names_exist(self) -> Self:
         if self.cors_credentials and "*" in self.cors_origins:
             raise ValueError('cors_credentials needs cors_origins by name, not "*"')
+        if any(name.startswith(JWT_NAMES) for name in self.callers):
+            raise ValueError(f"callers: names that begin with {JWT_NAMES} are those of JWT subjects")
+        if self.metrics_port == self.port:
+            raise ValueError("metrics_port and port are the same")
         if self.default_model not in self.models:
             raise ValueError(f"default_model {self.default_model!r} has no [models.{json.dumps(self.default_model)}]")
         references = {f"models.{name}.fallbacks": model.fallbacks for name, model in self.models.items()}

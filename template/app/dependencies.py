@@ -1,5 +1,6 @@
 """What endpoints may ask for: `LLM`, `Config`, `CurrentCaller`, and a strictly validated body."""
 
+import re
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,7 +17,10 @@ from app.llm.client import LLMClient
 from app.models import Wire
 from app.network import is_loopback
 
-FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
+FORWARDING_HEADER = re.compile(r"forwarded|proxy|^(via|cdn-loop|cf-.+)$|(^|-)(client)?ip(v6)?$|-addr(ess)?$")
+"""Names of headers by which a proxy says that it passes a request on, or for whom."""
+ADDRESSES = re.compile(r"(^|.*[,\s])\[?(\d+(\.\d+){3}|[0-9a-f]*(:[0-9a-f]*){2,7})(\]?(:\d+)?)?(,.*)?", re.IGNORECASE)
+"""A header's value with an IP address in it, with or without a port: a client's, whatever the name."""
 
 W = TypeVar("W", bound=Wire)
 
@@ -33,13 +37,21 @@ async def get_caller(request: Request) -> Caller:
         AuthUnavailable: the issuer of tokens can't be reached.
         Unauthorized: a key is needed, or the one that was sent is not known.
     """
+    caller = await find_caller(request)
+    if caller.anonymous:
+        raise Unauthorized(f"A key is needed. {HOW_TO_ADD}")
+    return caller
+
+
+async def find_caller(request: Request) -> Caller:
+    """Return who calls, as `get_caller` does; while there are no callers, anybody, who may use only the demo model."""
     state = state_of(request)
     scheme, _, key = _header(request, b"authorization").decode("latin-1").partition(" ")
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())
         if caller is None and state.jwt_auth and key.count(".") == 2:
-            caller = await state.jwt_auth.find(key.strip())
+            caller = await state.jwt_auth.find(key.strip(), exchange_of(request.scope).request_id)
     if caller is None and state.settings.dev:
         if not is_local(request):
             raise Unauthorized(f"Without a key, --dev serves this machine only. {HOW_TO_ADD}")
@@ -62,7 +74,7 @@ async def get_llm(request: Request) -> LLMClient:
     Raises:
         Unauthorized, AuthUnavailable: as in `get_caller`.
     """
-    caller = await get_caller(request)  # not by Depends: each one costs as much as reading a small body
+    caller = await find_caller(request)  # not by Depends: each one costs as much as reading a small body
     exchange = exchange_of(request.scope)
     exchange.cancel_on_disconnect()
     return LLMClient(state_of(request).upstreams, caller, exchange.totals)
@@ -105,18 +117,20 @@ def is_local(request: Request) -> bool:
 
     The peer must be a loopback address. `Host` must be one too; otherwise an attacker's domain could point to 127.0.0.1
     (DNS rebinding). If there is an `Origin`, it must be one too; otherwise any website that the developer visits could
-    call. A proxy on this machine is recognized by its forwarding headers, by the `Host` that it passes on, or by
-    HTTP/1.0.
+    call. There may be only one of each. A proxy on this machine is recognized by its forwarding headers, by an address
+    that it passes on under any name, by the `Host` that it passes on, or by HTTP/1.0.
     """
     headers = request.headers
-    if any(name in headers for name in FORWARDING_HEADERS) or any(name.startswith("x-forwarded-") for name in headers):
+    if any(FORWARDING_HEADER.search(k) or (k != "host" and ADDRESSES.fullmatch(v)) for k, v in headers.items()):
         return False
     if request.client is None or not is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
         return False
     try:
-        hosts = [urlsplit(f"//{headers.get('host', '')}").hostname]
-        if "origin" in headers:
-            hosts.append(urlsplit(headers["origin"]).hostname)
-    except ValueError:  # unbalanced brackets
+        [host] = headers.getlist("host")
+        hosts = [urlsplit(f"//{host}").hostname]
+        if origins := headers.getlist("origin"):
+            [origin] = origins
+            hosts.append(urlsplit(origin).hostname)
+    except ValueError:  # several, or unbalanced brackets
         return False
     return all(host is not None and is_loopback(host) for host in hosts)

@@ -144,16 +144,27 @@ class Draining(AppError):
 class ProviderError(AppError):
     """A provider failed.
 
-    `retry` tells whether the same model may succeed at a second attempt.
+    `retry` tells whether the same model may succeed at a second attempt, `unreached` whether no connection to it could
+    be made, and `spent` whether it may have used tokens, although it has not told how many.
     """
 
     status, code = 502, "provider_error"
     retry: bool = False
-    truncated: bool = False
+    spent: bool = False
 
-    def __init__(self, message: str, *, retry: bool | None = None, truncated: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry: bool | None = None,
+        truncated: bool = False,
+        unreached: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(message, **kwargs)
         self.truncated = truncated
+        self.unreached = unreached
+        self.spent = truncated or (self.spent and not unreached)
         if retry is not None:
             self.retry = retry
 
@@ -179,6 +190,7 @@ class ProviderRateLimited(ProviderError):
 
 class ProviderTimeout(ProviderError):
     status, code = 504, "provider_timeout"
+    spent = True
 
 
 def phrase(status: int) -> str:

@@ -26,6 +26,7 @@ from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
 from app.telemetry.logs import configure_logs
 from app.telemetry.metrics import Metrics
+from app.telemetry.metrics_port import metrics_port
 from app.telemetry.tracing import check_sdk
 
 EXPOSED_HEADERS = [
@@ -125,7 +126,8 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     for target in state.upstreams.targets.values():
         if target.missing:
             log.warning("model is not configured", model=target.name, missing=target.missing)
-    async with state.upstreams:
+    settings = state.settings
+    async with state.upstreams, metrics_port(settings.metrics_port if settings.metrics else None, state.metrics):
         state.drain.install()
         gc.freeze()  # what exists now lives until the end, so no garbage collection needs to look at it
         try:

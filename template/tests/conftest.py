@@ -64,7 +64,7 @@ def settings(stub: Stub, key: str) -> MakeSettings:
                 "gpt-4o": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"},
                 "demo": {"upstream": "demo/echo"},
             },
-            "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}},
+            "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest(), "metrics": True}},
             "retries": 0,
         }
         return Settings(**(defaults | given))

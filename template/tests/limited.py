@@ -29,7 +29,7 @@ class Served:
             "gpt-4o": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"} | (model or {}),
             "demo": {"upstream": "demo/echo"},
         }
-        callers: Any = {name: {"key_sha256": hash_key(name)} | caller for name in "ab"}
+        callers: Any = {name: {"key_sha256": hash_key(name), "metrics": True} | caller for name in "ab"}
         self.url = serve(Settings(models=table, callers=callers, retries=0, **(settings or {})))
         self._client = client
 
@@ -41,7 +41,7 @@ class Served:
         return Call(self.url, key, stream=True, **fields)
 
     def metric(self, name: str) -> float:
-        page = self._client.get(f"{self.url}/metrics").text
+        page = self._client.get(f"{self.url}/metrics", headers={"Authorization": "Bearer a"}).text
         return float(next(line for line in page.splitlines() if line.startswith(name)).rpartition(" ")[2])
 
 

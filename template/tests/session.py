@@ -25,6 +25,7 @@ def settings(stub: Stub) -> dict[str, Any]:
     callers: dict[str, Any] = {
         name: {"key_sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
     }
+    callers["web"]["metrics"] = True
     callers["limited"]["requests_per_minute"] = 2
     return {
         "default_model": "main",
@@ -139,9 +140,14 @@ def implied() -> Numbers:
     }
 
 
-def shown(url: str) -> Numbers:
+def page(url: str, key: str = KEYS["web"]) -> str:
+    """Return what `/metrics` shows to who has a key."""
+    return httpx2.get(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"}, timeout=60).raise_for_status().text
+
+
+def shown(url: str, key: str = KEYS["web"]) -> Numbers:
     """Return what `/metrics` shows, but for times, and for probes and scrapes, of which there may be any number."""
-    text = httpx2.get(f"{url}/metrics", timeout=60).text
+    text = page(url, key)
     numbers = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

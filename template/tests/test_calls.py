@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from app import own
-from app.access.limits import estimate
+from app.access.estimate import estimate
 from app.config import ModelEntry, Settings
 from app.dependencies import LLM
 from app.llm import circuit_breaker, retries

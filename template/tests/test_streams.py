@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx2
 import pytest
 
 from app.config import Settings
 from app.http import event_stream
 from app.main import create_app
+from tests import session
 from tests.serving import serve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.wire import Call, chunks_of, text_of
@@ -57,7 +57,7 @@ def running(key: str, **timeouts: float) -> Iterator[Server]:
                 "litellm-first": via_litellm | {"fallbacks": ["litellm"]},
             },
             "default_model": "direct",
-            "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}},
+            "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest(), "metrics": True}},
             "retries": 0,
             "timeouts": timeouts,
         }
@@ -240,7 +240,7 @@ def settled(server: Server, model: str) -> dict[str, float]:
     """Wait until no request but this one is in flight; return how many a model has answered, by their status."""
     pattern = re.compile(r'^http_request_duration_seconds_count\{model="(.*?)",.*status="(\d+)"\} (\S+)$', re.MULTILINE)
     for _ in range(2000):
-        page = httpx2.get(f"{server.url}/metrics", timeout=60).text
+        page = session.page(server.url, server.key)
         if "\nhttp_requests_in_flight 1.0\n" in page:
             return {status: float(count) for name, status, count in pattern.findall(page) if name == model}
         time.sleep(0.01)

@@ -233,9 +233,10 @@ def test_it_listens_on_the_port_that_a_platform_gives(built: Built) -> None:
 
 def test_several_workers_find_what_they_need(built: Built) -> None:
     port = free_port()
-    with built.running(port, {"APP_PORT": str(port), "APP_WORKERS": "2"}):
+    metrics_port = free_port()
+    with built.running(port, {"APP_PORT": str(port), "APP_METRICS_PORT": str(metrics_port), "APP_WORKERS": "2"}):
         assert chat(port) == "You said: Hello"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as metrics:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30) as metrics:
             assert b"llm_upstream_calls_total" in metrics.read()
 
 
@@ -287,6 +288,7 @@ def test_what_compose_starts_counts_in_its_valkey(built: Built, tmp_path: Path) 
     )
     env = services["backend"]["environment"] | {
         "APP_PORT": str(port),
+        "APP_METRICS_PORT": str(free_port()),
         "APP_MODELS": '{"demo": {"upstream": "demo/echo", "requests_per_minute": 100}}',
         "APP_DEFAULT_MODEL": "demo",
     }

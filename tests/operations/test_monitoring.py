@@ -69,12 +69,15 @@ def prometheus(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Prometheus as compose.yaml starts it, after it has scraped a session twice."""
     folder = tmp_path_factory.mktemp("monitoring")
     copier.run_copy(str(source), folder / "project", defaults=True, quiet=True)
-    service = yaml.safe_load((folder / "project/compose.yaml").read_text("utf-8"))["services"]["prometheus"]
+    services = yaml.safe_load((folder / "project/compose.yaml").read_text("utf-8"))["services"]
+    service = services["prometheus"]
     port = free_port()
     with contextlib.ExitStack() as stack:
         stub = stack.enter_context(Stub())
         env = {f"APP_{name.upper()}": json.dumps(value) for name, value in session.settings(stub).items()}
-        process = stack.enter_context(Process(env=env | {"APP_DEFAULT_MODEL": "main"}))
+        metrics = free_port()
+        env |= {"APP_DEFAULT_MODEL": "main", "APP_METRICS_PORT": str(metrics)}
+        process = stack.enter_context(Process(env=env))
         mounts = {"/prometheus": folder / "data"}
         for volume in service["volumes"]:
             host, inside = volume.removesuffix(":ro").split(":")
@@ -82,8 +85,9 @@ def prometheus(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 mounts[inside] = Path(shutil.copy(folder / "project" / host, folder))
         configuration = mounts["/etc/prometheus/prometheus.yml"]
         text = configuration.read_text("utf-8")
-        assert "127.0.0.1:8000" in text
-        configuration.write_text(text.replace("127.0.0.1:8000", f"127.0.0.1:{process.port}").replace("15s", SCRAPE))
+        at = f"127.0.0.1:{services['backend']['environment']['APP_METRICS_PORT']}"
+        assert at in text
+        configuration.write_text(text.replace(at, f"127.0.0.1:{metrics}").replace("15s", SCRAPE))
         command = [f"--web.listen-address=127.0.0.1:{port}"]
         for option in service["command"]:
             name, _, path = option.partition("=")

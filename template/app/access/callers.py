@@ -48,7 +48,7 @@ class Caller:
         return ModelNotAllowed(f"This key may not use model {model!r}.", param="model")
 
 
-LOCAL = Caller("local")
+LOCAL = Caller("local", may_read_metrics=True)
 """The developer, on the developer's own machine."""
 
 

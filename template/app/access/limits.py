@@ -14,9 +14,9 @@ from typing import Any, cast
 import structlog
 from limits.aio.storage import RedisStorage
 from limits.storage import storage_from_string
-from pydantic_core import to_json
 
 from app.access.callers import Caller
+from app.access.estimate import estimate
 from app.access.process_storage import ProcessStorage
 from app.config import Limits, ModelEntry, Settings
 from app.errors import RateLimited
@@ -35,51 +35,11 @@ STORAGE_PAUSE = 2.0
 UNSET_MAX_TOKENS = 1024
 """Tokens that are reserved for an answer whose length nothing bounds."""
 
-IMAGE_TOKENS = {"openai/": 1445, "azure/": 1445, "anthropic/": 1600, "gemini/": 1032, "vertex_ai/gemini": 1032}
-"""Tokens that a vendor counts for one large image: tiles of 512 pixels, pixels / 750, or four tiles of 768 pixels."""
-MOST_IMAGE_TOKENS = 1600
-"""The same, for every other vendor."""
-LOW_DETAIL_TOKENS = 85
-"""Tokens of an image with `detail: low` (OpenAI)."""
-SOUND_BYTES_A_TOKEN = 4000
-"""Base64 of 16 kHz mono WAV, of which a second is ten tokens (OpenAI)."""
-
 Scope = tuple[str, str, Limits]
 """`caller` or `model`, its name, and its limits."""
 Storage = ProcessStorage | RedisStorage
 
 log = structlog.get_logger("app.limits")
-
-
-def estimate(fields: dict[str, Any], upstream: str = "") -> int:
-    """Return about how many tokens a request's fields are.
-
-    Text is four bytes to a token. An image counts as the most that its vendor counts for one image, and sound as ten
-    tokens a second, however many bytes they have. Sources: the vendors' pages on vision and audio.
-
-    Args:
-        fields: the request's fields.
-        upstream: LiteLLM's name of the model, `provider/model`, which tells the vendor.
-    """
-    size, tokens = len(to_json(fields)), 0
-    for message in fields.get("messages") or ():
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type")
-            if kind in ("image_url", "input_image"):
-                image = part.get("image_url")
-                detail = image.get("detail") if isinstance(image, dict) else part.get("detail")
-                tokens += LOW_DETAIL_TOKENS if detail == "low" else _image_tokens(upstream)
-                size -= len(to_json(image))
-            elif kind == "input_audio":
-                sound = len(to_json(part.get("input_audio")))
-                tokens += sound // SOUND_BYTES_A_TOKEN + 1
-                size -= sound
-    return max(0, size) // 4 + tokens
-
-
-def _image_tokens(upstream: str) -> int:
-    return next((most for vendor, most in IMAGE_TOKENS.items() if upstream.startswith(vendor)), MOST_IMAGE_TOKENS)
 
 
 class Limiter:
@@ -110,14 +70,14 @@ class Limiter:
             caller: who calls; None is the application itself, to which only the model's limits apply.
             model: public name of the model.
             entry: the model's row, with its limits.
-            fields: the request's fields.
+            fields: the fields that the provider gets.
         """
         scopes: list[Scope] = []
         if caller and caller.limits and caller.limits.any:
             scopes.append(("caller", caller.name, caller.limits))
         if entry.any:
             scopes.append(("model", model, entry))
-        return Admission(self, scopes, entry.defaults | fields, entry.upstream)
+        return Admission(self, scopes, fields, entry.upstream)
 
     async def on_storage(self, work: Callable[[Storage], Awaitable[None]]) -> None:
         """Do a call's work on the shared storage, or, while that fails, on this process's own.
@@ -162,13 +122,12 @@ class Limiter:
 class Admission:
     """One call's share of its limits: reserved on entering, settled on leaving.
 
-    Before leaving, set `used` to the tokens that the call really used. A call that failed used none. If the client left
-    before anything came, nobody knows how many were used, and the reservation stays.
+    Before leaving, say by `charge` how many tokens were used. Without that, the reservation is given back.
     """
 
     __slots__ = (
-        *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream"),
-        *("headers", "used"),
+        *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream", "_used"),
+        "headers",
     )
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
@@ -177,11 +136,11 @@ class Admission:
         self._scopes = scopes
         self._fields = fields
         self._places: list[tuple[str, str]] = []
-        self._reserved: list[tuple[str, int, float]] = []
+        self._reserved: list[tuple[str, str, int, float]] = []
         self._charged: Storage | None = None
         self._refused_by = ""
+        self._used: dict[str, tuple[int, bool]] = {}
         self.headers: dict[str, str] = {}
-        self.used = 0
 
     async def __aenter__(self) -> "Admission":
         if not self._scopes:
@@ -201,8 +160,18 @@ class Admission:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         self._leave_places()
-        if self._reserved and (self.used or kind is not asyncio.CancelledError):
+        if self._reserved:
             await self._limiter.on_storage(self._settle)
+
+    def charge(self, kind: str, tokens: int, *, at_least: bool = False) -> None:
+        """Say how many tokens were used.
+
+        Args:
+            kind: who is charged, `caller` or `model`.
+            tokens: how many.
+            at_least: whether there may have been more, which nobody knows; then the reservation stays.
+        """
+        self._used[kind] = tokens, at_least
 
     def _take_places(self) -> None:
         in_flight = self._limiter.in_flight
@@ -227,29 +196,34 @@ class Admission:
         self._reserved.clear()
         self.headers.clear()
         self._charged = storage
+        windows = []
         for kind, name, limits in self._scopes:
             if limit := limits.requests_per_minute:
                 key = f"requests/{kind}/{name}"
-                admitted = await storage.acquire_entry(key, limit, 60)
                 window_start, count = await storage.get_moving_window(key, limit, 60)
-                self._set_headers("requests", limit, limit - count, window_start + 60)
-                if not admitted:
+                windows.append((kind, key, limit, window_start + 60))
+                self._set_headers("requests", limit, limit - count - 1, window_start + 60 - _now(storage))
+                if count >= limit:
                     await self._refuse(storage, kind, f"{limit} requests", window_start + 60)
             if limits.tokens_per_minute:
                 key = f"tokens/{kind}/{name}"
                 cost = self._estimate()
                 count = await storage.incr(key, 60, amount=cost)
                 reset_at = await storage.get_expiry(key)
-                self._reserved.append((key, cost, reset_at))
-                self._set_headers("tokens", limits.tokens_per_minute, limits.tokens_per_minute - count, reset_at)
+                self._reserved.append((kind, key, cost, reset_at))
+                remaining = limits.tokens_per_minute - count
+                self._set_headers("tokens", limits.tokens_per_minute, remaining, reset_at - _now(storage))
                 if cost > limits.tokens_per_minute:
                     await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", None)
                 if count > limits.tokens_per_minute:
                     await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", reset_at)
+        for kind, key, limit, reset_at in windows:  # last, so that a call that one limit refuses is counted by none
+            if not await storage.acquire_entry(key, limit, 60):  # another process was faster
+                await self._refuse(storage, kind, f"{limit} requests", reset_at)
 
     async def _refuse(self, storage: Storage, kind: str, limit: str, reset_at: float | None) -> None:
         self._refused_by = kind
-        for key, cost, _ in self._reserved:
+        for _, key, cost, _ in self._reserved:
             await storage.incr(key, 60, amount=-cost)
         self._reserved.clear()
         if reset_at is None:
@@ -257,28 +231,35 @@ class Admission:
                 f"This request alone could use more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
                 headers=self.headers | {"X-Should-Retry": "false"},
             )
-        wait = max(1.0, reset_at - time.time())
+        wait = max(1.0, reset_at - _now(storage))
         message = f"This {kind} has reached its limit of {limit} a minute."
         raise RateLimited(message, retry_after=wait, headers=self.headers)
 
     async def _settle(self, storage: Storage) -> None:
-        for key, cost, window_end in self._reserved:
-            owed = self.used - (cost if storage is self._charged else 0)
+        for kind, key, cost, window_end in self._reserved:
+            used, at_least = self._used.get(kind, (0, False))
+            owed = (max(used, cost) if at_least else used) - (cost if storage is self._charged else 0)
             # A refund belongs to the window that was charged, whose end a Valkey tells to the second.
-            if owed > 0 or (owed < 0 and time.time() < window_end - 1):
+            if owed > 0 or (owed < 0 and _now(storage) < window_end - 1):
                 await storage.incr(key, 60, amount=owed)
 
     def _estimate(self) -> int:
         """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""
-        bound = self._fields.get("max_completion_tokens") or self._fields.get("max_tokens") or UNSET_MAX_TOKENS
+        bounds = [self._fields.get("max_completion_tokens"), self._fields.get("max_tokens")]
+        bound = max((bound for bound in bounds if bound), default=UNSET_MAX_TOKENS)
         answer = bound * (self._fields.get("n") or 1) if "messages" in self._fields else 0
         return estimate(self._fields, self._upstream) + answer
 
-    def _set_headers(self, what: str, limit: int, remaining: int, reset_at: float) -> None:
+    def _set_headers(self, what: str, limit: int, remaining: int, seconds: float) -> None:
         """Set OpenAI's `x-ratelimit-*` headers, for the tightest limit where there are two."""
         remaining = max(0, remaining)
         known = self.headers.get(f"x-ratelimit-remaining-{what}")
         if known is None or remaining < int(known):
             self.headers[f"x-ratelimit-limit-{what}"] = str(limit)
             self.headers[f"x-ratelimit-remaining-{what}"] = str(remaining)
-            self.headers[f"x-ratelimit-reset-{what}"] = f"{max(0.0, reset_at - time.time()):.3f}s"
+            self.headers[f"x-ratelimit-reset-{what}"] = f"{max(0.0, seconds):.3f}s"
+
+
+def _now(storage: Storage) -> float:
+    """Return the time by the clock of a storage: the wall clock tells the same time to all who share one."""
+    return time.monotonic() if isinstance(storage, ProcessStorage) else time.time()

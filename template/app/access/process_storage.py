@@ -7,7 +7,8 @@ from collections import deque
 class ProcessStorage:
     """Fixed and moving windows, with those methods of a storage of the library `limits` that Limiter uses.
 
-    The library's own storage in memory switches to a thread at every request.
+    The library's own storage in memory switches to a thread at every request, and counts by the wall clock, whose jumps
+    would free or lock out callers. Times here are seconds of `time.monotonic()`.
     """
 
     def __init__(self) -> None:
@@ -33,25 +34,32 @@ class ProcessStorage:
 
     async def acquire_entry(self, key: str, limit: int, expiry: int) -> bool:
         """Add an entry to a moving window and return True, or return False if it is full."""
-        now = self._swept()
-        entries = self._entries.setdefault(key, deque())
-        while entries and entries[0] <= now - expiry:
-            entries.popleft()
+        now, entries = self._window(key, expiry)
         if len(entries) >= limit:
             return False
         entries.append(now)
         return True
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """Return the time of the oldest entry in a moving window, and the number of entries."""
-        entries = self._entries[key]
-        return entries[0], len(entries)
+        """Return the time of the oldest entry in a moving window, or now if it is empty, and the number of entries."""
+        now, entries = self._window(key, expiry)
+        return entries[0] if entries else now, len(entries)
+
+    def _window(self, key: str, expiry: int) -> tuple[float, deque[float]]:
+        """Return the time, and the entries of a moving window that are not older than it is long."""
+        now = self._swept()
+        entries = self._entries.setdefault(key, deque())
+        while entries and entries[0] <= now - expiry:
+            entries.popleft()
+        return now, entries
 
     def _swept(self) -> float:
         """Return the time. Once a minute, delete windows that have ended, since callers come and go."""
-        now = time.time()
+        now = time.monotonic()
         if now >= self._sweep_at:
             self._sweep_at = now + 60
             self._counts = {key: window for key, window in self._counts.items() if window[0] > now}
-            self._entries = {key: entries for key, entries in self._entries.items() if entries[-1] > now - 60}
+            self._entries = {
+                key: entries for key, entries in self._entries.items() if entries and entries[-1] > now - 60
+            }
         return now

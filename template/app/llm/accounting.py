@@ -1,13 +1,19 @@
 """What is done around every call, whole or streamed: limits, the gauge of calls in flight, a span, and metrics."""
 
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from math import ceil
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
-from app.access.limits import Limiter, estimate
-from app.errors import AppError, ProviderError
+from app.access.estimate import estimate
+from app.access.limits import Limiter
+from app.errors import AppError, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
 from app.llm.relay import StreamState
+from app.llm.targets import Target
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Span, Tracing
 
@@ -29,6 +35,23 @@ class Accounting:
     metrics: Metrics
     tracing: Tracing | None
 
+    async def admit_fallback(self, call: Call, target: Target) -> bool:
+        """Return whether a fallback may take a call: by its bound on tokens, and within its own limits.
+
+        Args:
+            call: the call; from now on it keeps its place at the fallback until it ends.
+            target: the fallback.
+        """
+        if target.exceeded(call.fields):
+            return False
+        admission = self.limiter.admit(None, target.name, target.entry, target.fields(call.fields))
+        try:
+            await admission.__aenter__()
+        except RateLimited:
+            return False
+        call.admissions.append((target, admission))
+        return True
+
 
 class AccountedCall:
     """The context in which a call is made: it admits the call, and counts it when it has ended, however it ends.
@@ -46,7 +69,7 @@ class AccountedCall:
         self._accounting = accounting
         self._call = call
         self._totals = totals
-        self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, call.fields)
+        self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, target.fields(call.fields))
         self._span: Span | None = None
 
     async def __aenter__(self) -> Span | None:
@@ -57,6 +80,7 @@ class AccountedCall:
         """
         call, accounting = self._call, self._accounting
         await self._admission.__aenter__()
+        call.admissions.append((call.target, self._admission))
         call.headers |= self._admission.headers
         accounting.metrics.calls_in_flight(call.target.name).inc()
         if accounting.tracing:
@@ -71,8 +95,15 @@ class AccountedCall:
         try:
             self._record(call, error)
         finally:
-            self._admission.used = call.prompt_tokens + call.completion_tokens
-            await self._admission.__aexit__(kind, error, trace)
+            used = call.prompt_tokens + call.completion_tokens
+            if _may_have_used_more(call, error):
+                call.unsettled.add(call.answered_by.name)
+            async with AsyncExitStack() as stack:  # settles each, though another's is cancelled
+                for target, admission in call.admissions:
+                    admission.charge("caller", used, at_least=bool(call.unsettled))
+                    used_here = used if target is call.answered_by else 0
+                    admission.charge("model", used_here, at_least=target.name in call.unsettled)
+                    stack.push_async_exit(admission)
 
     def _record(self, call: Call, error: BaseException | None) -> None:
         metrics = self._accounting.metrics
@@ -93,18 +124,14 @@ class AccountedCall:
             self._totals.add(call)
 
     def _read(self, stream: StreamState, began_at: float) -> None:
-        """Copy what the stream has said about the call. Tokens that the provider has not counted are estimated."""
+        """Copy what the stream has said about the call."""
         call = self._call
         if stream.chunks > 1:
             pause = (perf_counter() - began_at) / (stream.chunks - 1)
             self._accounting.metrics.per_chunk(call.answered_by.name).observe(pause)
         call.response_model = stream.model
         call.finish_reasons = list(stream.finish_reasons.values())
-        if stream.usage:
-            call.prompt_tokens, call.completion_tokens = tokens(stream.usage)
-        else:
-            call.prompt_tokens = estimate(call.fields, call.target.entry.upstream)
-            call.completion_tokens = stream.chunks
+        count_tokens(call, stream.usage, lambda: stream.seen)
 
     def _end_span(self, span: Span, error: BaseException | None) -> None:
         call = self._call
@@ -129,10 +156,35 @@ def _outcome(error: BaseException | None) -> str:
     return "internal_error" if isinstance(error, Exception) else "cancelled"
 
 
-def tokens(usage: object) -> tuple[int, int]:
-    """Return the tokens of the request and of the answer that a provider's `usage` tells; 0 for what can't be so."""
-    if not isinstance(usage, dict):
-        return 0, 0
-    told = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    prompt, completion = (number if type(number) is int and 0 < number < MOST_TOKENS else 0 for number in told)
-    return prompt, completion
+def _may_have_used_more(call: Call, error: BaseException | None) -> bool:
+    """Return whether the model that was tried last may have used tokens that nobody has counted.
+
+    If the client leaves, or the answer breaks, only the provider knows what it had thought and written by then. Its
+    usage is final when every choice has ended.
+    """
+    if error is None or (call.stream and call.stream.usage and call.stream.finished):
+        return False
+    return call.began_at is not None or not isinstance(error, AppError)
+
+
+def _count(told: Any) -> int:
+    return ceil(told) if type(told) in (int, float) and 0 < told < MOST_TOKENS else 0
+
+
+def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
+    """Record how many tokens a call took. What its provider does not tell, or what can't be so, is estimated.
+
+    Some providers leave what a model thought out of `completion_tokens`, and count it in `total_tokens` alone.
+
+    Args:
+        call: the call.
+        usage: the provider's.
+        seen: returns about how many tokens of the answer have come.
+    """
+    told = usage if isinstance(usage, dict) else {}
+    prompt, completion, total = (_count(told.get(f"{what}_tokens")) for what in ("prompt", "completion", "total"))
+    if not prompt:
+        asked = estimate(call.fields, call.target.entry.upstream)
+        prompt = total - completion if total > completion > 0 else min(asked, total or asked)
+    call.prompt_tokens = prompt
+    call.completion_tokens = max(0, completion, total - prompt) or seen()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.access.callers import Caller
+from app.access.limits import Admission
 from app.llm.deadlines import Deadlines
 from app.llm.relay import StreamState
 from app.llm.targets import Target
@@ -23,6 +24,8 @@ class Call:
         caller: who calls; None is the application itself.
         tried: the models that were tried, in order, one entry for each attempt.
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
+        admissions: what admits the call, for its own model and for each fallback that was tried.
+        unsettled: names of the models that may have used more tokens than anybody has told.
         headers: what a response tells about this call: `X-Model` and `x-ratelimit-*`.
         stream: what the stream of the newest attempt has said so far; None where a whole answer is asked for.
         response_model: the provider's name of the model that answered.
@@ -38,12 +41,19 @@ class Call:
     caller: Caller | None = None
     tried: list[Target] = field(default_factory=list)
     began_at: float | None = None
+    admissions: list[tuple[Target, Admission]] = field(default_factory=list)
+    unsettled: set[str] = field(default_factory=set)
     headers: dict[str, str] = field(default_factory=dict)
     stream: StreamState | None = None
     response_model: str | None = None
     finish_reasons: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def caller_name(self) -> str | None:
+        """The name of who calls; None for the application itself."""
+        return self.caller.name if self.caller else None
 
     @property
     def answered_by(self) -> Target:

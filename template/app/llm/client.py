@@ -8,10 +8,11 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from app.access.callers import Caller
 from app.errors import InvalidRequest, ModelNotFound, invalid_request
-from app.llm.accounting import AccountedCall, tokens
+from app.llm.accounting import AccountedCall, count_tokens
 from app.llm.adapter import Adapter
 from app.llm.call import Answer, Call, CallTotals, Operation
 from app.llm.deadlines import Deadlines
@@ -123,7 +124,7 @@ class LLMClient:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         fields = _fields(request)
         fields.pop("stream", None)
-        call = self._call("chat", self._target(request.model, request), fields)
+        call = self._call("chat", self._target(request.model), fields)
         async with self._accounted(call) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).complete(call, target))
@@ -155,7 +156,7 @@ class LLMClient:
         Raises:
             AppError: as in `complete`.
         """
-        call = self._call("chat", self._target(request.model, request), {**_fields(request), "stream": True})
+        call = self._call("chat", self._target(request.model), {**_fields(request), "stream": True})
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
             choices = target.fields(call.fields).get("n") or 1
@@ -176,6 +177,9 @@ class LLMClient:
         return await self.answer(_request(ChatRequest, **fields))
 
     def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
+        if param := target.exceeded(fields):
+            message = f"{param}: at most {target.entry.max_tokens_limit} (setting max_tokens_limit)."
+            raise InvalidRequest(message, param=param)
         return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
 
     def _accounted(self, call: Call) -> AccountedCall:
@@ -184,20 +188,14 @@ class LLMClient:
     def _adapter(self, target: Target) -> Adapter:
         return self._upstreams.adapters[target.adapter]
 
-    def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
-        settings = self._upstreams.settings
-        name = name or settings.default_model
+    def _target(self, name: str | None) -> Target:
+        name = name or self._upstreams.settings.default_model
         target = self._upstreams.targets.get(name)
         if self._caller and not self._caller.may_use(name) and (target or self._caller.anonymous):
             raise self._caller.refusal(name)
         if target is None:
             message = "There is no such model here. GET /v1/models lists those that you may use."
             raise ModelNotFound(message, param="model")
-        if request:
-            limit = target.entry.max_tokens_limit or settings.max_tokens_limit
-            for param in ("max_tokens", "max_completion_tokens"):
-                if (getattr(request, param) or 0) > limit:
-                    raise InvalidRequest(f"{param}: at most {limit} (setting max_tokens_limit).", param=param)
         return target
 
 
@@ -220,12 +218,12 @@ def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
 def _take_note(call: Call, body: dict[str, Any]) -> None:
     """Record what a whole answer tells about itself."""
     call.began_at = perf_counter()
+    count_tokens(call, body.get("usage"), lambda: len(to_json(body.get("choices") or "")) // 4)
     call.response_model = body.get("model")
     try:
         call.finish_reasons = [str(choice.get("finish_reason")) for choice in body.get("choices") or ()]
     except (AttributeError, TypeError):
         raise unreadable(call.answered_by.name) from None
-    call.prompt_tokens, call.completion_tokens = tokens(body.get("usage"))
 
 
 def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:

@@ -195,7 +195,7 @@ class Direct:
         except aiohttp.ConnectionTimeoutError:
             within = f"within {self._timeouts.connect:g} s (timeouts.connect)"
             message = f"The provider of model {target.name!r} did not accept a connection {within}."
-            raise ProviderTimeout(message, retry=True) from None
+            raise ProviderTimeout(message, retry=True, unreached=True) from None
         except aiohttp.ClientResponseError:  # not HTTP, or headers that are too long
             raise unreadable(target.name) from None
         except READ_ERRORS as error:
@@ -206,7 +206,7 @@ class Direct:
         with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(ERROR_WITHIN):  # without a body, the status says enough
                 body = parse_body(await self._read(target, response, MAX_ERROR_BYTES))
-        return provider_failure(target.name, response.status, body, response.headers, [target.key])
+        return provider_failure(target.name, response.status, body, response.headers)
 
     @staticmethod
     async def _read(target: Target, response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
@@ -228,7 +228,7 @@ class Direct:
         except ValueError:
             raise unreadable(target.name) from None
         if (error := error_in(answer)) is not None:
-            raise failure_in_body(target.name, error, [target.key])
+            raise failure_in_body(target.name, error)
         if not isinstance(answer, dict):
             raise unreadable(target.name)
         return answer

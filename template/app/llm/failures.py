@@ -8,7 +8,7 @@
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -34,8 +34,10 @@ KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CRED", re.IGNORECASE)
 """Names of environment variables that hold a secret: LiteLLM reads its keys from them by itself."""
 
-NO_KEY = "none"
-"""Given to servers without keys: a word, and no secret."""
+KEYS: set[str] = set()
+"""Keys of all models, whatever their variables are called: one set for the process, since any answer may quote any."""
+SHORTEST_KEY = 6
+"""Characters; a shorter one is a word, such as `none`."""
 
 OUR_ACCOUNT = re.compile(
     r"\b(credits?|billing|arrears?|arrearage|overdue|past[ _]due|insufficient[ _](quota|balance|funds))\b|"
@@ -50,8 +52,10 @@ RATE = re.compile(
     r"\b(rate[ _-]?limit\w*|too[ _]many[ _]requests|throttl\w+|resource[ _]exhausted|requests per)\b", re.IGNORECASE
 )
 """What a provider says when we ask too often, whatever status it sends."""
+GAVE_UP_WAITING = (408, 504, 524)  # statuses of proxies, behind which the answer may go on being written
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
 """Quoted parts of a provider's sentence, which may be the caller's own words."""
+UNREACHED = re.compile("ClientConnector|ClientProxyConnection|ConnectError|ConnectionRefusedError")
 CONTEXT_OVERFLOW = re.compile(
     r"context[ _](length|window|size)|prompt is too long|input (is|was) too long|too many (input )?tokens|"
     r"maximum (number of|context|input) ?tokens?|exceeds? the (maximum|max|model)[^.]{0,30}tokens",
@@ -146,7 +150,6 @@ def provider_failure(
     status: int,
     body: Any = None,
     headers: Mapping[str, str] | None = None,
-    secrets: Iterable[str | None] = (),
 ) -> ProviderError:
     """Return our error for a provider's error response: this decides whose fault it was.
 
@@ -155,7 +158,6 @@ def provider_failure(
         status: the provider's HTTP status.
         body: the response's body, as JSON or text; or the `error` object of an event.
         headers: the provider's response headers, for `Retry-After`.
-        secrets: values that are removed from the provider's text.
     """
     words = words_of(body)
     said = QUOTED.sub("", " ".join(filter(None, (*words.kinds, words.message))))
@@ -180,15 +182,17 @@ def provider_failure(
         code = words.code or ("context_length_exceeded" if is_overflow else words.type)
         text = words.message
         return ProviderRefused(
-            redact(text, secrets) if text else f"The provider of model {model!r} refused the request ({status}).",
-            code=redact(code, secrets)[:128] if code else None,
-            param=redact(words.param, secrets)[:256] if words.param else None,
+            redact(text) if text else f"The provider of model {model!r} refused the request ({status}).",
+            code=redact(code)[:128] if code else None,
+            param=redact(words.param)[:256] if words.param else None,
         )
-    return ProviderError(
+    failure = ProviderError(
         f"The provider of model {model!r} failed ({status}).",
         retry=status in (408, 409) or status >= 500,
         retry_after=wait,
     )
+    failure.spent = status in GAVE_UP_WAITING
+    return failure
 
 
 def error_in(body: Any) -> Any:
@@ -208,7 +212,7 @@ def error_in(body: Any) -> Any:
     return None
 
 
-def failure_in_body(model: str, error: Any, secrets: Iterable[str | None] = ()) -> ProviderError:
+def failure_in_body(model: str, error: Any) -> ProviderError:
     """Return our error for an `error` that came with status 200, in a body or in a stream's event."""
     member = error if isinstance(error, dict) else {}
     numbers = [str(member.get(name)) for name in ("code", "status", "status_code")]
@@ -223,13 +227,18 @@ def failure_in_body(model: str, error: Any, secrets: Iterable[str | None] = ()) 
         elif RATE.search(said):
             statuses = [429]
     if statuses and statuses[0] != 500:
-        return provider_failure(model, statuses[0], {"error": error}, None, secrets)
-    return ProviderError(f"The provider of model {model!r} reported an error.", retry=True)
+        failure = provider_failure(model, statuses[0], {"error": error})
+    else:
+        failure = ProviderError(f"The provider of model {model!r} reported an error.", retry=True)
+    failure.spent = type(failure) is ProviderError
+    return failure
 
 
 def unreadable(model: str) -> ProviderError:
     """Return our error for an answer that does not follow OpenAI's protocol."""
-    return ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
+    failure = ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
+    failure.spent = True
+    return failure
 
 
 def unavailable(model: str) -> ProviderError:
@@ -257,7 +266,10 @@ def unreachable(target: Target, reason: str) -> ProviderError:
     ):
         hint["hint"] = "inside a container, localhost is the container itself; the host is host.docker.internal"
     log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
-    return ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
+    failure = ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
+    failure.unreached = UNREACHED.match(reason) is not None
+    failure.spent = not failure.unreached  # the connection was lost after the request had been sent
+    return failure
 
 
 def _in_container() -> bool:
@@ -280,9 +292,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def redact(text: str, secrets: Iterable[str | None]) -> str:
+def redact(text: str) -> str:
     """Return a provider's text, at most 1,000 characters, without our keys and anything that looks like a key."""
-    ours = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
-    for secret in sorted({*filter(None, secrets), *ours} - {NO_KEY}, key=len, reverse=True):
+    ours = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
+    for secret in sorted(ours | KEYS, key=len, reverse=True):
         text = text.replace(secret, "[removed]")
     return KEY_LIKE.sub("[removed]", text)[:1000]

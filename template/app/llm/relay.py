@@ -36,6 +36,10 @@ read_plain = Decoder(PlainChunk).decode_lines
 """Decodes one chunk a line. Decoding whole chunks into dicts would cost four times as much."""
 
 
+LONGEST_FRAME = 512
+"""Bytes of an event that are taken for no text at the most."""
+
+
 class StreamState:
     """What one stream has said so far.
 
@@ -46,22 +50,29 @@ class StreamState:
     Attributes:
         chunks: how many chunks with a choice have come.
         usage: the provider's usage, once it has come.
+        size: bytes of their events.
+        frame: bytes of an event that has hardly any text.
         finish_reasons: why each choice ended, by its index.
         model: the provider's name of the model.
     """
 
-    __slots__ = ("_wants_usage", "choices", "chunks", "finish_reasons", "model", "usage")
+    __slots__ = ("_wants_usage", "choices", "chunks", "finish_reasons", "frame", "model", "size", "usage")
 
     def __init__(self, choices: int = 1, *, wants_usage: bool = False) -> None:
         self.choices = choices
         self._wants_usage = wants_usage
-        self.chunks = 0
+        self.chunks = self.size = 0
+        self.frame = LONGEST_FRAME
         self.usage: dict[str, Any] | None = None
         self.finish_reasons: dict[int, str] = {}
         self.model: str | None = None
 
-    def see(self, chunk: dict[str, Any]) -> bool:
+    def see(self, chunk: dict[str, Any], size: int = 0) -> bool:
         """Record what a chunk says; return whether it is passed on to the client.
+
+        Args:
+            chunk: the chunk.
+            size: bytes of its event.
 
         Raises:
             AttributeError, TypeError: it is no chunk of OpenAI's protocol.
@@ -73,11 +84,18 @@ class StreamState:
         if not choices:
             return not usage or self._wants_usage
         self.chunks += 1
+        self.size += size
+        self.frame = min(self.frame, size)
         self.model = chunk.get("model")
         for choice in choices:
             if choice.get("finish_reason"):
                 self.finish_reasons[choice.get("index") or 0] = str(choice["finish_reason"])
         return True
+
+    @property
+    def seen(self) -> int:
+        """About how many tokens have come: one for each chunk, or a quarter of the bytes that are text."""
+        return max(self.chunks, (self.size - self.chunks * self.frame) // 4)
 
     @property
     def finished(self) -> bool:
@@ -166,6 +184,7 @@ class Relay:
         if not len(chunks) == len(events) == lines.count(b"\n") + 1:  # an event of several lines
             return False
         self._state.chunks += len(chunks)
+        self._state.size += len(text)
         self._state.model = chunks[-1].model
         return True
 
@@ -196,7 +215,7 @@ class Relay:
             if _complete(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
             self.spoke = True
-            return event if self._state.see(chunk) else b""
+            return event if self._state.see(chunk, len(event)) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
             raise unreadable(self._model) from None
 
@@ -241,9 +260,10 @@ def stream_of(answer: dict[str, Any], state: StreamState, model: str) -> bytes:
         chunks: list[dict[str, Any]] = [{**head, "choices": choices}]
         if answer.get("usage"):
             chunks.append({**head, "choices": [], "usage": answer["usage"]})
-        events = [b"data: " + to_json(chunk) + b"\n\n" for chunk in chunks if state.see(chunk)]
+        events = [(chunk, b"data: " + to_json(chunk) + b"\n\n") for chunk in chunks]
+        passed = [event for chunk, event in events if state.see(chunk, len(event))]
     except (AttributeError, KeyError, TypeError):
         raise unreadable(model) from None
     if not state.finished:
         raise cut_off(model)
-    return b"".join(events) + DONE
+    return b"".join(passed) + DONE

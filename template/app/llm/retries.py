@@ -23,6 +23,7 @@ MAX_RETRY_AFTER = 10.0
 """Seconds. If a provider asks for a longer wait, its error is passed on with its `Retry-After`."""
 
 T = TypeVar("T")
+Admit = Callable[[Call, Target], Awaitable[bool]]
 
 log = structlog.get_logger("app.llm")
 
@@ -34,12 +35,14 @@ class Retries:
         targets: the model table.
         retries: how often one model is tried again, 0 or more.
         metrics: counts every attempt.
+        admit: returns whether a fallback may take a call, by its own limits.
     """
 
-    def __init__(self, targets: Mapping[str, Target], retries: int, metrics: Metrics) -> None:
+    def __init__(self, targets: Mapping[str, Target], retries: int, metrics: Metrics, admit: Admit) -> None:
         self._targets = targets
         self._retries = retries
         self._metrics = metrics
+        self._admit = admit
         self._breakers = CircuitBreakers()
 
     async def run(self, call: Call, attempt: Callable[[Target], Awaitable[T]]) -> T:
@@ -56,6 +59,9 @@ class Retries:
         failure: ProviderError | None = None
         failed: Target | None = None
         for candidate in self._candidates(call):
+            if candidate is not call.target and not await self._admit(call, candidate):
+                self._breakers.undecided(candidate.name)
+                continue
             if failed:
                 self._metrics.fallbacks(failed.name).inc()
                 failed = None
@@ -79,7 +85,7 @@ class Retries:
                 if isinstance(error, ProviderMisconfigured | ProviderNotConfigured):
                     self._breakers.undecided(candidate.name)  # our fault: it says nothing about the provider
                 else:
-                    self._breakers.failed(candidate.name)
+                    self._breakers.failed(candidate.name, call.caller_name, unreached=error.unreached)
                 self._metrics.circuit_open(candidate.name).set(self._breakers.is_open(candidate.name))
                 if call.deadlines.over:
                     raise
@@ -87,7 +93,7 @@ class Retries:
                 self._answered(candidate)
                 call.headers["X-Model"] = candidate.name.encode().decode("latin-1")  # as headers are encoded
                 return answer
-        raise failure or AssertionError("there is always one candidate")
+        raise failure or unavailable(call.target.name)  # its circuit breaker is open, and its fallbacks have no room
 
     def _answered(self, target: Target) -> None:
         """Close a model's circuit breaker: its provider has answered, if only to refuse the request."""
@@ -105,7 +111,7 @@ class Retries:
         candidates = [call.target, *fallbacks]
         skipped = 0
         for candidate in candidates:
-            if self._breakers.lets_through(candidate.name):
+            if self._breakers.lets_through(candidate.name, call.caller_name):
                 yield candidate
             else:
                 skipped += 1
@@ -122,6 +128,8 @@ class Retries:
                 target.check_configured()
                 return await attempt(target)  # success is counted by AccountedCall, when the answer ends
             except ProviderError as error:
+                if error.spent:
+                    call.unsettled.add(target.name)
                 self._metrics.upstream_calls(target.name, error.kind).inc()
                 pause = pause_after(error, number)
                 if not error.retry or number == self._retries or pause is None or pause >= call.deadlines.remaining():

@@ -53,6 +53,12 @@ class Target:
                 del fields[name]
         return self.in_vendors_terms(fields)
 
+    def exceeded(self, sent: dict[str, Any]) -> str | None:
+        """Return the field by which a chat request asks for more tokens than this model's bound, if there is one."""
+        limit = self.entry.max_tokens_limit
+        names = ("max_tokens", "max_completion_tokens") if limit and "messages" in sent else ()
+        return next((name for name in names if sent.get(name, 0) > limit), None)
+
     def in_vendors_terms(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return a request's fields by the names that the vendor knows, without those that it refuses."""
         if self.vendor is None or not (self.vendor.renames or self.vendor.refuses):

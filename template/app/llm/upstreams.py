@@ -10,6 +10,7 @@ from app.llm.accounting import Accounting
 from app.llm.adapter import Adapter
 from app.llm.demo import Demo
 from app.llm.direct import Direct
+from app.llm.failures import KEYS, SHORTEST_KEY
 from app.llm.retries import Retries
 from app.llm.targets import AdapterName, resolve
 from app.llm.via_litellm import ViaLiteLLM
@@ -36,10 +37,15 @@ class Upstreams:
     ) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
-        self.targets = {name: resolve(name, entry, environ) for name, entry in settings.models.items()}
+        bound = {"max_tokens_limit": settings.max_tokens_limit}
+        self.targets = {
+            name: resolve(name, entry if entry.max_tokens_limit else entry.model_copy(update=bound), environ)
+            for name, entry in settings.models.items()
+        }
+        KEYS.update(key for target in self.targets.values() if len(key := target.key or "") >= SHORTEST_KEY)
         self.limiter = Limiter(settings, self.metrics)
-        self.retries = Retries(self.targets, settings.retries, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
+        self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_fallback)
         self.adapters = {name: self._adapter(name) for name in {target.adapter for target in self.targets.values()}}
 
     async def __aenter__(self) -> Self:

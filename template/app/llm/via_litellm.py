@@ -16,7 +16,7 @@ from app.errors import AppError, InvalidRequest, ProviderNotConfigured
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
-from app.llm.failures import cut_off, failure_in_body, unreadable
+from app.llm.failures import cut_off, failure_in_body, redact, unreadable
 from app.llm.litellm_answers import chunk_of, completion_of, name_ends, said_in
 from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
@@ -84,7 +84,7 @@ class ViaLiteLLM:
         try:
             return await asyncio.to_thread(load, self._image_hosts, self._targets)
         except Exception as error:
-            log.error("LiteLLM can't be loaded", reason=str(error)[:500], **exception_fields(error))
+            log.error("LiteLLM can't be loaded", reason=redact(str(error))[:500], **exception_fields(error))
             return None
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
@@ -127,8 +127,9 @@ class ViaLiteLLM:
                 if any(choice["finish_reason"] for choice in body["choices"]):
                     _check_end(target, wire, stream, said)
                 usage_is_told = _forget_chunks(stream)
-                if ("usage" not in body or usage_is_told) and state.see(body):
-                    yield b"data: " + to_json(body) + b"\n\n"
+                event = b"data: " + to_json(body) + b"\n\n"
+                if ("usage" not in body or usage_is_told) and state.see(body, len(event)):
+                    yield event
                 call.deadlines.next_event()
             if wire.is_broken:
                 raise unreadable(target.name)
@@ -250,7 +251,7 @@ def _check_end(target: Target, wire: Wire, stream: Any, said: set[str | None]) -
         ProviderError: they have not, or they tell an error, or a call of a tool that LiteLLM has lost.
     """
     if wire.error is not None:
-        raise failure_in_body(target.name, wire.error, [target.key])
+        raise failure_in_body(target.name, wire.error)
     if not wire.ended and stream.received_finish_reason is None:
         raise cut_off(target.name)
     if wire.calls_tools and not said & {"text", "tools"}:

@@ -8,10 +8,13 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app.config import SettingsError
+
+W3C = TraceContextTextMapPropagator()
 
 
 def check_sdk() -> None:
@@ -112,5 +115,11 @@ def current(span: Span | None) -> AbstractContextManager[object]:
 
 
 def inject(headers: MutableMapping[str, str]) -> None:
-    """Put the current trace's context into request headers (W3C Trace Context)."""
-    propagate.inject(headers)
+    """Put `traceparent` into the headers of a request to a provider (W3C Trace Context).
+
+    Not `tracestate` and `baggage`: those are what our callers and their vendors tell each other.
+    """
+    carrier: dict[str, str] = {}
+    W3C.inject(carrier)
+    if "traceparent" in carrier:
+        headers["traceparent"] = carrier["traceparent"]

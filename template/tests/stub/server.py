@@ -85,6 +85,10 @@ class Stub:
         """Answer the next requests with these, one each."""
         self._queue.extend(behaviours)
 
+    def forget(self) -> None:
+        """Take back what is queued."""
+        self._queue.clear()
+
     def wait_until(self, condition: Callable[[], bool], seconds: float = 20) -> bool:
         """Wait until something that the stub sees is so.
 

@@ -26,11 +26,21 @@ class Ask:
     """
 
     def __init__(self, app: FastAPI, url: str, key: str, calls: contextlib.ExitStack) -> None:
-        self.url, self._app, self._key, self._calls = url, app, key, calls
+        self.url, self.key, self._app, self._calls = url, key, app, calls
 
     def __call__(self, model: str, **fields: Any) -> Call:
         """Send a request at once."""
-        return self._calls.enter_context(Call(self.url, self._key, model=model, **fields))
+        return self._calls.enter_context(Call(self.url, self.key, model=model, **fields))
+
+    @property
+    def in_flight(self) -> int:
+        """Calls of callers with a limit on calls in flight that have not ended."""
+        return sum(self._app.state.upstreams.limiter.in_flight.values())
+
+    @property
+    def breakers(self) -> Any:
+        """The circuit breakers of the models."""
+        return self._app.state.upstreams.retries._breakers  # noqa: SLF001 - nobody else asks
 
     @contextlib.contextmanager
     def waiting(self, **seconds: float) -> Iterator[None]:

@@ -18,6 +18,7 @@ from app.access.callers import Caller
 from app.access.limits import Limiter
 from app.access.process_storage import ProcessStorage
 from app.config import Limits, ModelEntry, Settings
+from app.llm.targets import resolve
 from app.telemetry.metrics import Metrics
 from tests.conftest import Serve
 from tests.limited import USED, Served, remaining, until
@@ -39,8 +40,8 @@ def served(client: httpx2.Client, serve: Serve, stub: Stub) -> Callable[..., Ser
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Time that a test moves by hand."""
-    clock = SimpleNamespace(now=1_800_000_000.7, monotonic=time.monotonic)
-    clock.time = lambda: clock.now
+    clock = SimpleNamespace(now=1000.7, time=time.time)
+    clock.monotonic = lambda: clock.now
     monkeypatch.setattr("app.access.limits.time", clock)
     monkeypatch.setattr("app.access.process_storage.time", clock)
     return clock
@@ -52,6 +53,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         ({}, 1024),
         ({"max_tokens": 300}, 300),
         ({"max_completion_tokens": 400, "max_tokens": 300}, 400),
+        ({"max_completion_tokens": 300, "max_tokens": 400}, 400),
+        ({"model": "with defaults", "max_completion_tokens": 10}, 10),
         ({"max_tokens": 300, "n": 3}, 900),
         ({"model": "with defaults"}, 2000),
         ({"model": "with defaults", "max_tokens": 10}, 10),
@@ -71,9 +74,10 @@ def test_reserved_is_what_a_call_may_take_at_the_most(fields: dict[str, Any], re
     fields = {"model": "gpt-4o"} | ({} if "input" in fields else {"messages": HELLO}) | fields
     entry = settings.models[fields["model"]]
     caller = Caller("test", limits=Limits(tokens_per_minute=9000))
+    sent = resolve(fields["model"], entry, {}).fields(fields)
 
     async def admitted() -> int:
-        async with Limiter(settings, Metrics()).admit(caller, fields["model"], entry, fields) as admission:
+        async with Limiter(settings, Metrics()).admit(caller, fields["model"], entry, sent) as admission:
             return 9000 - int(admission.headers["x-ratelimit-remaining-tokens"])
 
     assert reserved <= asyncio.run(admitted()) <= reserved + 40
@@ -212,7 +216,7 @@ def test_nothing_is_refunded_where_it_was_not_charged(shared: Shared, fails_firs
             await asyncio.sleep(0.06)
             async with admit() as admission:
                 told.append(9000 - int(admission.headers["x-ratelimit-remaining-tokens"]))
-                admission.used = 100
+                admission.charge("caller", 100)
                 shared.up = fails
                 await asyncio.sleep(0.06)
         assert isinstance(limiter, Limiter)

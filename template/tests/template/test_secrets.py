@@ -17,10 +17,11 @@ from app.config import Settings
 from app.llm.failures import redact
 from app.main import create_app
 from tests.serving import Backend, Process, serve
-from tests.stub import TEXT, Stub
+from tests.stub import TEXT, Behaviour, Stub
 from tests.template import leaks
 from tests.template.faults import FAULTS
 from tests.template.leaks import CANARY, EMBEDDINGS, KEYS, PROMPT
+from tests.template.running import Ask, row, running
 from tests.wire import CHAT, HELLO
 
 OFTEN = """400 without a body|400|401|429|500|502 as an HTML page|no answer, the connection closed|200 with an error|\
@@ -110,10 +111,59 @@ def test_a_start_that_fails_shows_no_value(env: dict[str, str]) -> None:
 )
 def test_a_providers_text_is_told_without_keys(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("SOME_VENDOR_API_KEY", "0123456789abcdef")
-    shown = redact(text.format("0123456789abcdef"), [None, "another"])
+    shown = redact(text.format("0123456789abcdef"))
     assert "[removed]" in shown
     for secret in ("0123456789abcdef", "abcdefgh", "abcdef.ghijkl", "SyA1234"):
         assert secret not in shown
+
+
+LOGIN = "hunter2-of-the-rack"
+"""A key in a variable whose name does not say so."""
+CHUNK = {"id": "a", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "Hi"}}]}
+PIECE = f"data: {json.dumps(CHUNK)}\n\n"
+
+
+@pytest.fixture(scope="module")
+def racked() -> Iterator[tuple[Ask, Stub]]:
+    """Models of which one has such a key."""
+    with Stub() as stub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RACK_LOGIN", LOGIN)
+        models = {
+            "direct": row(stub, api_key_env="RACK_LOGIN"),
+            "litellm": row(stub, api_key_env="RACK_LOGIN", protocol="litellm"),
+            "anthropic": {
+                "upstream": "anthropic/claude-sonnet-4-5",
+                "api_base": stub.url,
+                "api_key_env": "RACK_LOGIN",
+            },
+            "another": row(stub),
+        }
+        with running("key", models) as ask:
+            yield ask, stub
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["direct", "litellm", "anthropic", "another"])
+@pytest.mark.parametrize("kind", ["refuses", "refuses in its answer", "refuses later"])
+def test_a_key_is_a_secret_whatever_its_variable_is_called(
+    racked: tuple[Ask, Stub], model: str, kind: str, stream: bool
+) -> None:
+    ask, stub = racked
+    error = {"error": {"message": f"bad login {LOGIN}", "type": "invalid_request_error", "code": f"x{LOGIN}"}}
+    events = "" if kind == "refuses in its answer" else PIECE
+    stub.forget()
+    if kind == "refuses":
+        stub.queue(Behaviour(status=400, body=json.dumps(error).encode()))
+    elif stream:
+        text = f"{events}data: {json.dumps(error)}\n\n".encode()
+        stub.queue(Behaviour(body=text, headers={"content-type": "text/event-stream"}))
+    else:
+        stub.queue(Behaviour(body=json.dumps(error).encode()))
+    call = ask(model, stream=stream)
+    shown = "".join(call.events) if call.status == 200 else call.body.decode()
+    assert LOGIN not in shown
+    if model != "anthropic" or kind == "refuses":
+        assert "bad login [removed]" in shown
 
 
 # LiteLLM's own controls. The names are those of its completion(), and of what it reads from metadata.

@@ -45,7 +45,12 @@ class Traced:
         httpx2.post(
             self.process.url + path,
             json={"model": model} | (fields if "input" in fields else {"messages": _said(PROMPT)} | fields),
-            headers={"Authorization": f"Bearer {self._key}", "traceparent": f"00-{trace}-{'ab' * 8}-01"},
+            headers={
+                "Authorization": f"Bearer {self._key}",
+                "traceparent": f"00-{trace}-{'ab' * 8}-01",
+                "tracestate": "vendor=private",
+                "baggage": "user=alice",
+            },
             timeout=60,
         )
         return self.collector.trace(trace)
@@ -67,6 +72,7 @@ def traced(key: str) -> Iterator[Traced]:
         models = {
             "direct": at_stub,
             "litellm": at_stub | {"protocol": "litellm"},
+            "anthropic": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": stub.url},
             "failing": {"upstream": "hosted_vllm/qwen", "api_base": stub.url, "fallbacks": ["direct"]},
             "demo": {"upstream": "demo/echo"},
         }
@@ -165,11 +171,26 @@ def test_a_client_that_leaves_still_ends_its_trace(traced: Traced, key: str) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", ["direct", "litellm"])
-def test_the_provider_is_told_of_the_client_span(traced: Traced, way: str, stream: bool) -> None:
-    """W3C Trace Context: https://www.w3.org/TR/trace-context/#traceparent-header."""
+@pytest.mark.parametrize("way", ["direct", "litellm", "anthropic"])
+def test_the_provider_is_told_of_the_client_span_and_nothing_more(traced: Traced, way: str, stream: bool) -> None:
+    """W3C Trace Context: https://www.w3.org/TR/trace-context/#traceparent-header.
+
+    `tracestate` and `baggage` are what our callers and their vendors tell each other.
+    """
     _, client = traced.ask(way, stream=stream)
-    assert traced.stub.requests[-1].headers["traceparent"] == f"00-{client.trace}-{client.id}-01"
+    headers = traced.stub.requests[-1].headers
+    assert headers["traceparent"] == f"00-{client.trace}-{client.id}-01"
+    assert not {"tracestate", "baggage"} & headers.keys()
+    assert "private" not in str(headers)
+    assert "alice" not in str(headers)
+
+
+def test_embeddings_tell_no_more_either(traced: Traced) -> None:
+    for way in ("direct", "litellm"):
+        traced.ask(way, path="/v1/embeddings", input="Hello")
+        headers = traced.stub.requests[-1].headers
+        assert "traceparent" in headers
+        assert not {"tracestate", "baggage"} & headers.keys()
 
 
 def test_the_log_line_of_a_request_names_its_trace(traced: Traced) -> None:
@@ -188,7 +209,7 @@ def test_no_prompt_and_no_answer_is_exported(traced: Traced) -> None:
 
 def test_probes_are_no_traces(traced: Traced) -> None:
     for path in ("/health", "/ready", "/metrics"):
-        assert httpx2.get(traced.process.url + path, timeout=60).status_code == 200
+        assert httpx2.get(traced.process.url + path, timeout=60).status_code == (401 if path == "/metrics" else 200)
     traced.ask("demo")
     assert {span.attributes.get("http.route") for span in traced.collector.spans if span.kind == "server"} <= {
         "/v1/chat/completions",

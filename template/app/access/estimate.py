@@ -1,0 +1,54 @@
+"""About how many tokens a request is, before its provider has counted them."""
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from app.models import TEXT_FIELDS
+
+IMAGE_TOKENS = {"openai/": 1445, "azure/": 1445, "anthropic/": 1600, "gemini/": 1032, "vertex_ai/gemini": 1032}
+"""Tokens that a vendor counts for one large image: tiles of 512 pixels, pixels / 750, or four tiles of 768 pixels."""
+MOST_IMAGE_TOKENS = 1600
+"""The same, for every other vendor."""
+LOW_DETAIL_TOKENS = 85
+"""Tokens of an image with `detail: low` (OpenAI)."""
+SOUND_BYTES_A_TOKEN = 4000
+"""Base64 of 16 kHz mono WAV, of which a second is ten tokens (OpenAI)."""
+
+
+def estimate(fields: dict[str, Any], upstream: str = "") -> int:
+    """Return about how many tokens a request's fields are.
+
+    Text is four bytes to a token. An image counts as the most that its vendor counts for one image, and sound as ten
+    tokens a second, however many bytes they have. Files and films count as one image more than their bytes, since those
+    may be an address. Sources: the vendors' pages on vision and audio.
+
+    Args:
+        fields: the request's fields.
+        upstream: LiteLLM's name of the model, `provider/model`, which tells the vendor.
+    """
+    size, tokens = len(to_json(fields)), 0
+    given = fields.get("input")
+    if isinstance(given, list) and not isinstance(given[0], str):  # tokens, or lists of tokens
+        size -= len(to_json(given))
+        tokens += sum(len(item) if isinstance(item, list) else 1 for item in given)
+    for message in fields.get("messages") or ():
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type")
+            if kind in ("image_url", "input_image"):
+                image = part.get("image_url")
+                detail = image.get("detail") if isinstance(image, dict) else part.get("detail")
+                tokens += LOW_DETAIL_TOKENS if detail == "low" else _image_tokens(upstream)
+                size -= len(to_json(image))
+            elif kind == "input_audio":
+                sound = len(to_json(part.get("input_audio")))
+                tokens += sound // SOUND_BYTES_A_TOKEN + 1
+                size -= sound
+            elif not any(name in part for name in TEXT_FIELDS):
+                tokens += MOST_IMAGE_TOKENS
+    return max(0, size) // 4 + tokens
+
+
+def _image_tokens(upstream: str) -> int:
+    return next((most for vendor, most in IMAGE_TOKENS.items() if upstream.startswith(vendor)), MOST_IMAGE_TOKENS)
