@@ -198,8 +198,10 @@ def test_an_end_for_a_tool_whose_call_is_lost_is_an_error(ask: Ask, provider: St
         "cohere": ('{"type": "message-end", "id": "a", "delta": {"finish_reason": "TOOL_CALL"}}\n', "stream+json"),
         "gemini": ('data: {"candidates": [{"content": {}, "finishReason": "TOOL_CALL"}]}\n\n', "event-stream"),
         "mistral via LiteLLM": (
-            'data: {"id": "a", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}\n\n'
-            "data: [DONE]\n\n",
+            (
+                'data: {"id": "a", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}\n\n'
+                "data: [DONE]\n\n"
+            ),
             "event-stream",
         ),
     }[family]
