@@ -26,7 +26,7 @@ from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
 from app.telemetry.logs import configure_logs
 from app.telemetry.metrics import Metrics
-from app.telemetry.tracing import check_sdk
+from app.telemetry.tracing import check_exporter
 
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
@@ -103,7 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _telemetry(settings: Settings) -> TelemetryConfig:
     if not settings.telemetry:
         return {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-    check_sdk()
+    check_exporter(os.environ)
     os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
     return {
         "tracing": True,

@@ -4,7 +4,8 @@ Exporters are set by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT
 conventions for generative AI. No prompt and no answer is ever recorded.
 """
 
-from collections.abc import MutableMapping, Sequence
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
@@ -12,12 +13,35 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from app.config import SettingsError
+from app.network import HOST
 
 
-def check_sdk() -> None:
-    """Raise SettingsError where OpenTelemetry's SDK is not installed."""
-    if find_spec("opentelemetry.sdk") is None:
+def check_exporter(environ: Mapping[str, str]) -> None:
+    """Raise SettingsError where OpenTelemetry's SDK, or the exporter that its variables ask for, can't work."""
+    if not is_installed("opentelemetry.sdk"):
         raise SettingsError("telemetry needs OpenTelemetry's SDK: uv sync --extra telemetry")
+    if environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() not in ("", "otlp", "none"):
+        raise SettingsError("OTEL_TRACES_EXPORTER is otlp or none; set up any other exporter in app/own.py")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if address := environ.get(name):
+            if not is_installed("opentelemetry.exporter.otlp.proto.http"):
+                raise SettingsError(f"{name} needs OpenTelemetry's exporter: uv sync --extra telemetry")
+            if not re.fullmatch(rf"https?://([^\s/@]+@)?{HOST}(/\S*)?", address):
+                raise SettingsError(f"{name} is no address such as https://collector:4318")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if environ.get(name, "http/protobuf") not in ("", "http/protobuf"):
+            raise SettingsError(f"{name} is http/protobuf, the only one of which the exporter is installed")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"):
+        if any("=" not in pair for pair in environ.get(name, "").split(",") if pair.strip()):
+            raise SettingsError(f"{name} is a list of name=value, with commas between them")
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module, or the package that holds it, is installed."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def trace_id() -> str | None:
