@@ -1,7 +1,9 @@
 """The application: create_app() puts it together; `app` is what an ASGI server imports."""
 
 import gc
+import multiprocessing
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +34,9 @@ EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
+
+GIVE_UP = 3
+"""The exit code by which a worker tells uvicorn's supervisor that it is of no use to start it again."""
 
 log = structlog.get_logger("app")
 
@@ -138,4 +143,5 @@ async def lifespan(app: App) -> AsyncIterator[None]:
 try:
     app = create_app()
 except SettingsError as error:
-    raise SystemExit(f"Settings: {error}") from None
+    sys.stderr.write(f"Settings: {error}\n")
+    sys.exit(GIVE_UP if multiprocessing.parent_process() else 1)

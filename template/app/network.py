@@ -26,6 +26,13 @@ def is_network(text: str) -> bool:
         return False
 
 
+def with_mapped(networks: Iterable[str]) -> list[str]:
+    """Return networks, and for those of IPv4 also how their addresses look to a socket of both families."""
+    found = [*map(ipaddress.ip_network, (each for each in networks if each != "*"))]
+    of_4 = [each for each in found if isinstance(each, ipaddress.IPv4Network)]
+    return [*networks, *(f"::ffff:{each.network_address}/{96 + each.prefixlen}" for each in of_4)]
+
+
 def is_injected(name: str, value: str | None) -> bool:
     """Return whether a variable is one that Kubernetes injects for a Service, such as APP_PORT=tcp://10.0.0.1:80."""
     return name.upper().endswith("_PORT") and bool(re.match("(tcp|udp|sctp)://", value or ""))
