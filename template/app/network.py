@@ -38,6 +38,11 @@ def is_injected(name: str, value: str | None) -> bool:
     return name.upper().endswith("_PORT") and bool(re.match("(tcp|udp|sctp)://", value or ""))
 
 
+def host_of(address: str) -> str:
+    """Return an address's `host:port`, without a user and a password."""
+    return urlsplit(address).netloc.rpartition("@")[2]
+
+
 def proxy_for(address: str) -> str | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an address, or None."""
     parts = urlsplit(address)

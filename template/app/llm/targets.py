@@ -127,7 +127,9 @@ def _via_litellm(
         key = key or "none"
     elif not _first(environ, LITELLM_KEYS.get(provider, ())):
         missing = next(iter(LITELLM_KEYS.get(provider, ())), None)
-    return Target(name, provider, upstream, "litellm", entry, None, api_base, key or None, missing)
+    return Target(
+        name, provider, upstream, "litellm", entry, None, api_base, key or None, missing, _proxy(api_base or "")
+    )
 
 
 def _first(environ: Mapping[str, str], names: Iterable[str]) -> str | None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from app.llm.targets import resolve
 from app.main import create_app
 from app.network import is_loopback, proxy_for
 from app.telemetry.metrics import Metrics
+from tests.serving import free_port
 
 CANARY = "pw-canary-0123456789"
 
@@ -307,3 +311,46 @@ def test_a_proxy_that_can_not_work_is_refused(proxy: str) -> None:
 def test_settings_that_are_made_directly_have_the_same_checks() -> None:
     with pytest.raises(ValueError, match="cors_origins"):
         Settings(cors_origins=["https://a.example/"])
+
+
+@pytest.mark.parametrize("protocol", ["openai", "litellm"])
+def test_the_log_names_the_proxy_where_it_fails_without_its_password(
+    protocol: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    os.environ["HTTP_PROXY"] = f"me:{CANARY}@127.0.0.1:{port}"
+    assert reason_of_failure(protocol, capsys) == f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_wants_another_password_is_told_as_the_proxys_failure(
+    scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        threading.Thread(target=refuse_once, args=(proxy,), daemon=True).start()
+        port = proxy.getsockname()[1]
+        os.environ[f"{scheme.upper()}_PROXY"] = f"http://me:{CANARY}@127.0.0.1:{port}"
+        assert reason_of_failure("openai", capsys, scheme) == f"127.0.0.1:{port}"
+
+
+def refuse_once(proxy: socket.socket) -> None:
+    connection, _ = proxy.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+
+def reason_of_failure(protocol: str, capsys: pytest.CaptureFixture[str], scheme: str = "http") -> str:
+    """Ask a model behind a proxy that fails; return the proxy that the log names."""
+    api = {"upstream": "openai/m", "api_base": f"{scheme}://llm.example/v1", "protocol": protocol}
+    os.environ |= {"APP_MODELS": json.dumps({"gpt-4o": api}), "APP_RETRIES": "0", "APP_DEV": "true"}
+    with TestClient(create_app(load_settings(log_format="json")), client=("127.0.0.1", 1)) as client:
+        while client.get("/ready").status_code != 200:
+            time.sleep(0.05)
+        chat = {"messages": [{"role": "user", "content": "Hello"}]}
+        answer = client.post("/v1/chat/completions", json=chat, headers={"Host": "localhost"})
+    assert answer.status_code == 502
+    said = capsys.readouterr().out
+    assert CANARY not in said + answer.text
+    [line] = [line for line in map(json.loads, said.splitlines()) if line["event"] == "provider can't be reached"]
+    return str(line["proxy"])
