@@ -90,7 +90,7 @@ def serve(options: dict[str, object]) -> int:
     for name, value in options.items():  # the server's processes load the settings themselves
         os.environ[f"APP_{name.upper()}"] = str(value)
     try:
-        sockets = listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
         reason = "the port is in use; choose another with --port" if in_use else error.strerror
@@ -98,7 +98,7 @@ def serve(options: dict[str, object]) -> int:
         return 1
     if settings.log_format == "console":  # else every line is JSON
         _announce(settings, targets)
-    return serve_until_signal(settings, sockets)
+    return serve_until_signal(settings, listener)
 
 
 def _announce(settings: "Settings", targets: "list[Target]") -> None:

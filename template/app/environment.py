@@ -117,15 +117,16 @@ def _is_slip(name: str, known: str) -> bool:
 
     In a short name one letter, or two that are exchanged: APP_ENV is not meant to be APP_DEV.
     """
-    if abs(len(name) - len(known)) > 2:
-        return False
     is_short = min(len(name), len(known)) < len("APP_") + 5 and sorted(name) != sorted(known)
-    row = list(range(len(known) + 1))
-    for i, letter in enumerate(name, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(known, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other))
-    return row[-1] <= (1 if is_short else 2)
+    return _is_within(1 if is_short else 2, name, known)
+
+
+def _is_within(edits: int, one: str, other: str) -> bool:
+    while one and other and one[0] == other[0]:
+        one, other = one[1:], other[1:]
+    if not edits or one == other:
+        return one == other
+    return any(_is_within(edits - 1, *pair) for pair in ((one[1:], other), (one, other[1:]), (one[1:], other[1:])))
 
 
 def _variables(group: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -1,12 +1,9 @@
 """Reloading, for `--dev`: the server restarts when a file changes."""
 
 import signal
-import socket
 import time
-from collections.abc import Callable
 from types import FrameType
 
-import uvicorn
 from uvicorn.supervisors.statreload import StatReload
 
 from app.http.signals import end_signals
@@ -19,14 +16,7 @@ class Reload(StatReload):
     `uv run` passes on.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        target: Callable[[list[socket.socket] | None], None],
-        sockets: list[socket.socket],
-    ) -> None:
-        super().__init__(config, target, sockets)
-        self._asked_to_end = False
+    _asked_to_end = False
 
     def startup(self) -> None:
         """Start the server, and handle SIGHUP too."""

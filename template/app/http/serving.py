@@ -12,8 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -34,8 +34,8 @@ METRICS_BYTES = 8_000_000
 log = structlog.get_logger("app.serving")
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Return sockets that are bound to all addresses of a host. `::` takes connections of both families.
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to a host. `::` takes connections of both families.
 
     Args:
         host: an address, or a name.
@@ -44,31 +44,20 @@ def listen(host: str, port: int) -> list[socket.socket]:
     Raises:
         OSError: the host has no address on this machine, or the port is in use.
     """
-    sockets: list[socket.socket] = []
-    failure: OSError | None = None
-    for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-        try:
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
-            listener.bind((address[0], sockets[0].getsockname()[1] if sockets else port))
-            sockets.append(listener)
-        except OSError as error:
-            failure = error
-            if error.errno == errno.EADDRINUSE:
-                break
-    if failure and (not sockets or failure.errno == errno.EADDRINUSE):
-        raise failure
-    return sockets
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if ":" in host:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+    listener.bind((host, port))
+    return listener
 
 
-def serve(settings: Settings, sockets: list[socket.socket]) -> int:
+def serve(settings: Settings, listener: socket.socket) -> int:
     """Serve until a signal ends it; return the exit code.
 
     Args:
         settings: of this process. Others that it starts load theirs from the same sources.
-        sockets: where to listen.
+        listener: where to listen.
 
     Raises:
         SettingsError: there is no room for the metrics of several workers.
@@ -94,13 +83,13 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> int:
     if settings.dev:
         from app.http.reloading import Reload
 
-        Reload(config, Child(config, settings), sockets).run()
+        Reload(config, partial(serve_in_child, Server(config), settings), [listener]).run()
         return 0
     if settings.workers > 1:
-        return Supervisor(config, sockets, settings).serve()
+        return Supervisor(config, listener, settings).serve()
     config.load_app()
     server = Server(config)
-    server.run(sockets)
+    server.run([listener])
     return 0 if server.started else 1
 
 
@@ -120,35 +109,27 @@ class Server(uvicorn.Server):
                 signal.signal(number, signal.SIG_IGN)
 
 
-class Child:
-    """What a process does that a supervisor has started: it serves, and ends when the supervisor has ended.
+def serve_in_child(
+    server: Server, settings: Settings, sockets: list[socket.socket] | None = None, *threads: Callable[[], None]
+) -> None:
+    """Serve in a process that a supervisor has started, until that ends, however it does.
 
     Args:
-        config: the server's.
+        server: serves.
         settings: this service's.
+        sockets: where to listen.
+        *threads: what to do beside that.
     """
-
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
-        self.server = Server(config)
-        self.settings = settings
-
-    def __call__(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve in this process.
-
-        Args:
-            sockets: where to listen.
-        """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor sends SIGTERM
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        _set_up_logs(self.settings)
-        threading.Thread(target=_end_with_supervisor, name="supervisor", daemon=True).start()
-        try:
-            self.server.config.load_app()  # before the server handles signals: during imports, SIGTERM ends the process
-            self.server.run(sockets)
-        except Exception:  # noqa: BLE001 - not told by multiprocessing, whose lines are no log
-            sys.excepthook(*sys.exc_info())
-            sys.exit(STARTUP_FAILURE)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a terminal sends it to all; without KeyboardInterrupt's traceback
+    _set_up_logs(settings)
+    for work in (_end_with_supervisor, *threads):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        server.config.load_app()  # before the server handles signals: during imports, SIGTERM ends the process
+        server.run(sockets)
+    except Exception:  # noqa: BLE001 - else multiprocessing writes it, in lines that are no log
+        sys.excepthook(*sys.exc_info())
+        sys.exit(STARTUP_FAILURE)
 
 
 def _end_with_supervisor() -> None:
@@ -160,19 +141,12 @@ def _end_with_supervisor() -> None:
 class Worker(Process):
     """One of several processes that serve, which answers the supervisor's pings."""
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], settings: Settings) -> None:
-        self._child = Child(config, settings)
-        super().__init__(config, sockets)
-
-    @property
-    def server(self) -> uvicorn.Server:
-        """The server of this process."""
-        return self._child.server
+    settings: Settings
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve in this process."""
-        threading.Thread(target=self.always_pong, name="pong", daemon=True).start()
-        self._child(sockets)
+        self._server = server = Server(self.config)
+        serve_in_child(server, self.settings, sockets, self.always_pong)
 
 
 class Supervisor(Multiprocess):
@@ -180,13 +154,13 @@ class Supervisor(Multiprocess):
 
     Args:
         config: the server's.
-        sockets: where to listen.
+        listener: where to listen.
         settings: this service's.
     """
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, settings: Settings) -> None:
         handled = end_signals()
-        super().__init__(config, sockets)
+        super().__init__(config, [listener])
         for number in set(END_SIGNALS).difference(handled):
             signal.signal(number, signal.SIG_IGN)
         self._settings = settings
@@ -227,22 +201,14 @@ class Supervisor(Multiprocess):
         """End, as every other server does; uvicorn's own would restart the workers."""
         self.should_exit.set()
 
-    def join_all(self) -> None:
-        """Wait for the workers. A second Ctrl-C ends them at once."""
-        for worker in self.processes:
-            while worker.process.is_alive():
-                worker.process.join(0.1)
-                if signal.SIGINT in self.signal_queue:
-                    worker.process.kill()
-
     def _start(self) -> Worker:
         folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
         if not folder.is_dir():
             log.error("the folder of metrics was gone and is made again", folder=str(folder))
             folder.mkdir(parents=True)
-        worker = Worker(self.config, self.sockets, self._settings)
-        with _without_interrupts():
-            worker.start()
+        worker = Worker(self.config, self.sockets)
+        worker.settings = self._settings
+        worker.start()
         return worker
 
     def _replace(self, index: int) -> None:
@@ -258,20 +224,6 @@ class Supervisor(Multiprocess):
             self.should_exit.set()
         else:
             self.processes[index] = self._start()
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Keep SIGINT back while a process is started, which would get it before it can handle it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # else it is started with the first process, and lets the signal through
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _set_up_logs(settings: Settings) -> None:

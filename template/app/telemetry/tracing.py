@@ -15,25 +15,25 @@ from opentelemetry.trace import SpanKind, StatusCode
 from app.config import SettingsError
 from app.network import HOST
 
+OTLP = {
+    "ENDPOINT": (rf"https?://([^\s/@]+@)?{HOST}(/\S*)?", "http://collector:4318"),
+    "PROTOCOL": ("http/protobuf", "http/protobuf"),
+    "HEADERS": ("[^,=]+=[^,]*(,[^,=]+=[^,]*)*,?", "name=value,name=value"),
+}
+EXPORTER = {f"OTEL_EXPORTER_OTLP_{of}{name}": form for of in ("", "TRACES_") for name, form in OTLP.items()}
+EXPORTER["OTEL_TRACES_EXPORTER"] = ("(?i:otlp|none)", "otlp")
+"""OpenTelemetry's variables: what the exporter of ours can read. Any other exporter is set up in `own.py`."""
+
 
 def check_exporter(environ: Mapping[str, str]) -> None:
     """Raise SettingsError where OpenTelemetry's SDK, or the exporter that its variables ask for, can't work."""
     if not is_installed("opentelemetry.sdk"):
         raise SettingsError("telemetry needs OpenTelemetry's SDK: uv sync --extra telemetry")
-    if environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() not in ("", "otlp", "none"):
-        raise SettingsError("OTEL_TRACES_EXPORTER is otlp or none; set up any other exporter in app/own.py")
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
-        if address := environ.get(name):
-            if not is_installed("opentelemetry.exporter.otlp.proto.http"):
-                raise SettingsError(f"{name} needs OpenTelemetry's exporter: uv sync --extra telemetry")
-            if not re.fullmatch(rf"https?://([^\s/@]+@)?{HOST}(/\S*)?", address):
-                raise SettingsError(f"{name} is no address such as https://collector:4318")
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if environ.get(name, "http/protobuf") not in ("", "http/protobuf"):
-            raise SettingsError(f"{name} is http/protobuf, the only one of which the exporter is installed")
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"):
-        if any("=" not in pair for pair in environ.get(name, "").split(",") if pair.strip()):
-            raise SettingsError(f"{name} is a list of name=value, with commas between them")
+    for name, (form, example) in EXPORTER.items():
+        if (value := environ.get(name, "").strip()) and not re.fullmatch(form, value):
+            raise SettingsError(f"{name} can't work here: it is a value such as {example}")
+        if value and name.endswith("ENDPOINT") and not is_installed("opentelemetry.exporter.otlp.proto.http"):
+            raise SettingsError(f"{name} needs OpenTelemetry's exporter: uv sync --extra telemetry")
 
 
 def is_installed(module: str) -> bool:
