@@ -6,8 +6,8 @@ import re
 import select
 import sys
 import threading
+from datetime import UTC, datetime
 
-import structlog
 from pydantic_core import to_json
 
 UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -35,15 +35,13 @@ class Output:
             text = UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         with self._lock:
             try:
-                self._write(text)
+                # Not by a logger: one may be writing this very line, and holds a lock.
+                self._write((_line("log lines were lost", lines=self._lost) if self._lost else "") + text)
+                self._lost = 0
             except (OSError, ValueError) as error:
                 if not self._lost:
-                    self._tell(type(error).__name__)
+                    _tell(type(error).__name__)
                 self._lost += 1
-                return len(text)
-            lost, self._lost = self._lost, 0
-        if lost:
-            structlog.get_logger("app").error("log lines were lost", lines=lost)
         return len(text)
 
     def flush(self) -> None:
@@ -65,12 +63,17 @@ class Output:
             data = data[written:]
             self._is_cut = bool(data)
 
-    def _tell(self, reason: str) -> None:
-        line = to_json({"event": "log lines are lost", "level": "error", "reason": reason}) + b"\n"
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            descriptor = sys.stderr.fileno()
-            _wait(descriptor, 0)
-            os.write(descriptor, line)
+
+def _line(event: str, **fields: object) -> str:
+    now = datetime.now(UTC).isoformat()
+    return to_json({"event": event, **fields, "level": "error", "timestamp": now}).decode() + "\n"
+
+
+def _tell(reason: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        descriptor = sys.stderr.fileno()
+        _wait(descriptor, 0)
+        os.write(descriptor, _line("log lines are lost", reason=reason).encode())
 
 
 def _wait(descriptor: int, milliseconds: int) -> None:

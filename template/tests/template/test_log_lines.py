@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -175,3 +176,23 @@ def test_uvicorns_own_format_gives_way(settings: MakeSettings, capsys: pytest.Ca
         logging.getLogger("uvicorn.access").error("theirs too")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines if "theirs" in line["event"]] == ["theirs"]
+
+
+def test_a_logger_that_writes_again_after_lines_were_lost_does_not_wait_for_itself(settings: MakeSettings) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as received, os.fdopen(writer, "w") as stdout:
+        before, sys.stdout = sys.stdout, stdout
+        try:
+            configure_logs(settings(log_format="json"))
+            log = structlog.get_logger("app")
+            for number in range(1000):
+                log.error("a line", number=number, filling="x" * 100)
+            os.read(received.fileno(), 1_000_000)
+            again = threading.Thread(target=log.error, args=("written again",), daemon=True)
+            again.start()
+            again.join(20)
+            assert not again.is_alive()
+            lines = os.read(received.fileno(), 1_000_000).splitlines()
+        finally:
+            sys.stdout = before
+    assert [json.loads(line)["event"] for line in lines[-2:]] == ["log lines were lost", "written again"]
