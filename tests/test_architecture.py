@@ -43,8 +43,8 @@ FILES_AT_THE_TOP = 12
 LINES_OF_THE_PAGE = 130
 LINES_OF_THE_SPINE = 1521
 
-WAITING = {"create_task", "call_later", "call_at", "to_thread", "timeout", "timeout_at"}
-"""Of asyncio: what starts a task, a thread or a timer."""
+WAITING = {"create_task", "call_later", "call_at", "to_thread", "timeout", "timeout_at", "Thread"}
+"""Of asyncio and threading: what starts a task, a thread or a timer."""
 
 
 def section(heading: str) -> str:

@@ -38,7 +38,7 @@ def way_out() -> float:
     [grace] = re.findall(
         r"shutdown_grace: float = Field\(default=(\d+)", (ROOT / "template/app/config.py").read_text("utf-8")
     )
-    return float(grace) + constant("http/draining", "AFTER_EXIT") + constant("__main__", "SERVER_BACKSTOP")
+    return float(grace) + constant("http/draining", "AFTER_EXIT") + constant("http/serving", "SERVER_BACKSTOP")
 
 
 @pytest.fixture
@@ -293,4 +293,9 @@ def test_the_dashboard_is_whole(project: Path) -> None:
         if panel["type"] != "row":
             assert panel["description"]
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
-    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "model"}
+    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {
+        "datasource",
+        "job",
+        "instance",
+        "model",
+    }

@@ -1,25 +1,20 @@
 """python -m app: serve, add callers, and tell the template's release."""
 
 import argparse
-import atexit
 import errno
 import json
 import os
-import signal
-import socket
 import sys
-import tempfile
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from app import TEMPLATE_VERSION
-from app.config import Settings, SettingsError
-from app.environment import load_settings
-from app.llm.targets import Target, resolve
+from app.http.signals import end_at_once
 
-SERVER_BACKSTOP = 1
-"""Seconds that uvicorn waits for open connections after our own graceful shutdown."""
+if TYPE_CHECKING:
+    import socket
+
+    from app.config import Settings
+    from app.llm.targets import Target
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     callers.add_parser("add", help="make a key for a new caller").add_argument("name", metavar="NAME")
     commands.add_parser("version", help="tell which release of the template this project has")
     given = parser.parse_args(arguments)
+    if given.command is None:
+        end_at_once()  # until the server handles signals: importing what it needs takes a second
+    from app.config import SettingsError
+
     try:
         if given.command == "callers":
             return add_caller(given.name)
@@ -65,7 +64,7 @@ def add_caller(name: str) -> int:
 
 
 def serve(options: dict[str, object]) -> int:
-    """Serve until a signal ends it.
+    """Serve until a signal ends it; return the exit code.
 
     Args:
         options: settings given on the command line.
@@ -73,78 +72,63 @@ def serve(options: dict[str, object]) -> int:
     Raises:
         SettingsError: the settings are wrong.
     """
-    import uvicorn
+    from app.access.shared_storage import shared_storage
+    from app.config import SettingsError
+    from app.environment import load_settings
+    from app.http.serving import serve as serve_until_signal
+    from app.llm.targets import resolve
+    from app.telemetry.tracing import check_exporter
 
     settings = load_settings(**options)
     if settings.dev and settings.host not in ("127.0.0.1", "::1", "localhost"):
         raise SettingsError(f"--dev listens on loopback only, not on {settings.host}")
-    # Resolved here too, so that a wrong model table is reported before a server starts.
+    # Checked here too, so that what can't work is told before a server starts.
     targets = [resolve(name, entry, os.environ) for name, entry in settings.models.items()]
+    if settings.limit_storage != "async+memory://":
+        shared_storage(settings.limit_storage, timeout=1)
+    if settings.telemetry:
+        check_exporter(os.environ)
     for name, value in options.items():  # the server's processes load the settings themselves
         os.environ[f"APP_{name.upper()}"] = str(value)
-    if not _port_is_free(settings.host, settings.port, "--port"):
+    listener = _listen(settings.host, settings.port, "--port")
+    if listener is None:
         return 1
-    if settings.metrics_port and not _port_is_free("127.0.0.1", settings.metrics_port, "APP_METRICS_PORT"):
-        return 1
+    if settings.metrics_port:
+        probe = _listen("127.0.0.1", settings.metrics_port, "APP_METRICS_PORT")
+        if probe is None:
+            return 1
+        probe.close()
     if settings.log_format == "console":  # else every line is JSON
         _announce(settings, targets)
-    if settings.workers > 1 and not settings.dev:
-        directory = tempfile.TemporaryDirectory(prefix="metrics-")
-        atexit.register(directory.cleanup)
-        # Before prometheus-client is imported, which reads it only then.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory.name
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _ignore)
-    server: dict[str, Any] = {
-        "host": settings.host,
-        "port": settings.port,
-        "log_config": None,
-        "log_level": settings.log_level,
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": bool(settings.trusted_proxies),
-        "forwarded_allow_ips": settings.trusted_proxies or None,
-        "timeout_graceful_shutdown": SERVER_BACKSTOP,
-    }
-    if settings.dev:
-        from app.http.reloading import Reload
-
-        folder = str(Path(__file__).parent)
-        Reload(uvicorn.Config("app.main:app", reload=True, reload_dirs=[folder], **server)).run()
-    else:
-        uvicorn.run("app.main:app", workers=settings.workers, **server)
-    return 0
+    return serve_until_signal(settings, listener)
 
 
-def _announce(settings: Settings, targets: list[Target]) -> None:
-    print(f"{settings.name}: http://{settings.host}:{settings.port}")
-    closed = not (settings.dev or settings.callers or settings.auth.jwt)
-    for target in targets:
-        if target.missing:
-            print(f"  {target.name}: needs {target.missing}")
-        elif closed and target.adapter != "demo":
-            print(f"  {target.name}: needs a caller (python -m app callers add NAME)")
-        else:
-            print(f"  {target.name}: ready")
-    sys.stdout.flush()
+def _listen(host: str, port: int, option: str) -> "socket.socket | None":
+    from app.http.serving import listen
 
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Ignore the signal that uvicorn raises again when it has shut down, so that the exit code is 0."""
-
-
-def _port_is_free(host: str, port: int, option: str) -> bool:
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        return listen(host, port)
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
         reason = f"the port is in use; choose another with {option}" if in_use else error.strerror
         print(f"Can't listen on {host}:{port}: {reason}", file=sys.stderr)
-        return False
-    return True
+        return None
+
+
+def _announce(settings: "Settings", targets: "list[Target]") -> None:
+    from app.telemetry.output import STDOUT
+
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    lines = [f"{settings.name}: http://{host}:{settings.port}"]
+    closed = not (settings.dev or settings.callers or settings.auth.jwt)
+    for target in targets:
+        if target.missing:
+            lines.append(f"  {target.name}: needs {target.missing}")
+        elif closed and target.adapter != "demo":
+            lines.append(f"  {target.name}: needs a caller (python -m app callers add NAME)")
+        else:
+            lines.append(f"  {target.name}: ready")
+    STDOUT.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ defaults below.
 
 import json
 import os
+import tomllib
+from collections.abc import Mapping
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from app.network import ADDRESS, is_injected, is_network, is_origin
 
 SETTINGS_FILE = Path(__file__).with_name("settings.toml")
 TABLES = ("models", "callers")
@@ -47,7 +51,13 @@ class SettingsError(ValueError):
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+        str_strip_whitespace=True,
+    )
 
 
 class Limits(Group):
@@ -80,7 +90,7 @@ class ModelEntry(Limits):
     upstream: str = Field(min_length=1)
     fallbacks: list[str] = []
     defaults: dict[str, JsonValue] = {}
-    api_base: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+(/\S*)?$")
+    api_base: str | None = Field(default=None, pattern=ADDRESS)
     api_key_env: str | None = None
     protocol: Literal["openai", "litellm"] | None = None
     max_tokens_limit: int | None = Field(default=None, gt=0)
@@ -174,6 +184,7 @@ class Settings(BaseSettings):
         frozen=True,
         hide_input_in_errors=True,
         protected_namespaces=(),
+        str_strip_whitespace=True,
     )
 
     name: str = "AI backend"
@@ -185,6 +196,8 @@ class Settings(BaseSettings):
     }
     callers: dict[str, CallerEntry] = {}
     auth: Auth = Auth()
+    own: dict[str, Any] = Field(default={}, repr=False)
+    """The team's own table."""
 
     dev: bool = False
     host: str = "127.0.0.1"
@@ -222,6 +235,20 @@ class Settings(BaseSettings):
     def _no_blanks(cls, value: list[str]) -> list[str]:
         if any(not item or any(c.isspace() for c in item) for item in value):
             raise ValueError("an entry is empty or has a blank in it")
+        return value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        if not all(map(is_origin, value)):
+            raise ValueError("an origin is scheme://host[:port], in lower case, without a path and a default port")
+        return value
+
+    @field_validator("trusted_proxies", mode="after")
+    @classmethod
+    def _are_networks(cls, value: list[str]) -> list[str]:
+        if value != ["*"] and not all(map(is_network, value)):
+            raise ValueError('a proxy is an address or a network, such as 10.0.0.0/8; or "*" alone')
         return value
 
     @model_validator(mode="after")
@@ -264,10 +291,16 @@ class _Environment(EnvSettingsSource):
             values.setdefault("port", port)
         return values
 
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in super()._load_env_vars().items() if not is_injected(name, value)}
+
 
 class _File(TomlConfigSettingsSource):
     def __call__(self) -> dict[str, Any]:
         return _without_tables_of(self.current_state, super().__call__())
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        return tomllib.loads(file_path.read_text("utf-8-sig"))
 
 
 def _without_tables_of(stronger: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,10 +12,22 @@ import pydantic_settings
 from dotenv import dotenv_values
 from pydantic import BaseModel, ValidationError
 
-from app.config import SETTINGS_FILE, TABLES, CallerEntry, Group, ModelEntry, Settings, SettingsError
+from app.config import (
+    SETTINGS_FILE,
+    TABLES,
+    CallerEntry,
+    Group,
+    ModelEntry,
+    Settings,
+    SettingsError,
+)
+from app.network import exempt_from_proxies, is_injected
 
 ENV_FILE = Path(__file__).parent.parent / ".env"
 FILE_VARIABLES = {"APP_SETTINGS_FILE", "APP_ENV_FILE"}
+STRIPPED = re.compile("KEY|TOKEN|SECRET|PASS|CRED|_BASE|URL|ENDPOINT|PROXY|^PORT$", re.IGNORECASE)
+"""Variables that lose surrounding blanks and line ends: of secrets and addresses, which libraries read too."""
+PROXY = re.compile("https?_proxy|all_proxy", re.IGNORECASE)
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -32,7 +45,7 @@ def load_settings(**overrides: Any) -> Settings:
     env_file = os.environ.get("APP_ENV_FILE", str(ENV_FILE))
     if env_file:
         try:
-            values = dotenv_values(env_file)
+            values = dotenv_values(env_file, encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(env_file, error) from None
         for name, value in values.items():
@@ -41,9 +54,10 @@ def load_settings(**overrides: Any) -> Settings:
     settings_file = Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
     if settings_file != SETTINGS_FILE and (settings_file.is_dir() or not settings_file.exists()):
         raise SettingsError(f"APP_SETTINGS_FILE names {settings_file}, which is no file")
+    _tidy(os.environ)
     _check_variable_names(os.environ)
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentences(error))) from None
     except tomllib.TOMLDecodeError as error:
@@ -53,12 +67,32 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(f"APP_{field.upper()} is not valid JSON") from None
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(settings_file, error) from None
+    bases = [value for name, value in os.environ.items() if name.endswith(("_API_BASE", "_BASE_URL"))]
+    exempt_from_proxies([*bases, *filter(None, (entry.api_base for entry in settings.models.values()))])
+    return settings
 
 
-def unknown_variables(environ: Iterable[str] = os.environ) -> list[str]:
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return the `APP_` variables that are no setting, for one warning at the start."""
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
-    return sorted(name for name in environ if name.upper().startswith("APP_") and name.upper() not in known)
+    return sorted(
+        name
+        for name, value in environ.items()
+        if (upper := name.upper()).startswith("APP_")
+        and (upper not in known or is_injected(name, value))
+        and not upper.startswith("APP_OWN__")
+    )
+
+
+def _tidy(environ: MutableMapping[str, str]) -> None:
+    """Take surrounding blanks off secrets and addresses, and give proxies a scheme, for libraries as well."""
+    for name, value in list(environ.items()):
+        if STRIPPED.search(name):
+            new = value.strip()
+            if new and PROXY.fullmatch(name) and "://" not in new:
+                new = f"http://{new}"
+            if new != value:
+                environ[name] = new
 
 
 def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> SettingsError:
@@ -66,14 +100,33 @@ def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> Settin
     return SettingsError(f"{file} can't be read: {reason}")
 
 
-def _check_variable_names(environ: Iterable[str]) -> None:
+def _check_variable_names(environ: Mapping[str, str]) -> None:
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
     for name in unknown_variables(environ):
         for table in TABLES:
             if name.upper().startswith(f"APP_{table.upper()}__"):
                 raise SettingsError(f"{name}: set this table as one JSON value, APP_{table.upper()}")
-        if near := difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8):
-            raise SettingsError(f"{name} is not a setting; did you mean {near[0]}?")
+        near = [] if is_injected(name, environ[name]) else [each for each in known if _is_slip(name.upper(), each)]
+        if near:
+            nearest = difflib.get_close_matches(name.upper(), near, n=1, cutoff=0)[0]
+            raise SettingsError(f"{name} is not a setting; did you mean {nearest}?")
+
+
+def _is_slip(name: str, known: str) -> bool:
+    """Return whether a name is one or two letters away from a known one (Levenshtein distance).
+
+    In a short name one letter, or two that are exchanged: APP_ENV is not meant to be APP_DEV.
+    """
+    is_short = min(len(name), len(known)) < len("APP_") + 5 and sorted(name) != sorted(known)
+    return _is_within(1 if is_short else 2, name, known)
+
+
+def _is_within(edits: int, one: str, other: str) -> bool:
+    while one and other and one[0] == other[0]:
+        one, other = one[1:], other[1:]
+    if not edits or one == other:
+        return one == other
+    return any(_is_within(edits - 1, *pair) for pair in ((one[1:], other), (one, other[1:]), (one[1:], other[1:])))
 
 
 def _variables(group: type[BaseModel], prefix: str) -> Iterator[str]:
@@ -102,9 +155,6 @@ def _sentences(error: ValidationError) -> Iterator[str]:
         if not location:
             yield message
             continue
-        variable = "APP_" + "__".join(location).upper()
-        if os.environ.get(variable, "").startswith("tcp://"):
-            message += ' (Kubernetes injects it for a Service called "app": set enableServiceLinks: false)'
         yield f"setting {name}: {message}"
 
 

@@ -1,7 +1,9 @@
 """The application: create_app() puts it together; `app` is what an ASGI server imports."""
 
 import gc
+import multiprocessing
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,12 +29,15 @@ from app.routers import metrics as metrics_router
 from app.telemetry.logs import configure_logs
 from app.telemetry.metrics import Metrics
 from app.telemetry.metrics_port import metrics_port
-from app.telemetry.tracing import check_sdk
+from app.telemetry.tracing import check_exporter
 
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
+
+GIVE_UP = 3
+"""The exit code by which a worker tells uvicorn's supervisor that it is of no use to start it again."""
 
 log = structlog.get_logger("app")
 
@@ -104,7 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _telemetry(settings: Settings) -> TelemetryConfig:
     if not settings.telemetry:
         return {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-    check_sdk()
+    check_exporter(os.environ)
     os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
     return {
         "tracing": True,
@@ -140,4 +145,5 @@ async def lifespan(app: App) -> AsyncIterator[None]:
 try:
     app = create_app()
 except SettingsError as error:
-    raise SystemExit(f"Settings: {error}") from None
+    sys.stderr.write(f"Settings: {error}\n")
+    sys.exit(GIVE_UP if multiprocessing.parent_process() else 1)

@@ -1,23 +1,86 @@
-"""Hosts and proxies: which are this machine's own, and which proxy leads to an address."""
+"""Hosts, origins and proxies: which are this machine's own, which can work, and which proxy leads to an address."""
 
 import ipaddress
+import os
+import re
 import urllib.request
+from collections.abc import Iterable
 from urllib.parse import urlsplit
+
+HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s/@:?#\[\]]+)(:[0-9]{1,5})?"
+ADDRESS = rf"^https?://{HOST}(/\S*)?$"
+"""Of an API: without a user or a password."""
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def is_origin(text: str) -> bool:
+    """Return whether a browser may send this as `Origin`: in lower case, without a path and the scheme's own port."""
+    return bool(ORIGIN.fullmatch(text)) and not re.fullmatch("http:.*:80|https:.*:443", text)
+
+
+def is_network(text: str) -> bool:
+    """Return whether this is an IP address, or a network of them."""
+    try:
+        return bool(ipaddress.ip_network(text))
+    except ValueError:
+        return False
+
+
+def with_mapped(networks: Iterable[str]) -> list[str]:
+    """Return networks, and for those of IPv4 also how their addresses look to a socket of both families."""
+    found = [*map(ipaddress.ip_network, (each for each in networks if each != "*"))]
+    of_4 = [each for each in found if isinstance(each, ipaddress.IPv4Network)]
+    return [*networks, *(f"::ffff:{each.network_address}/{96 + each.prefixlen}" for each in of_4)]
+
+
+def is_injected(name: str, value: str | None) -> bool:
+    """Return whether a variable is one that Kubernetes injects for a Service, such as APP_PORT=tcp://10.0.0.1:80."""
+    return name.upper().endswith("_PORT") and bool(re.match("(tcp|udp|sctp)://", value or ""))
+
+
+def host_of(address: str) -> str:
+    """Return an address's `host:port`, without a user and a password."""
+    return urlsplit(address).netloc.rpartition("@")[2]
 
 
 def proxy_for(address: str) -> str | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an address, or None."""
     parts = urlsplit(address)
-    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname) or _is_in_no_proxy(parts.hostname):
         return None
     return urllib.request.getproxies().get(parts.scheme)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address is this machine's own."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+def exempt_from_proxies(addresses: Iterable[str]) -> None:
+    """Add the hosts of addresses that a network in NO_PROXY covers to it, for libraries that know no networks there."""
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [urlsplit(address).hostname or "" for address in addresses] if name in os.environ else []
+        for host in dict.fromkeys(filter(_is_in_no_proxy, hosts)):
+            if not urllib.request.proxy_bypass(host):
+                os.environ[name] += f",{host}"
+
+
+def _is_in_no_proxy(host: str) -> bool:
+    """Return whether NO_PROXY has a network (CIDR) with this address in it."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    for entry in urllib.request.getproxies().get("no", "").split(","):
+        try:
+            if "/" in entry and address in ipaddress.ip_network(entry.strip(), strict=False):
+                return True
+        except ValueError:  # the name of a host
+            continue
+    return False
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is this machine's own."""
+    if f".{host.lower()}".endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # ::ffff:127.0.0.1

@@ -20,7 +20,7 @@ from operations.servers import Process, Program, Stub, answers, free_port, progr
 from workspace import ROOT, run
 
 SCRAPE = "1s"
-VARIABLES = {"$__rate_interval": "1m", "$model": ".*"}
+VARIABLES = {"$__rate_interval": "1m", "$model": ".*", "$job": "backend", "$instance": ".*"}
 THRESHOLD = re.compile(r"\s*(==|!=|>|<|>=|<=)\s*[\d.]+\s*(#.*)?$")
 
 MONITORING = ROOT / "template/monitoring"
@@ -156,8 +156,14 @@ def test_prometheus_evaluates_every_rule_and_finds_its_target(prometheus: Promet
 def test_the_dashboards_list_of_models_has_them_all(prometheus: Prometheus) -> None:
     dashboard = json.loads((MONITORING / "grafana/dashboards/backend.json").read_text("utf-8"))
     [variable] = [v for v in dashboard["templating"]["list"] if v["name"] == "model"]
-    [(metric, label)] = re.findall(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
+    [(metric, label)] = re.findall(r"label_values\((.+), (\w+)\)", with_values(variable["query"]["query"]))
     assert set(prometheus.get(f"label/{label}/values", **{"match[]": metric})) == {"main", "spare", "fragile", "demo"}
+
+
+def test_every_query_of_the_dashboard_asks_one_service_and_the_instances_that_are_chosen() -> None:
+    for title, query, _ in PANELS:
+        metrics = len(re.findall(r"\w+_\w+{", query))
+        assert metrics == query.count('job=~"$job", instance=~"$instance"') >= 1, title
 
 
 def rules_of(prometheus: Prometheus) -> list[tuple[str, str]]:

@@ -9,15 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from limits.aio.storage import RedisStorage
-from limits.storage import storage_from_string
 
 from app.access.callers import Caller
 from app.access.estimate import estimate
 from app.access.process_storage import ProcessStorage
+from app.access.shared_storage import shared_storage
 from app.config import Limits, ModelEntry, Settings
 from app.errors import RateLimited
 from app.telemetry.metrics import Metrics
@@ -48,6 +48,9 @@ class Limiter:
     Args:
         settings: `limit_storage` says where requests and tokens are counted.
         metrics: counts every decision, and shows whether the storage answers.
+
+    Raises:
+        SettingsError: the address of the storage can't work.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -58,8 +61,7 @@ class Limiter:
         self._own = ProcessStorage()
         self._shared: Storage | None = None
         if settings.limit_storage != "async+memory://":
-            waits = {"socket_timeout": STORAGE_TIMEOUT, "socket_connect_timeout": STORAGE_TIMEOUT}
-            self._shared = cast(RedisStorage, storage_from_string(settings.limit_storage, **waits))
+            self._shared = shared_storage(settings.limit_storage, STORAGE_TIMEOUT)
         self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
         self._retry_at = 0.0
 

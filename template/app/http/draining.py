@@ -1,8 +1,8 @@
 """Graceful shutdown.
 
-After SIGTERM or SIGINT the socket stays open: new requests get 503 `draining`, and open ones may finish. When nothing
-is in flight any more, or when `shutdown_grace` is over and the rest has been ended with an error, the server's own
-handler is called.
+After SIGTERM, SIGINT or SIGHUP the socket stays open: new requests get 503 `draining`, and open ones may finish. When
+nothing is in flight any more, or when `shutdown_grace` is over and the rest has been ended with an error, the server's
+own handler is called.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from typing import Any
 
 from app.errors import Draining
 from app.http.exchange import Exchange
+from app.http.signals import end_signals
 
 AFTER_EXIT = 1.6
 """Seconds after which the server is told a second time to exit.
@@ -55,10 +56,12 @@ class Drain:
     def install(self) -> None:
         """Replace the server's signal handlers; they are called later. Outside the main thread there are none."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        for number in end_signals():
             previous = signal.getsignal(number)
             try:
-                signal.signal(number, self._on_signal(loop, previous))
+                # uvicorn alone leaves SIGHUP to the system, which would end the process at once
+                signal.signal(number, self._on_signal(loop, previous if callable(previous) else on_sigterm))
             except ValueError:
                 return
             self._previous[number] = previous

@@ -1,10 +1,12 @@
 """Reloading, for `--dev`: the server restarts when a file changes."""
 
+import signal
 import time
 from types import FrameType
 
-import uvicorn
 from uvicorn.supervisors.statreload import StatReload
+
+from app.http.signals import end_signals
 
 
 class Reload(StatReload):
@@ -14,9 +16,13 @@ class Reload(StatReload):
     `uv run` passes on.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config, uvicorn.Server(config).run, [config.bind_socket()])
-        self._asked_to_end = False
+    _asked_to_end = False
+
+    def startup(self) -> None:
+        """Start the server, and handle SIGHUP too."""
+        for number in end_signals():
+            signal.signal(number, self.signal_handler)
+        super().startup()
 
     def signal_handler(self, sig: int, frame: FrameType | None) -> None:
         """Remember that the process shall end."""

@@ -36,6 +36,8 @@ ERROR_WITHIN = 2.0
 AFTER_DONE = 1.0
 """Seconds that a provider may take to end its response after `[DONE]`."""
 
+PROXY_REFUSES = 407
+
 READ_ERRORS = (aiohttp.ClientError, OSError)
 
 _url = cache(URL)
@@ -185,17 +187,24 @@ class Direct:
         if self._traced:
             inject(headers)
         try:
-            return await self._session.post(
+            response = await self._session.post(
                 _url(f"{target.api_base}{path}"),
                 data=to_json(fields),
                 headers=headers,
                 proxy=target.proxy,
                 allow_redirects=False,  # a redirect must not take the key to another host
             )
-        except aiohttp.ConnectionTimeoutError:
+            if response.status == PROXY_REFUSES and target.proxy:
+                response.close()
+                raise unreachable(target, "ClientHttpProxyError")
+            return response
+        except aiohttp.ConnectionTimeoutError as error:
+            unreachable(target, type(error).__name__)  # for the log
             within = f"within {self._timeouts.connect:g} s (timeouts.connect)"
             message = f"The provider of model {target.name!r} did not accept a connection {within}."
             raise ProviderTimeout(message, retry=True, unreached=True) from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise unreachable(target, type(error).__name__) from None
         except aiohttp.ClientResponseError:  # not HTTP, or headers that are too long
             raise unreadable(target.name) from None
         except READ_ERRORS as error:

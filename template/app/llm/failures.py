@@ -25,7 +25,7 @@ from app.errors import (
     ProviderRefused,
 )
 from app.llm.targets import Target
-from app.network import is_loopback
+from app.network import host_of, is_loopback
 
 log = structlog.get_logger("app.llm")
 
@@ -258,7 +258,7 @@ def unreachable(target: Target, reason: str) -> ProviderError:
         target: the model.
         reason: name of the exception.
     """
-    hint = {}
+    hint = {"proxy": host_of(target.proxy)} if target.proxy else {}
     if (
         reason != "ServerDisconnectedError"
         and is_loopback(urlsplit(target.api_base or "").hostname or "")

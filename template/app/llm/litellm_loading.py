@@ -54,6 +54,8 @@ def load(image_hosts: Sequence[str], targets: Sequence[Target]) -> Any:
     os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = str(sys.maxsize)  # else a hundred equal chunks are an error
     for name in ("LITELLM_HTTP2", "DISABLE_AIOHTTP_TRANSPORT"):
         os.environ[name] = "False"  # httpx's own transport would follow redirects, and can't be observed
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).disabled = True  # they quote requests; failures become errors of ours, which are logged
     import litellm
 
     litellm.suppress_debug_info = True
@@ -61,8 +63,6 @@ def load(image_hosts: Sequence[str], targets: Sequence[Target]) -> Any:
     litellm.telemetry = False
     litellm.user_url_validation = True  # it fetches nothing from private addresses
     litellm.user_url_allowed_hosts = list(image_hosts)
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).disabled = True  # they quote requests; failures become errors of ours, which are logged
     observe_transport()
     with contextlib.suppress(Exception):  # a call that fails has warmed up too
         asyncio.run(_warm_up(litellm, targets))

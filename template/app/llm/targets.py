@@ -1,5 +1,6 @@
 """Targets: rows of the model table, resolved once at the start into an adapter, an address and a key."""
 
+import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 from app.config import ModelEntry, SettingsError
 from app.errors import ProviderNotConfigured
 from app.llm.vendors import LITELLM_KEYS, VENDORS, Vendor
-from app.network import proxy_for
+from app.network import ADDRESS, HOST, proxy_for
 
 AdapterName = Literal["direct", "litellm", "demo"]
 
@@ -90,7 +91,7 @@ def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
         return Target(name, provider, model, "demo", entry)
     key, missing = None, None
     if entry.api_key_env:
-        key = environ.get(entry.api_key_env)
+        key = _first(environ, [entry.api_key_env])
         missing = None if key else entry.api_key_env
     vendor = VENDORS.get(provider)
     is_direct = vendor is not None and (provider != "azure" or bool(entry.api_key_env or _first(environ, vendor.keys)))
@@ -102,8 +103,8 @@ def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
         if entry.api_base is None:
             raise SettingsError(f'models.{name}: protocol = "openai" for {entry.upstream!r} needs api_base')
         base = entry.api_base.rstrip("/")
-        return Target(name, provider, model, "direct", entry, None, base, key or None, missing, proxy_for(base))
-    api_base = entry.api_base or _first(environ, vendor.bases) or vendor.base
+        return Target(name, provider, model, "direct", entry, None, base, key or None, missing, _proxy(base))
+    api_base = entry.api_base or _address(environ, vendor.bases) or vendor.base
     if api_base is None:
         missing = vendor.bases[0]
     if entry.api_base is None and not entry.api_key_env:
@@ -113,7 +114,7 @@ def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
     base = (api_base or "").rstrip("/")
     if not base.endswith(vendor.path):
         base += vendor.path
-    return Target(name, provider, model, "direct", entry, vendor, base, key or None, missing, proxy_for(base))
+    return Target(name, provider, model, "direct", entry, vendor, base, key or None, missing, _proxy(base))
 
 
 def _via_litellm(
@@ -121,19 +122,42 @@ def _via_litellm(
 ) -> Target:
     upstream = entry.upstream if "/" in entry.upstream else f"openai/{entry.upstream}"
     api_base = entry.api_base
+    address = _address(environ, (f"{provider.upper()}_BASE_URL", f"{provider.upper()}_API_BASE"))
     if entry.api_key_env:
         pass
     elif api_base:
         key = "none"  # else LiteLLM would send the vendor's own key there
     elif provider == "openai":
-        api_base, key = environ.get("OPENAI_BASE_URL"), environ.get("OPENAI_API_KEY")
+        api_base, key = address, _first(environ, ["OPENAI_API_KEY"])
         missing = None if key or api_base else "OPENAI_API_KEY"
         key = key or "none"
     elif not _first(environ, LITELLM_KEYS.get(provider, ())):
         missing = next(iter(LITELLM_KEYS.get(provider, ())), None)
-    return Target(name, provider, upstream, "litellm", entry, None, api_base, key or None, missing)
+    return Target(
+        name, provider, upstream, "litellm", entry, None, api_base, key or None, missing, _proxy(api_base or "")
+    )
 
 
 def _first(environ: Mapping[str, str], names: Iterable[str]) -> str | None:
-    """Return the value of the first of these variables that is set and not empty."""
-    return next((environ[name] for name in names if environ.get(name)), None)
+    """Return the value of the first of these variables that is set and not empty, without surrounding blanks."""
+    return next((value for name in names if (value := environ.get(name, "").strip())), None)
+
+
+def _address(environ: Mapping[str, str], names: Iterable[str]) -> str | None:
+    """Return the address in the first of these variables that is set.
+
+    Raises:
+        SettingsError: one of them is no address.
+    """
+    for name in names:
+        if (value := _first(environ, [name])) and not re.fullmatch(ADDRESS, value):
+            raise SettingsError(f"{name} is no address such as https://host/v1, without a user or a password")
+    return _first(environ, names)
+
+
+def _proxy(address: str) -> str | None:
+    """Return the proxy that leads to an address, or raise SettingsError where it is none that can be used."""
+    proxy = proxy_for(address)
+    if proxy and not re.fullmatch(rf"https?://([^\s/@]+@)?{HOST}/?", proxy):
+        raise SettingsError(f"{address.partition(':')[0].upper()}_PROXY is no address of an HTTP proxy")
+    return proxy

@@ -3,8 +3,11 @@
 Each module has its own logger: `log = structlog.get_logger("app.limits")`.
 """
 
+import json
 import logging
+import re
 import sys
+import threading
 import traceback
 from collections.abc import MutableMapping
 from typing import Any, TextIO, cast
@@ -13,9 +16,14 @@ import structlog
 from pydantic_core import to_json
 
 from app.config import Settings
+from app.telemetry.output import STDOUT
 
 QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
 """Loggers that may quote a request: they write warnings and errors only, whatever the level."""
+
+OF_THE_SERVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+"""Loggers to which uvicorn, where it is started by itself, gives formats of its own."""
+USER_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
 _processors: list[Any] = []
 """What renders a log line. One list for the process, changed in place: a logger that was bound earlier follows it."""
@@ -23,7 +31,7 @@ _processors: list[Any] = []
 
 def configure_logs(settings: Settings) -> None:
     """Write every log line from one level up to stdout, in one format."""
-    output = cast(TextIO, _Stdout())
+    output = cast(TextIO, STDOUT)
     level = getattr(logging, settings.log_level.upper())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -31,7 +39,7 @@ def configure_logs(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if settings.log_format == "json":
-        renderer: Any = structlog.processors.JSONRenderer(serializer=lambda event, **_: to_json(event).decode())
+        renderer: Any = structlog.processors.JSONRenderer(serializer=_json)
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), pad_event_to=0)
     _processors[:] = [*shared, renderer]
@@ -50,18 +58,35 @@ def configure_logs(settings: Settings) -> None:
     )
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
+    for name in OF_THE_SERVER:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = name != "uvicorn.access"  # the log of requests is ours
     for name in QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
-class _Stdout:
-    """Whatever `sys.stdout` is when a line is written: a test may replace and close the one of today."""
+def capture_output() -> None:
+    """Log what Python would write to stderr: warnings, and exceptions that nothing catches. Crash dumps stay there."""
+    logging.captureWarnings(capture=True)
+    sys.excepthook = lambda _kind, error, _trace: _log_uncaught(error)
+    threading.excepthook = lambda args: _log_uncaught(args.exc_value)
+    sys.unraisablehook = lambda args: _log_uncaught(args.exc_value)
 
-    def write(self, text: str) -> int:
-        return sys.stdout.write(text)
 
-    def flush(self) -> None:
-        sys.stdout.flush()
+def _log_uncaught(error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, SystemExit):
+        # The message of a module that can't be imported holds no secret, and is what its author needs.
+        reason = {"reason": str(error)} if isinstance(error, (ImportError, SyntaxError)) else {}
+        structlog.get_logger("app").critical("uncaught", **reason, **exception_fields(error))
+
+
+def _json(event: Any, **_: Any) -> str:
+    try:
+        return to_json(event, inf_nan_mode="strings", fallback=repr).decode()
+    except ValueError:  # half a character, bytes that are no text, a circle
+        return json.dumps(
+            {str(name): value if isinstance(value, str) else repr(value) for name, value in event.items()}
+        )
 
 
 def exception_fields(error: BaseException) -> dict[str, str]:
@@ -72,9 +97,12 @@ def exception_fields(error: BaseException) -> dict[str, str]:
 def _without_message_of_exception(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
+    event["event"] = USER_IN_ADDRESS.sub("", str(event["event"]))
     found = event.pop("exc_info", None)
     error = found[1] if isinstance(found, tuple) else found
     if isinstance(error, BaseException):
         event["event"] = event["event"].partition("\n")[0]  # asyncio goes on to quote the exception
+        if event.get("logger") == "asyncio":
+            event["event"] = event["event"].partition("(")[0]  # and before, a callback's arguments
         event.update(exception_fields(error))
     return event

@@ -4,7 +4,8 @@ Exporters are set by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT
 conventions for generative AI. No prompt and no answer is ever recorded.
 """
 
-from collections.abc import MutableMapping, Sequence
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
@@ -13,14 +14,37 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app.config import SettingsError
+from app.network import HOST
+
+OTLP = {
+    "ENDPOINT": (rf"https?://([^\s/@]+@)?{HOST}(/\S*)?", "http://collector:4318"),
+    "PROTOCOL": ("http/protobuf", "http/protobuf"),
+    "HEADERS": ("[^,=]+=[^,]*(,[^,=]+=[^,]*)*,?", "name=value,name=value"),
+}
+EXPORTER = {f"OTEL_EXPORTER_OTLP_{of}{name}": form for of in ("", "TRACES_") for name, form in OTLP.items()}
+EXPORTER["OTEL_TRACES_EXPORTER"] = ("(?i:otlp|none)", "otlp")
+"""OpenTelemetry's variables: what the exporter of ours can read. Any other exporter is set up in `own.py`."""
 
 W3C = TraceContextTextMapPropagator()
 
 
-def check_sdk() -> None:
-    """Raise SettingsError where OpenTelemetry's SDK is not installed."""
-    if find_spec("opentelemetry.sdk") is None:
+def check_exporter(environ: Mapping[str, str]) -> None:
+    """Raise SettingsError where OpenTelemetry's SDK, or the exporter that its variables ask for, can't work."""
+    if not is_installed("opentelemetry.sdk"):
         raise SettingsError("telemetry needs OpenTelemetry's SDK: uv sync --extra telemetry")
+    for name, (form, example) in EXPORTER.items():
+        if (value := environ.get(name, "").strip()) and not re.fullmatch(form, value):
+            raise SettingsError(f"{name} can't work here: it is a value such as {example}")
+        if value and name.endswith("ENDPOINT") and not is_installed("opentelemetry.exporter.otlp.proto.http"):
+            raise SettingsError(f"{name} needs OpenTelemetry's exporter: uv sync --extra telemetry")
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module, or the package that holds it, is installed."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def trace_id() -> str | None:

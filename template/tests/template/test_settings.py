@@ -219,11 +219,6 @@ def test_a_row_of_a_table_can_not_be_set_by_a_variable(table: str) -> None:
     assert refusal() == f"{table}__X__UPSTREAM: set this table as one JSON value, {table}"
 
 
-def test_a_port_that_kubernetes_injects_is_told_as_such() -> None:
-    os.environ["APP_PORT"] = "tcp://10.0.0.1:8000"
-    assert "enableServiceLinks: false" in refusal()
-
-
 @pytest.mark.parametrize("text", ["port = ", "[models", 'name = "x', "port = 1\nport = 2"])
 def test_malformed_toml_is_told_with_its_place(settings_file: Write, text: str) -> None:
     settings_file(text)

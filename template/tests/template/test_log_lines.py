@@ -1,0 +1,198 @@
+"""Whatever is logged, and by whomever, is one line of JSON that shows what it says."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+import structlog
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.telemetry.logs import configure_logs
+from app.telemetry.output import Output
+from tests.conftest import MakeSettings
+from tests.serving import PROJECT, free_port
+
+CANARY = "pw-canary-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def logging_given_back() -> Any:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.mark.parametrize("character", ["\u202e", "\u2066", "\u200f", "\u2028", "\x9b", "\u061c"])
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_characters_that_change_what_a_terminal_shows_are_escaped(
+    settings: MakeSettings, capsys: pytest.CaptureFixture[str], log_format: str, character: str
+) -> None:
+    configure_logs(settings(log_format=log_format))
+    structlog.get_logger("app").error(f"grüße{character}1", path=f"/{character}", more=[character])
+    logging.getLogger("theirs").error("from %s", character)
+    said = capsys.readouterr().out
+    assert character not in said
+    assert "grüße" in said
+    assert f"\\u{ord(character):04x}" in said or repr(character).strip("'") in said
+    if log_format == "json":
+        ours, theirs = map(json.loads, said.splitlines())
+        assert (ours["event"], theirs["event"]) == (f"grüße{character}1", f"from {character}")
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), b"\xff", "\ud800", object(), {1: {2}}, ValueError("x"), 10**400]
+)
+def test_every_value_becomes_json(settings: MakeSettings, capsys: pytest.CaptureFixture[str], value: Any) -> None:
+    configure_logs(settings(log_format="json"))
+    structlog.get_logger("app").error("with a value", value=value)
+    [line] = capsys.readouterr().out.splitlines()
+    read = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read["event"] == "with a value"
+
+
+def test_no_library_logs_the_user_of_an_address(settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(settings(log_format="json"))
+    logging.getLogger("opentelemetry.sdk").error("can't export to %s", f"https://me:{CANARY}@collector:4318/v1")
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["event"] == "can't export to https://collector:4318/v1"
+
+
+UNCAUGHT = f'''
+import asyncio, sys, threading, warnings
+from app.environment import load_settings
+from app.http.serving import _set_up_logs
+_set_up_logs(load_settings(log_format="json"))
+class Faulty:
+    def __del__(self):
+        raise ValueError("{CANARY}")
+async def forgotten():
+    pass
+async def failing():
+    asyncio.get_running_loop().call_soon(int, "{CANARY}")
+    await asyncio.sleep(0)
+warnings.warn("a warning")
+thread = threading.Thread(target=int, args=("{CANARY}",)); thread.start(); thread.join()
+Faulty()
+forgotten()
+asyncio.run(failing())
+int("{CANARY}")
+'''
+
+
+def test_what_nobody_catches_is_json_without_its_message() -> None:
+    ended = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", UNCAUGHT], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line["event"] for line in lines].count("uncaught") == 3
+    assert {line.get("logger") for line in lines} == {None, "py.warnings", "asyncio"}
+    assert {line["error"] for line in lines if line["event"] == "uncaught"} == {"ValueError"}
+    assert CANARY not in ended.stdout
+
+
+def test_a_module_that_can_not_be_imported_is_named(tmp_path: Any) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['fastapi'] = None")
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", "--workers", "2"],
+        cwd=PROJECT,
+        env=os.environ
+        | {"PYTHONPATH": str(tmp_path), "APP_LOG_FORMAT": "json", "APP_PORT": str(free_port()), "APP_METRICS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
+    [line] = map(json.loads, ended.stdout.splitlines())
+    assert (line["event"], line["error"]) == ("uncaught", "ModuleNotFoundError")
+    assert "fastapi" in line["reason"]
+
+
+def test_litellm_and_warnings_write_no_line_that_is_not_json() -> None:
+    models = {"m": {"upstream": "anthropic/m", "api_base": "http://127.0.0.1:1"}}
+    port = free_port()
+    env = os.environ | {
+        "APP_LOG_FORMAT": "json",
+        "APP_PORT": str(port),
+        "APP_MODELS": json.dumps(models),
+        "APP_DEFAULT_MODEL": "m",
+        "LITELLM_LOG": "DEBUG",
+        "PYTHONWARNINGS": "always",
+    }
+    import httpx2
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", "--dev"],
+        cwd=PROJECT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            for _ in range(600):
+                try:
+                    if client.get("/ready").status_code == 200:
+                        break
+                except httpx2.ConnectError:
+                    pass
+                time.sleep(0.1)
+            chat = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+            assert client.post("/v1/chat/completions", json=chat).status_code == 502
+        process.terminate()
+        lines = process.stdout.read().splitlines()
+    assert [line for line in lines if not line.startswith("{")] == []
+    assert [json.loads(line) for line in lines]
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_is_written_whole() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as received, os.fdopen(writer, "w") as stdout:
+        before, sys.stdout = sys.stdout, stdout
+        try:
+            Output().write("x" * 40_000 + "\n")
+        finally:
+            sys.stdout = before
+        assert received.readline() == b"x" * 40_000 + b"\n"
+
+
+def test_uvicorns_own_format_gives_way(settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("uvicorn", "uvicorn.access"):
+        logging.getLogger(name).addHandler(logging.StreamHandler(sys.stdout))
+        logging.getLogger(name).propagate = False
+    with TestClient(create_app(settings(log_format="json"))):
+        logging.getLogger("uvicorn.error").error("theirs")
+        logging.getLogger("uvicorn.access").error("theirs too")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines if "theirs" in line["event"]] == ["theirs"]
+
+
+def test_a_logger_that_writes_again_after_lines_were_lost_does_not_wait_for_itself(settings: MakeSettings) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as received, os.fdopen(writer, "w") as stdout:
+        before, sys.stdout = sys.stdout, stdout
+        try:
+            configure_logs(settings(log_format="json"))
+            log = structlog.get_logger("app")
+            for number in range(1000):
+                log.error("a line", number=number, filling="x" * 100)
+            os.read(received.fileno(), 1_000_000)
+            again = threading.Thread(target=log.error, args=("written again",), daemon=True)
+            again.start()
+            again.join(20)
+            assert not again.is_alive()
+            lines = os.read(received.fileno(), 1_000_000).splitlines()
+        finally:
+            sys.stdout = before
+    assert [json.loads(line)["event"] for line in lines[-2:]] == ["log lines were lost", "written again"]

@@ -1,0 +1,269 @@
+"""`python -m app` starts or says why not, ends on every signal, and says what goes wrong in between (Linux)."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.serving import PROJECT, Process, free_port
+
+CANARY = "pw-canary-0123456789"
+SLOW = '''
+"""Holds the import of one module."""
+import os, sys, time
+class Held:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["HELD_MODULE"]:
+            print("held", flush=True)
+            time.sleep(300)
+sys.meta_path.insert(0, Held())
+'''
+WORKERS = pytest.mark.parametrize("workers", [1, 2])
+
+
+def until(holds: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def children(process: Process) -> set[int]:
+    """Return the ids of the processes that serve."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return {int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def logged(process: Process, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in process.lines if line.startswith("{")]
+    return [line for line in lines if line["event"] == event]
+
+
+@contextlib.contextmanager
+def serving(workers: int, *args: str, **env: str) -> Iterator[Process]:
+    with Process("--workers", str(workers), *args, env={"APP_LOG_FORMAT": "json"} | env) as process:
+        if workers > 1:
+            until(lambda: len(logged(process, "Application startup complete.")) == workers)
+        yield process
+
+
+# Ends.
+
+
+@pytest.mark.parametrize(
+    ("workers", "module", "number"),
+    [
+        (1, "pydantic", signal.SIGTERM),
+        (1, "uvicorn", signal.SIGINT),
+        (1, "fastapi", signal.SIGTERM),
+        (2, "fastapi", signal.SIGTERM),
+        (2, "fastapi", signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_a_start_at_any_moment(tmp_path: Path, module: str, number: signal.Signals, workers: int) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    env = {"PYTHONPATH": str(tmp_path), "HELD_MODULE": module}
+    with Process("--workers", str(workers), env=env, ready=False) as process:
+        until(lambda: "held" in process.lines)
+        handled = int(Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16)
+        assert handled & 1 << (signal.SIGTERM - 1), "the first process of a container gets no signal without a handler"
+        process.terminate(number)
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.output
+
+
+@WORKERS
+def test_sighup_ends_it_as_sigterm_does(workers: int) -> None:
+    with serving(workers) as process:
+        process.terminate(signal.SIGHUP)
+        assert process.wait(20) == 0
+        assert logged(process, "Application shutdown complete.")
+
+
+def test_dev_ends_on_sighup() -> None:
+    with Process("--dev") as process:
+        process.terminate(signal.SIGHUP)
+        assert process.wait(20) == 0
+
+
+def test_under_nohup_sighup_ends_nothing() -> None:
+    with contextlib.ExitStack() as stack:
+        previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a child inherits
+        stack.callback(signal.signal, signal.SIGHUP, previous)
+        process = stack.enter_context(Process())
+        process.terminate(signal.SIGHUP)
+        assert httpx2.get(f"{process.url}/health").status_code == 200
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("args", [("--workers", "2"), ("--dev",)], ids=["workers", "--dev"])
+def test_workers_end_when_their_supervisor_is_killed(args: tuple[str, ...]) -> None:
+    with Process(*args) as process:
+        until(lambda: len(children(process)) >= (1 if args == ("--dev",) else 2))
+        orphans = children(process)
+        process.terminate(signal.SIGKILL)
+        until(lambda: not any(map(is_there, orphans)))
+
+
+def test_a_workers_death_is_one_line_and_another_takes_its_place() -> None:
+    with serving(2) as process:
+        dead = max(children(process))
+        os.kill(dead, signal.SIGKILL)
+        until(lambda: len(logged(process, "Application startup complete.")) == 3)
+        [line] = logged(process, "a worker has died")
+        assert (line["level"], line["pid"], line["signal"]) == ("error", dead, "SIGKILL")
+        process.terminate()
+        assert process.wait(20) == 0
+    assert all(line.startswith("{") for line in process.lines)
+
+
+# Starts that can't work.
+
+
+@pytest.mark.parametrize("args", [(), ("--workers", "2"), ("--dev",)], ids=["one", "two", "--dev"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"APP_LIMIT_STORAGE": f"async+valkey://:{CANARY}@host:port"},
+        {"APP_TELEMETRY": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": f"me:{CANARY}@collector"},
+    ],
+    ids=["storage", "exporter"],
+)
+def test_a_start_that_can_not_work_is_one_sentence_and_exit_code_1(args: tuple[str, ...], env: dict[str, str]) -> None:
+    with Process(*args, env={"APP_LOG_FORMAT": "json"} | env, ready=False) as process:
+        assert process.wait(60) == 1
+    [line] = process.lines
+    assert line.startswith("Settings: ")
+    assert CANARY not in line
+
+
+def test_uvicorns_own_supervisor_gives_up_as_well() -> None:
+    ended = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(free_port()), "--workers", "2"],
+        cwd=PROJECT,
+        env=os.environ | {"APP_LIMIT_STORAGE": f"async+valkey://:{CANARY}@host:port"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Settings: setting limit_storage" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert CANARY not in ended.stderr
+
+
+# Where it listens.
+
+
+@WORKERS
+def test_every_address_is_served_in_both_families(workers: int) -> None:
+    with serving(workers, "--host", "::", APP_TRUSTED_PROXIES="127.0.0.0/8") as process:
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx2.get(f"http://{host}:{process.port}/health").status_code == 200
+        assert httpx2.get(f"{process.url}/metrics").status_code == 200, "::ffff:127.0.0.1 is this machine"
+        from_elsewhere = {"X-Forwarded-For": "192.0.2.1", "Host": "localhost"}
+        assert httpx2.get(f"{process.url}/metrics", headers=from_elsewhere).status_code == 403
+
+
+def test_a_name_is_served_at_all_of_its_addresses() -> None:
+    with serving(1, "--host", "localhost") as process:
+        assert httpx2.get(f"{process.url}/health").status_code == 200
+
+
+# What fails while it runs.
+
+
+def serve_into(stdout: Any, requests: int) -> tuple[int, str]:
+    """Serve with another stdout; return the exit code and what came on stderr."""
+    port = free_port()
+    env = os.environ | {"APP_PORT": str(port), "APP_LOG_FORMAT": "json"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "app"], cwd=PROJECT, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+                until(lambda: health(client) == 200, 60)
+                assert [health(client) for _ in range(requests)] == [200] * requests
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+def health(client: httpx2.Client) -> int:
+    with contextlib.suppress(httpx2.ConnectError):
+        return client.get("/health").status_code
+    return 0
+
+
+@pytest.mark.parametrize("reason", ["a full disk", "a closed pipe", "a blocked pipe"])
+def test_a_log_that_can_not_be_written_is_told_and_stops_nothing(reason: str) -> None:
+    reader, writer = os.pipe()
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, writer)
+        if reason == "a closed pipe":
+            os.close(reader)
+        else:
+            stack.callback(os.close, reader)
+        stdout = stack.enter_context(open("/dev/full", "wb")) if reason == "a full disk" else writer  # noqa: PTH123
+        code, said = serve_into(stdout, 800)  # 800 lines are more than a pipe holds
+    assert code == 0
+    [line] = said.splitlines()
+    assert json.loads(line)["event"] == "log lines are lost"
+
+
+def test_lines_that_were_lost_are_counted_in_the_log() -> None:
+    port = free_port()
+    env = os.environ | {"APP_PORT": str(port), "APP_LOG_FORMAT": "json"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "app"],
+        cwd=PROJECT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            until(lambda: health(client) == 200, 60)
+            assert [health(client) for _ in range(800)] == [200] * 800
+        process.terminate()
+        lines = [json.loads(line) for line in process.stdout]
+    [line] = [line for line in lines if line["event"] == "log lines were lost"]
+    assert 0 < line["lines"] < 800
+    written = [line for line in lines if line["event"] == "request"]
+    assert len(written) + line["lines"] >= 801
+
+
+def test_a_folder_of_metrics_that_vanished_is_told_and_made_again(tmp_path: Path) -> None:
+    with serving(2, TMPDIR=str(tmp_path)) as process:
+        [folder] = tmp_path.glob("metrics-*")
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+        assert httpx2.get(f"{process.url}/metrics").status_code == 500
+        assert logged(process, "unexpected")
+        os.kill(max(children(process)), signal.SIGKILL)
+        until(lambda: len(logged(process, "Application startup complete.")) == 3)
+        assert logged(process, "the folder of metrics was gone and is made again")
+        assert httpx2.get(f"{process.url}/metrics").status_code == 200
+        process.terminate()
+        assert process.wait(20) == 0
+    assert list(tmp_path.glob("metrics-*")) == []
