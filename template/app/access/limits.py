@@ -103,6 +103,14 @@ class Limiter:
         self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
         self._retry_at = 0.0
 
+    def admit_request(self, caller: Caller | None) -> "Admission":
+        """Return a context to read a request's body in: its caller is charged with one request, not yet with tokens.
+
+        Its `headers` are then the `prepaid` of the call that the request makes.
+        """
+        limits = caller.limits if caller else None
+        return Admission(self, [("caller", caller.name, limits)] if caller and limits and limits.any else [], {}, "")
+
     def admit(self, caller: Caller | None, model: str, entry: ModelEntry, fields: dict[str, Any]) -> "Admission":
         """Return a context that a call is made in; entering it may raise RateLimited.
 
@@ -164,11 +172,16 @@ class Admission:
 
     Before leaving, set `used` to the tokens that the call really used. A call that failed used none. If the client left
     before anything came, nobody knows how many were used, and the reservation stays.
+
+    Attributes:
+        headers: `x-ratelimit-*`, once it is entered.
+        prepaid: the headers of `admit_request`, if the caller has been charged with the request already.
+        used: see above.
     """
 
     __slots__ = (
         *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream"),
-        *("headers", "used"),
+        *("headers", "prepaid", "used"),
     )
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
@@ -181,6 +194,7 @@ class Admission:
         self._charged: Storage | None = None
         self._refused_by = ""
         self.headers: dict[str, str] = {}
+        self.prepaid: dict[str, str] | None = None
         self.used = 0
 
     async def __aenter__(self) -> "Admission":
@@ -195,7 +209,7 @@ class Admission:
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
-        for kind, _, _ in self._scopes:
+        for kind, _, _ in self._scopes if self._fields else ():
             self._limiter.metrics.decisions(kind, "admitted").inc()
         return self
 
@@ -225,17 +239,17 @@ class Admission:
 
     async def _reserve(self, storage: Storage) -> None:
         self._reserved.clear()
-        self.headers.clear()
+        self.headers = dict(self.prepaid or {})
         self._charged = storage
         for kind, name, limits in self._scopes:
-            if limit := limits.requests_per_minute:
+            if (limit := limits.requests_per_minute) and (kind == "model" or self.prepaid is None):
                 key = f"requests/{kind}/{name}"
                 admitted = await storage.acquire_entry(key, limit, 60)
                 window_start, count = await storage.get_moving_window(key, limit, 60)
                 self._set_headers("requests", limit, limit - count, window_start + 60)
                 if not admitted:
                     await self._refuse(storage, kind, f"{limit} requests", window_start + 60)
-            if limits.tokens_per_minute:
+            if limits.tokens_per_minute and self._fields:
                 key = f"tokens/{kind}/{name}"
                 cost = self._estimate()
                 count = await storage.incr(key, 60, amount=cost)

@@ -21,6 +21,7 @@ class Call:
         fields: the request's fields, in OpenAI's terms.
         deadlines: the call's time limits.
         caller: who calls; None is the application itself.
+        prepaid: as in `Admission`.
         tried: the models that were tried, in order, one entry for each attempt.
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         headers: what a response tells about this call: `X-Model` and `x-ratelimit-*`.
@@ -36,6 +37,7 @@ class Call:
     fields: dict[str, Any]
     deadlines: Deadlines
     caller: Caller | None = None
+    prepaid: dict[str, str] | None = None
     tried: list[Target] = field(default_factory=list)
     began_at: float | None = None
     headers: dict[str, str] = field(default_factory=dict)

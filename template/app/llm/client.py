@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from app.access.callers import Caller
-from app.errors import InvalidRequest, ModelNotFound, invalid_request
+from app.errors import InvalidRequest, ModelNotFound, unfit
 from app.llm.accounting import AccountedCall, tokens
 from app.llm.adapter import Adapter
 from app.llm.call import Answer, Call, CallTotals, Operation
@@ -66,11 +66,25 @@ class LLMClient:
         self._retries = upstreams.retries
         self._caller = caller
         self._totals = totals
+        self._prepaid: dict[str, str] | None = None
 
     def usable(self) -> list[Target]:
         """Return the models that this caller may use."""
         targets = self._upstreams.targets.values()
         return [target for target in targets if self._caller is None or self._caller.may_use(target.name)]
+
+    @asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """Charge the caller with one request, whose next call is then not charged with one; hold a place meanwhile.
+
+        For use around reading a request's body.
+
+        Raises:
+            RateLimited: a limit of the caller's is reached.
+        """
+        async with self._upstreams.accounting.limiter.admit_request(self._caller) as admission:
+            yield
+        self._prepaid = admission.headers
 
     async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
         """Return a whole chat completion.
@@ -176,7 +190,8 @@ class LLMClient:
         return await self.answer(_request(ChatRequest, **fields))
 
     def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
-        return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
+        prepaid, self._prepaid = self._prepaid, None
+        return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller, prepaid)
 
     def _accounted(self, call: Call) -> AccountedCall:
         return AccountedCall(self._upstreams.accounting, call, self._totals)
@@ -209,7 +224,7 @@ def _request(kind: type[R], **fields: Any) -> R:
     try:
         return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
+        raise unfit(error) from None
 
 
 def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
