@@ -120,7 +120,8 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
     choices = fields.get("n") or 1
     most = MOST_CHARACTERS // choices
     last = fields["messages"][-1]
-    said = _text(last.get("content"))[:most]
+    told = _text(last.get("content"))
+    said = told[:most]
     tools = [tool["function"] for tool in fields.get("tools") or () if isinstance(tool.get("function"), dict)]
     if tools and fields.get("tool_choice") != "none" and last["role"] != "tool":
         chosen = fields.get("tool_choice")
@@ -144,7 +145,7 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
     limit = min(fields.get("max_completion_tokens") or fields.get("max_tokens") or MOST_WORDS, MOST_WORDS // choices)
     words = _words(f"You said: {said}" if said else "You said nothing.")
     text = "".join(itertools.islice(words, limit))
-    return {"role": "assistant", "content": text}, "length" if next(words, None) else "stop"
+    return {"role": "assistant", "content": text}, "length" if next(words, None) or len(told) > most else "stop"
 
 
 def _text(content: Any) -> str:
