@@ -54,13 +54,13 @@ class Demo:
             {"index": i, "message": {"refusal": None, **message}, "logprobs": None, "finish_reason": finish_reason}
             for i in range(fields.get("n") or 1)
         ]
-        return {**_head(target, fields, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
+        return {**_head(target, message, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
         fields = call.fields
         message, finish_reason = _answer(fields)
-        head = _head(target, fields, "chat.completion.chunk")
+        head = _head(target, message, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         for i, tool_call in enumerate(message.get("tool_calls") or ()):
             deltas.append({"tool_calls": [{"index": i, **tool_call}]})
@@ -103,8 +103,8 @@ class Demo:
         }
 
 
-def _head(target: Target, fields: dict[str, Any], kind: str) -> dict[str, Any]:
-    digest = hashlib.sha256(to_json(fields)).hexdigest()[:24]
+def _head(target: Target, message: dict[str, Any], kind: str) -> dict[str, Any]:
+    digest = hashlib.sha256(to_json(message)).hexdigest()[:24]
     return {"id": f"chatcmpl-{digest}", "object": kind, "created": int(time.time()), "model": target.model}
 
 
