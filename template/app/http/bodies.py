@@ -14,7 +14,11 @@ from app.http.exchange import Exchange, exchange_of
 from app.models import Wire
 
 LARGE = 64 * 1024
-"""Bytes from which a body is parsed in a thread, one at a time, and counts in `max_body_memory`."""
+"""Bytes from which a body's values are bounded, and it counts in `max_body_memory`."""
+MEDIUM, FEW = 1024 * 1024, 5_000
+"""Bytes and values from which it is parsed in a thread, one at a time, so that the event loop gets its turns."""
+PUNCTUATION = (b":", b"[", b"{", b",")
+"""At least one of them for each value: the first for a name in an object, the last between two values."""
 MOST_MEMBERS = 50_000
 """Objects, lists, and names in objects, of a large body. Each takes up to a kilobyte, and 10 microseconds."""
 MOST_VALUES = 300_000
@@ -66,31 +70,38 @@ async def read_json(request: Request, kind: type[W], memory: BodyMemory) -> W:
         InvalidRequest: it does not fit `kind`, or has too many values in it.
         Overloaded: as in `BodyMemory.hold`.
     """
-    body = bytearray()  # not request.body(), which keeps the bytes until the request ends
+    parts: list[bytes] = []  # not request.body(), which keeps the bytes until the request ends
     exchange = exchange_of(request.scope)
-    size = exchange.declared_length or 0
+    size, received = exchange.declared_length or 0, 0
     async for part in request.stream():
-        body += part
-        size = max(size, len(body))  # a chunked body declares no length
+        parts.append(part)
+        received += len(part)
+        size = max(size, received)  # a chunked body declares no length
         if size > LARGE:
             memory.hold(exchange, 2 * size)  # as JSON and parsed; then parsed and as JSON for a provider
     if size <= LARGE:
-        return _fit(_values(body), kind)
-    async with memory.parsing:
-        parsed, taken = await asyncio.to_thread(_parse_large, body, kind)
+        return _fit(_values(b"".join(parts)), kind)
+    if size <= MEDIUM and sum(map(b"".join(parts).count, PUNCTUATION[1:])) <= FEW:
+        parsed, taken = _parse_large(parts, kind, check=False)
+    else:
+        async with memory.parsing:
+            parsed, taken = await asyncio.to_thread(_parse_large, parts, kind, check=True)
     memory.hold(exchange, size + taken)
     return parsed
 
 
-def _parse_large(body: bytearray, kind: type[W]) -> tuple[W, int]:
-    """Return a body as `kind`, and the bytes that its values take. For a thread: the event loop then gets its turns."""
-    _check(body)
+def _parse_large(parts: list[bytes], kind: type[W], *, check: bool) -> tuple[W, int]:
+    """Return a body as `kind`, and the bytes that its values take."""
+    body = b"".join(parts)
+    parts.clear()
+    if check:
+        _check(body)
     values = _values(body)
-    body.clear()
+    del body
     return _fit(values, kind), _size(values)
 
 
-def _values(body: bytearray) -> Any:
+def _values(body: bytes) -> Any:
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError:
@@ -104,15 +115,17 @@ def _fit(values: Any, kind: type[W]) -> W:
         raise unfit(error) from None
 
 
-def _check(body: bytearray) -> None:
+def _check(body: bytes) -> None:
     """Count a JSON text's values before they are built, by its punctuation outside of strings.
 
     Only functions written in C touch the text. If it is not JSON, it may be miscounted, but only behind the place where
     the parser stops.
     """
-    strings = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"', 2 * MOST_VALUES)
+    if b"\\" in body:
+        body = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    strings = body.split(b'"', 2 * MOST_VALUES)
     outside = b"".join(strings[::2])
-    if sum(map(outside.count, (b"{", b"[", b":"))) > MOST_MEMBERS:
+    if sum(map(outside.count, PUNCTUATION[:3])) > MOST_MEMBERS:
         raise InvalidRequest(f"The body has more than {MOST_MEMBERS} objects, lists and names in it.")
     if outside.count(b",") >= MOST_VALUES or len(strings) > 2 * MOST_VALUES:
         raise InvalidRequest(f"The body has more than {MOST_VALUES} values in it.")

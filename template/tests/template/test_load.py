@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.access.callers import hash_key
 from app.config import Settings
-from app.http.bodies import LARGE, MOST_MEMBERS, MOST_VALUES
+from app.http.bodies import LARGE, MEDIUM, MOST_MEMBERS, MOST_VALUES
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.main import create_app
@@ -28,8 +28,8 @@ from tests.wire import CHAT, HELLO
 
 JSON = {"Content-Type": "application/json"}
 MEGABYTE = 1_000_000
-FILLER = f'"filler":"{"x" * LARGE}"'
-"""Makes a body large."""
+FILLER = f'"filler":"{"x" * MEDIUM}"'
+"""Makes a body so large that it is parsed in a thread."""
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,9 @@ def test_punctuation_in_a_text_counts_for_nothing(client: httpx2.Client, url: st
     assert json.loads(f'"{text}"')[:20] in answer.json()["content"]
 
 
-def test_a_large_body_may_come_in_chunks(client: httpx2.Client, url: str) -> None:
-    body = said("Hello").encode()
+@pytest.mark.parametrize("filler", [LARGE, MEDIUM])
+def test_a_large_body_may_come_in_chunks(client: httpx2.Client, url: str, filler: int) -> None:
+    body = said("Hello").replace("x" * MEDIUM, "x" * filler).encode()
     answer = client.post(url + CHAT, content=iter([body[:100], body[100:]]), headers=JSON)
     assert answer.json()["content"] == "You said: Hello"
 
