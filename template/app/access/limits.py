@@ -239,7 +239,8 @@ class Admission:
 
     async def _reserve(self, storage: Storage) -> None:
         self._reserved.clear()
-        self.headers = dict(self.prepaid or {})
+        self.headers.clear()
+        self.headers |= self.prepaid or {}
         self._charged = storage
         for kind, name, limits in self._scopes:
             if (limit := limits.requests_per_minute) and (kind == "model" or self.prepaid is None):

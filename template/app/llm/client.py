@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from app.access.callers import Caller
+from app.access.limits import Admission
 from app.errors import InvalidRequest, ModelNotFound, unfit
 from app.llm.accounting import AccountedCall, tokens
 from app.llm.adapter import Adapter
@@ -73,18 +74,14 @@ class LLMClient:
         targets = self._upstreams.targets.values()
         return [target for target in targets if self._caller is None or self._caller.may_use(target.name)]
 
-    @asynccontextmanager
-    async def admitted(self) -> AsyncIterator[None]:
-        """Charge the caller with one request, whose next call is then not charged with one; hold a place meanwhile.
+    def admitted(self) -> Admission:
+        """Return a context to read a request's body in. It charges the caller with one request, and holds a place.
 
-        For use around reading a request's body.
-
-        Raises:
-            RateLimited: a limit of the caller's is reached.
+        The client's next call is then not charged with a request. Entering may raise RateLimited.
         """
-        async with self._upstreams.accounting.limiter.admit_request(self._caller) as admission:
-            yield
+        admission = self._upstreams.accounting.limiter.admit_request(self._caller)
         self._prepaid = admission.headers
+        return admission
 
     async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
         """Return a whole chat completion.
