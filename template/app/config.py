@@ -204,6 +204,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
     trusted_proxies: StrList = []
+    max_body_memory: int = Field(default=120_000_000, gt=0)
+    """Bytes that bodies of more than 64 kB may take together, in each process."""
     shutdown_grace: float = Field(default=30, ge=0, le=3600)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

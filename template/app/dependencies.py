@@ -1,28 +1,24 @@
 """What endpoints may ask for: `LLM`, `Config`, `CurrentCaller`, and a strictly validated body."""
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
-from pydantic import ValidationError
-from pydantic_core import from_json
 
 from app.access.callers import HOW_TO_ADD, LOCAL, Caller
 from app.config import Settings
-from app.errors import InvalidJSON, Unauthorized, invalid_request
+from app.errors import Unauthorized
 from app.http.application import state_of
+from app.http.bodies import W, read_json
 from app.http.exchange import exchange_of
 from app.llm.client import LLMClient
-from app.models import Wire
 from app.network import is_loopback
 
 FORWARDING_HEADER = re.compile(r"forwarded|proxy|^(via|cdn-loop|cf-.+)$|(^|-)(client)?ip(v6)?$|-addr(ess)?$")
 """Names of headers by which a proxy says that it passes a request on, or for whom."""
 ADDRESSES = re.compile(r"(^|.*[,\s])\[?(\d+(\.\d+){3}|[0-9a-f]*(:[0-9a-f]*){2,7})(\]?(:\d+)?)?(,.*)?", re.IGNORECASE)
 """A header's value with an IP address in it, with or without a port: a client's, whatever the name."""
-
-W = TypeVar("W", bound=Wire)
 
 
 def get_settings(request: Request) -> Settings:
@@ -86,25 +82,19 @@ Config = Annotated[Settings, Depends(get_settings)]
 """The settings."""
 
 
-async def read_body(request: Request, kind: type[W]) -> W:
-    """Return a request's JSON body as `kind`.
+async def read_body(request: Request, kind: type[W], llm: LLMClient) -> W:
+    """Return a request's JSON body as `kind`, once its caller is admitted.
 
     Raises:
         HTTPException: 415, the body has another media type.
-        InvalidJSON: it is not JSON, or has a NaN or an infinity in it.
-        InvalidRequest: it does not fit `kind`.
+        InvalidJSON, InvalidRequest, Overloaded: as in `read_json`.
+        RateLimited: as in `LLMClient.admitted`.
     """
     media_type = _header(request, b"content-type").partition(b";")[0].strip().lower()
     if media_type != b"application/json" and not media_type.endswith(b"+json"):
         raise HTTPException(415, "Send the body as Content-Type: application/json.")
-    try:
-        fields = from_json(await request.body(), allow_inf_nan=False)
-    except ValueError:
-        raise InvalidJSON("The body is not valid JSON.") from None
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
+    async with llm.admitted():
+        return await read_json(request, kind, state_of(request).bodies)
 
 
 def _header(request: Request, name: bytes) -> bytes:

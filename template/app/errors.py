@@ -25,9 +25,12 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+from pydantic import ValidationError
+
 from app.models import ErrorMember, Problem
 
 PROBLEM_JSON = "application/problem+json"
+MOST_ERRORS = 100
 INTERNAL_ERROR = "Something went wrong here. Search the logs for the request id."
 
 
@@ -106,6 +109,13 @@ def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
     is_object = shown["type"] in ("dict_type", "model_type", "model_attributes_type", "dataclass_type")
     reason = "Input should be an object" if is_object else shown["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{param}: {reason}" if param else reason, param=param or None)
+
+
+def unfit(error: ValidationError) -> InvalidRequest:
+    """Return the error for what Pydantic refuses. A list of very many errors is not made: each takes a kilobyte."""
+    if error.error_count() > MOST_ERRORS:
+        return InvalidRequest(f"More than {MOST_ERRORS} values are invalid.")
+    return invalid_request(error.errors(include_url=False, include_input=False))
 
 
 class Unauthorized(AppError):

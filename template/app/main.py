@@ -18,6 +18,7 @@ from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
 from app.environment import load_settings, unknown_variables
 from app.http.application import App
+from app.http.bodies import BodyMemory
 from app.http.cors import CORS
 from app.http.draining import Drain
 from app.http.problems import install_problem_handlers
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or load_settings()
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
+    bodies = BodyMemory(settings.max_body_memory)
     metrics = Metrics()
     docs = settings.api_docs or settings.dev
     app = App(
@@ -73,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 allow_headers=["*"],
                 expose_headers=EXPOSED_HEADERS,
             ),
-            Middleware(LoadShedding, drain=drain, max_in_flight=settings.max_in_flight),
+            Middleware(LoadShedding, drain=drain, bodies=bodies, max_in_flight=settings.max_in_flight),
             Middleware(ErrorBoundary),
             *own.middleware,
         ],
@@ -82,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     demos = frozenset(target.name for target in upstreams.targets.values() if target.adapter == "demo")
     app.state.settings = settings
     app.state.drain = drain
+    app.state.bodies = bodies
     app.state.keys = CallerKeys(settings.callers)
     app.state.jwt_auth = None
     app.state.anonymous = Caller("anonymous", demos, anonymous=True)

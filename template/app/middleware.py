@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import AppError, Overloaded
+from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.http.exchange import Exchange, exchange_of
 from app.http.problems import problem_response
@@ -105,12 +106,14 @@ class LoadShedding:
     Args:
         app: the application inside.
         drain: tells whether the server is draining.
+        bodies: the memory of large bodies, of which a request holds a share until its end.
         max_in_flight: how many requests may be in flight; the next one waits for `WAIT_FOR_PLACE`.
     """
 
-    def __init__(self, app: ASGIApp, drain: Drain, max_in_flight: int) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, bodies: BodyMemory, max_in_flight: int) -> None:
         self.app = app
         self.drain = drain
+        self.bodies = bodies
         self.places = asyncio.Semaphore(max_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,6 +139,7 @@ class LoadShedding:
             await self.app(scope, receive, send)
         finally:
             self.places.release()
+            self.bodies.release(exchange_of(scope))
 
     def _rejection(self, scope: Scope, *, is_probe: bool) -> AppError | HTTPException | None:
         head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))

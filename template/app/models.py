@@ -21,7 +21,7 @@ TEXT_FIELDS = ("text", "thinking", "refusal")
 
 AS_INTEGER = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
 """Accepts 1.0 as 1, as JSON Schema does. It must be the last annotation, or the JSON schema loses the bounds."""
-Int = Annotated[int, AS_INTEGER]
+Tokens = Annotated[list[Annotated[int, AS_INTEGER]], Field(min_length=1, fail_fast=True)]
 
 
 class Wire(BaseModel):
@@ -71,9 +71,9 @@ class Message(Wire):
     model_config = ConfigDict(json_schema_extra={"allOf": [NEEDS_CONTENT, NEEDS_CALL]})
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[Part], Field(max_length=1024)] | None = None
+    content: str | Annotated[list[Part], Field(max_length=1024, fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: Annotated[list[dict[str, JsonValue]], Field(max_length=512)] | None = None
+    tool_calls: Annotated[list[dict[str, JsonValue]], Field(max_length=512, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     """The provider's own: any length, and empty ones."""
 
@@ -96,7 +96,7 @@ class ChatRequest(Wire):
     model_config = ConfigDict(json_schema_extra=NEEDS_STREAM)
 
     model: Name | None = Field(default=None, description="A public name of the model table; left out, the default.")
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="The shipped gpt-4o entry sends 0.7 if it is left out."
     )
@@ -107,10 +107,10 @@ class ChatRequest(Wire):
     )
     max_completion_tokens: Annotated[int, Field(ge=1), AS_INTEGER] | None = None
     n: Annotated[int, Field(ge=1, le=128), AS_INTEGER] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=512)
+    tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=512, fail_fast=True)
     response_format: dict[str, JsonValue] | None = None
     user: str | None = Field(default=None, max_length=512)
 
@@ -208,9 +208,9 @@ class EmbeddingRequest(Wire):
     model: Name | None = None
     input: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=2048)]
-        | Annotated[list[Int], Field(min_length=1, max_length=8192)]
-        | Annotated[list[list[Int]], Field(min_length=1, max_length=2048)]
+        | Annotated[list[str], Field(min_length=1, max_length=2048, fail_fast=True)]
+        | Annotated[Tokens, Field(max_length=8192)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=2048, fail_fast=True)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=65536), AS_INTEGER] | None = None

@@ -65,6 +65,14 @@ class Limiter:
         self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
         self._retry_at = 0.0
 
+    def admit_request(self, caller: Caller | None) -> "Admission":
+        """Return a context to read a request's body in: its caller is charged with one request, not yet with tokens.
+
+        Its `headers` are then the `prepaid` of the call that the request makes.
+        """
+        limits = caller.limits if caller else None
+        return Admission(self, [("caller", caller.name, limits)] if caller and limits and limits.any else [], {}, "")
+
     def admit(self, caller: Caller | None, model: str, entry: ModelEntry, fields: dict[str, Any]) -> "Admission":
         """Return a context that a call is made in; entering it may raise RateLimited.
 
@@ -125,11 +133,15 @@ class Admission:
     """One call's share of its limits: reserved on entering, settled on leaving.
 
     Before leaving, say by `charge` how many tokens were used. Without that, the reservation is given back.
+
+    Attributes:
+        headers: `x-ratelimit-*`, once it is entered.
+        prepaid: the headers of `admit_request`, if the caller has been charged with the request already.
     """
 
     __slots__ = (
         *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream", "_used"),
-        "headers",
+        *("headers", "prepaid"),
     )
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
@@ -143,6 +155,7 @@ class Admission:
         self._refused_by = ""
         self._used: dict[str, tuple[int, bool]] = {}
         self.headers: dict[str, str] = {}
+        self.prepaid: dict[str, str] | None = None
 
     async def __aenter__(self) -> "Admission":
         if not self._scopes:
@@ -156,7 +169,7 @@ class Admission:
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
-        for kind, _, _ in self._scopes:
+        for kind, _, _ in self._scopes if self._fields else ():
             self._limiter.metrics.decisions(kind, "admitted").inc()
         return self
 
@@ -197,17 +210,18 @@ class Admission:
     async def _reserve(self, storage: Storage) -> None:
         self._reserved.clear()
         self.headers.clear()
+        self.headers |= self.prepaid or {}
         self._charged = storage
         windows = []
         for kind, name, limits in self._scopes:
-            if limit := limits.requests_per_minute:
+            if (limit := limits.requests_per_minute) and (kind == "model" or self.prepaid is None):
                 key = f"requests/{kind}/{name}"
                 window_start, count = await storage.get_moving_window(key, limit, 60)
                 windows.append((kind, key, limit, window_start + 60))
                 self._set_headers("requests", limit, limit - count - 1, window_start + 60 - _now(storage))
                 if count >= limit:
                     await self._refuse(storage, kind, f"{limit} requests", window_start + 60)
-            if limits.tokens_per_minute:
+            if limits.tokens_per_minute and self._fields:
                 key = f"tokens/{kind}/{name}"
                 cost = self._estimate()
                 count = await storage.incr(key, 60, amount=cost)

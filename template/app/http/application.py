@@ -7,6 +7,7 @@ from starlette.datastructures import State
 
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings
+from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
@@ -22,6 +23,7 @@ class AppState(State):
     Attributes:
         settings: the settings that it was made with.
         drain: knows what is in flight.
+        bodies: the memory of large bodies.
         keys: the callers of the table.
         jwt_auth: the issuer of tokens, if one is configured.
         anonymous: the caller without a key; it may use only the demo model.
@@ -33,6 +35,7 @@ class AppState(State):
 
     settings: Settings
     drain: Drain
+    bodies: BodyMemory
     keys: CallerKeys
     jwt_auth: "JwtAuth | None"
     anonymous: Caller

@@ -60,10 +60,15 @@ class Exchange:
         self._sent_all = False
 
     @property
+    def declared_length(self) -> int | None:
+        """The body's length in bytes by what its head says; None of a chunked one."""
+        declared = self.headers.get(b"content-length", b"0")
+        return None if b"transfer-encoding" in self.headers or not declared.isdigit() else int(declared[:20])
+
+    @property
     def declares_too_much(self) -> bool:
         """Whether the body is larger than it may be, by what its head says."""
-        declared = self.headers.get(b"content-length", b"0")
-        return declared.isdigit() and int(declared[:20]) > self._max_body_bytes
+        return (self.declared_length or 0) > self._max_body_bytes
 
     def too_large(self) -> HTTPException:
         """Return the error for a body that is larger than it may be."""

@@ -70,6 +70,7 @@ class AccountedCall:
         self._call = call
         self._totals = totals
         self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, target.fields(call.fields))
+        self._admission.prepaid = call.prepaid
         self._span: Span | None = None
 
     async def __aenter__(self) -> Span | None:

@@ -22,6 +22,7 @@ class Call:
         fields: the request's fields, in OpenAI's terms.
         deadlines: the call's time limits.
         caller: who calls; None is the application itself.
+        prepaid: as in `Admission`.
         tried: the models that were tried, in order, one entry for each attempt.
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         admissions: what admits the call, for its own model and for each fallback that was tried.
@@ -39,6 +40,7 @@ class Call:
     fields: dict[str, Any]
     deadlines: Deadlines
     caller: Caller | None = None
+    prepaid: dict[str, str] | None = None
     tried: list[Target] = field(default_factory=list)
     began_at: float | None = None
     admissions: list[tuple[Target, Admission]] = field(default_factory=list)

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from app.access.callers import Caller
-from app.errors import InvalidRequest, ModelNotFound, invalid_request
+from app.access.limits import Admission
+from app.errors import InvalidRequest, ModelNotFound, unfit
 from app.llm.accounting import AccountedCall, count_tokens
 from app.llm.adapter import Adapter
 from app.llm.call import Answer, Call, CallTotals, Operation
@@ -67,11 +68,21 @@ class LLMClient:
         self._retries = upstreams.retries
         self._caller = caller
         self._totals = totals
+        self._prepaid: dict[str, str] | None = None
 
     def usable(self) -> list[Target]:
         """Return the models that this caller may use."""
         targets = self._upstreams.targets.values()
         return [target for target in targets if self._caller is None or self._caller.may_use(target.name)]
+
+    def admitted(self) -> Admission:
+        """Return a context to read a request's body in. It charges the caller with one request, and holds a place.
+
+        The client's next call is then not charged with a request. Entering may raise RateLimited.
+        """
+        admission = self._upstreams.accounting.limiter.admit_request(self._caller)
+        self._prepaid = admission.headers
+        return admission
 
     async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
         """Return a whole chat completion.
@@ -180,7 +191,8 @@ class LLMClient:
         if param := target.exceeded(fields):
             message = f"{param}: at most {target.entry.max_tokens_limit} (setting max_tokens_limit)."
             raise InvalidRequest(message, param=param)
-        return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
+        prepaid, self._prepaid = self._prepaid, None
+        return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller, prepaid)
 
     def _accounted(self, call: Call) -> AccountedCall:
         return AccountedCall(self._upstreams.accounting, call, self._totals)
@@ -207,7 +219,7 @@ def _request(kind: type[R], **fields: Any) -> R:
     try:
         return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
+        raise unfit(error) from None
 
 
 def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:

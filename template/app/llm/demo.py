@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
+import itertools
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from pydantic_core import to_json
@@ -18,6 +19,14 @@ from app.llm.targets import Target
 PAUSE = 0.02
 """Seconds between two chunks, so that one can see it stream."""
 DIMENSIONS = 64
+MOST_CHARACTERS = 64 * 1024
+"""Characters of all choices of an answer together. JSON takes up to six bytes for one."""
+MOST_WORDS = 4096
+"""Words of all choices of an answer together: a stream sends each in a chunk of its own."""
+MOST_NUMBERS = 65_536
+"""Numbers of all vectors of an answer together."""
+COUNTED = 1024
+"""Characters of a text up to which its words are counted. In a longer one, four characters are a word."""
 
 
 class Demo:
@@ -45,17 +54,17 @@ class Demo:
             {"index": i, "message": {"refusal": None, **message}, "logprobs": None, "finish_reason": finish_reason}
             for i in range(fields.get("n") or 1)
         ]
-        return {**_head(target, fields, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
+        return {**_head(target, message, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
         fields = call.fields
         message, finish_reason = _answer(fields)
-        head = _head(target, fields, "chat.completion.chunk")
+        head = _head(target, message, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         for i, tool_call in enumerate(message.get("tool_calls") or ()):
             deltas.append({"tool_calls": [{"index": i, **tool_call}]})
-        deltas += [{"content": word} for word in re.findall(r"\S+\s*|\s+", message["content"] or "")]
+        deltas += [{"content": word} for word in _words(message["content"] or "")]
         for number, delta in enumerate([*deltas, {}]):
             choices = [
                 {
@@ -78,12 +87,15 @@ class Demo:
         fields = call.fields
         given = fields["input"]
         inputs = [given] if isinstance(given, str) or all(isinstance(item, int) for item in given) else given
+        size = fields.get("dimensions") or DIMENSIONS
+        if size * len(inputs) > MOST_NUMBERS:
+            raise ProviderRefused(f"The demo model answers with at most {MOST_NUMBERS} numbers.", param="dimensions")
         encode = _base64 if fields.get("encoding_format") == "base64" else list
         tokens = sum(_tokens(item) if isinstance(item, str) else len(item) for item in inputs)
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": i, "embedding": encode(_vector(item, fields.get("dimensions")))}
+                {"object": "embedding", "index": i, "embedding": encode(_vector(item, size))}
                 for i, item in enumerate(inputs)
             ],
             "model": target.model,
@@ -91,29 +103,33 @@ class Demo:
         }
 
 
-def _head(target: Target, fields: dict[str, Any], kind: str) -> dict[str, Any]:
-    digest = hashlib.sha256(to_json(fields)).hexdigest()[:24]
+def _head(target: Target, message: dict[str, Any], kind: str) -> dict[str, Any]:
+    digest = hashlib.sha256(to_json(message)).hexdigest()[:24]
     return {"id": f"chatcmpl-{digest}", "object": kind, "created": int(time.time()), "model": target.model}
 
 
 def _answer(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
     try:
         return _message(fields)
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise ProviderRefused("The demo model can't read this tool or schema.") from None
 
 
 def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the assistant's message and its finish reason."""
+    choices = fields.get("n") or 1
+    most = MOST_CHARACTERS // choices
     last = fields["messages"][-1]
-    said = _text(last.get("content"))
+    told = _text(last.get("content"))
+    said = told[:most]
     tools = [tool["function"] for tool in fields.get("tools") or () if isinstance(tool.get("function"), dict)]
     if tools and fields.get("tool_choice") != "none" and last["role"] != "tool":
         chosen = fields.get("tool_choice")
         wanted = chosen["function"].get("name") if isinstance(chosen, dict) and "function" in chosen else None
         tool = next((tool for tool in tools if tool.get("name") == wanted), tools[0])
-        arguments = to_json(_instance(tool.get("parameters") or {}, tool.get("parameters") or {})).decode()
-        name = str(tool.get("name"))
+        parameters = tool.get("parameters") or {}
+        arguments = to_json(_instance(parameters, parameters, _Budget(most))).decode()
+        name = str(tool.get("name"))[:most]
         call = {
             "id": f"call_{hashlib.sha256(name.encode()).hexdigest()[:24]}",
             "type": "function",
@@ -123,13 +139,13 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
     form = fields.get("response_format") or {}
     if form.get("type") == "json_schema" and isinstance(form.get("json_schema"), dict):
         schema = form["json_schema"].get("schema") or {}
-        return {"role": "assistant", "content": to_json(_instance(schema, schema)).decode()}, "stop"
+        return {"role": "assistant", "content": to_json(_instance(schema, schema, _Budget(most))).decode()}, "stop"
     if form.get("type") == "json_object":
         return {"role": "assistant", "content": to_json({"echo": said}).decode()}, "stop"
-    words = re.findall(r"\S+\s*|\s+", f"You said: {said}" if said else "You said nothing.")
-    limit = fields.get("max_completion_tokens") or fields.get("max_tokens") or len(words)
-    text = "".join(words[:limit])
-    return {"role": "assistant", "content": text}, "length" if limit < len(words) else "stop"
+    limit = min(fields.get("max_completion_tokens") or fields.get("max_tokens") or MOST_WORDS, MOST_WORDS // choices)
+    words = _words(f"You said: {said}" if said else "You said nothing.")
+    text = "".join(itertools.islice(words, limit))
+    return {"role": "assistant", "content": text}, "length" if next(words, None) or len(told) > most else "stop"
 
 
 def _text(content: Any) -> str:
@@ -138,8 +154,12 @@ def _text(content: Any) -> str:
     return content or ""
 
 
+def _words(text: str) -> Iterator[str]:
+    return (found[0] for found in re.finditer(r"\S+\s*|\s+", text))
+
+
 def _tokens(text: str) -> int:
-    return len(text.split())
+    return len(text.split()) if len(text) <= COUNTED else len(text) // 4
 
 
 def _usage(fields: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
@@ -148,42 +168,60 @@ def _usage(fields: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
 
 
-def _instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
+class _Budget:
+    """What a value may take, in characters: a schema of a few lines may ask for more than any memory holds."""
+
+    def __init__(self, characters: int) -> None:
+        self._left = characters
+
+    def pay(self, characters: int) -> None:
+        """Raise ValueError if that is more than is left."""
+        self._left -= characters
+        if self._left < 0:
+            raise ValueError
+
+
+def _instance(schema: Any, root: dict[str, Any], budget: _Budget, depth: int = 0) -> Any:
     """Return a small value that fits a JSON schema; of JSON Schema, only what models are usually given is read."""
+    budget.pay(32)
     if not isinstance(schema, dict) or depth > 16:
         return None
     if isinstance(reference := schema.get("$ref"), str):
+        budget.pay(len(reference))
         found: Any = root
         for step in reference.removeprefix("#").strip("/").split("/"):
             found = found.get(step, {}) if isinstance(found, dict) else {}
-        return _instance(found, root, depth + 1)
-    for key in ("const", "default"):
-        if key in schema:
-            return schema[key]
-    if isinstance(schema.get("enum"), list) and schema["enum"]:
-        return schema["enum"][0]
+        return _instance(found, root, budget, depth + 1)
+    given = [schema[key] for key in ("const", "default") if key in schema]
+    if isinstance(schema.get("enum"), list):
+        given += schema["enum"][:1]
+    if given:
+        budget.pay(len(to_json(given[0])))
+        return given[0]
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(key), list) and schema[key]:
-            return _instance(schema[key][0], root, depth + 1)
+            return _instance(schema[key][0], root, budget, depth + 1)
     kind = schema.get("type")
     kind = kind[0] if isinstance(kind, list) and kind else kind
     if kind == "object" or "properties" in schema:
         properties = schema.get("properties")
-        inner = properties.items() if isinstance(properties, dict) else ()
-        return {name: _instance(value, root, depth + 1) for name, value in inner}
+        inner = properties if isinstance(properties, dict) else {}
+        budget.pay(sum(map(len, inner)))
+        return {name: _instance(value, root, budget, depth + 1) for name, value in inner.items()}
     if kind == "array":
         item = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
-        return [_instance(item, root, depth + 1) for _ in range(min(schema.get("minItems") or 0, 16))]
+        return [_instance(item, root, budget, depth + 1) for _ in range(min(schema.get("minItems") or 0, 16))]
     if kind in ("integer", "number"):
         low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         return min(low, schema.get("maximum", low)) if kind == "integer" else float(low)
-    return {"string": "demo".ljust(min(schema.get("minLength") or 0, 1024), "."), "boolean": True}.get(str(kind))
+    text = "demo".ljust(min(schema.get("minLength") or 0, 1024), ".") if kind == "string" else ""
+    budget.pay(len(text))
+    return text or (True if kind == "boolean" else None)
 
 
-def _vector(item: Any, dimensions: int | None) -> list[float]:
-    size = min(dimensions or DIMENSIONS, 4096)
-    bytes_ = b"".join(hashlib.sha256(to_json([item, i])).digest() for i in range(size // 32 + 1))[:size]
-    values = [byte / 127.5 - 1 for byte in bytes_]
+def _vector(item: Any, dimensions: int) -> list[float]:
+    seed = hashlib.sha256(to_json(item)).digest()
+    values = [byte / 127.5 - 1 for byte in hashlib.shake_256(seed).digest(dimensions)]
     length = sum(value * value for value in values) ** 0.5
     return [value / length for value in values]
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from app.errors import InvalidRequest, ProviderError, ProviderRefused
+from app.errors import MOST_ERRORS, InvalidRequest, ProviderError, ProviderRefused
 from app.llm.call import Answer
 from app.llm.failures import unreadable
 from app.models import Message
@@ -64,9 +64,13 @@ async def parse(ask: Ask, kind: type[M], messages: Sequence[Message | dict[str, 
 
 def _repair(text: str, error: ValidationError) -> list[dict[str, Any]]:
     """Return the messages that show a model its answer and what is wrong with it."""
-    faults = "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
-        for fault in error.errors(include_url=False, include_input=False)
+    few = error.error_count() <= MOST_ERRORS  # each takes a kilobyte
+    faults = (
+        "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
+            for fault in (error.errors(include_url=False, include_input=False) if few else ())
+        )
+        or "nothing in it does"
     )
     request = f"That does not fit the schema ({faults}). Answer again, with JSON that does and nothing else."
     return [{"role": "assistant", "content": text}, {"role": "user", "content": request}]

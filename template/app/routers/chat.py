@@ -17,7 +17,7 @@ router = APIRouter(tags=["chat"], route_class=BytesRoute)
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation: OpenAI's `chat.completion`, or with `stream` its chunks as server-sent events."""
     llm = await get_llm(request)
-    chat = await read_body(request, ChatRequest)
+    chat = await read_body(request, ChatRequest, llm)
     if chat.stream:
         return EventStream(llm.open_stream(chat))
     answer = await llm.answer(chat)

@@ -16,5 +16,5 @@ router = APIRouter(tags=["embeddings"], route_class=BytesRoute)
 async def embeddings(request: Request) -> Response:
     """Turn texts into vectors."""
     llm = await get_llm(request)
-    answer = await llm.embeddings(await read_body(request, EmbeddingRequest))
+    answer = await llm.embeddings(await read_body(request, EmbeddingRequest, llm))
     return Response(to_json(answer.body), headers=answer.call.headers, media_type="application/json")
