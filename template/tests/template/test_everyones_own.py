@@ -105,13 +105,14 @@ def test_when_no_fallback_has_room_the_models_own_error_is_told(stub: Stub, key:
         assert [asked("a").status for _ in range(FAILURES + 2)] == [200] + [502] * (FAILURES + 1)
 
 
-def test_a_call_that_one_limit_refuses_is_counted_by_no_other(key: str) -> None:
-    models = {"m": {"upstream": "demo/echo", "requests_per_minute": 1}, "demo": {"upstream": "demo/echo"}}
-    caller = {"key_sha256": hash_key(key), "requests_per_minute": 2, "tokens_per_minute": 5000}
+def test_a_call_that_a_callers_limit_refuses_is_not_counted_by_the_model(key: str) -> None:
+    """The caller's own requests are counted before there is a body, so also those that another limit then refuses."""
+    models = {"m": {"upstream": "demo/echo", "requests_per_minute": 1}}
+    caller = {"key_sha256": hash_key(key), "requests_per_minute": 5, "tokens_per_minute": 5000}
     with running(key, models, callers={"test": caller}) as asked:
-        assert [asked("m").status for _ in range(4)] == [200, 429, 429, 429]
-        assert [asked("demo", max_tokens=6000).status for _ in range(3)] == [429] * 3
-        assert [asked("demo").status for _ in range(2)] == [200, 429]
+        assert [asked("m", max_tokens=6000).status for _ in range(3)] == [429] * 3
+        assert [asked("m").status for _ in range(2)] == [200, 429]
+        assert "This caller" in asked("m").json["detail"]
 
 
 # A circuit breaker.

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from app.access import limits
+from app.access import limits, shared_storage
 from app.access.callers import Caller
 from app.access.limits import Limiter
 from app.access.process_storage import ProcessStorage
@@ -175,7 +175,7 @@ class Shared(ProcessStorage):
 def shared(monkeypatch: pytest.MonkeyPatch) -> Shared:
     """The storage behind any address."""
     shared = Shared()
-    monkeypatch.setattr(limits, "storage_from_string", lambda *_, **__: shared)
+    monkeypatch.setattr(shared_storage, "storage_from_string", lambda *_, **__: shared)
     monkeypatch.setattr(limits, "STORAGE_PAUSE", 0.05)
     return shared
 
