@@ -96,6 +96,7 @@ def serve(options: dict[str, object]) -> int:
     server: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
+        "http": "app.http.server_protocol:ServerProtocol",
         "log_config": None,
         "log_level": settings.log_level,
         "access_log": False,

@@ -144,19 +144,23 @@ class Auth(Group):
 
 
 class Timeouts(Group):
-    """Time limits on a provider, in seconds.
+    """Time limits on a provider and on a client, in seconds.
 
     Attributes:
-        connect: until the connection is made.
+        connect: until the connection to a provider is made.
         first_token: until a stream's first event.
-        idle: between two events of a stream.
+        idle: between two events of a stream; also for a client to read on, after which it is given up.
         total: for the whole call, with retries and fallbacks.
+        receive: for a client to send a request's head. A body must bring 1,000 bytes a second, counted over as long.
+        keep_alive: between two requests on a connection. The default is longer than proxies keep theirs.
     """
 
     connect: Seconds = 10
     first_token: Seconds = 60
     idle: Seconds = 60
     total: Seconds = 600
+    receive: Seconds = 20
+    keep_alive: Seconds = 75
 
 
 class Settings(BaseSettings):

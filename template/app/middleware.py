@@ -21,7 +21,7 @@ from app.telemetry.tracing import trace_id
 PROBES = ("/health", "/ready", "/metrics")
 """Paths that are answered even while the server is draining or overloaded."""
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's path, query and headers. The server itself has no bound."""
+"""Of a request's path, query and headers. `ServerProtocol` reads little more; other servers may have no bound."""
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
 
@@ -100,7 +100,7 @@ class RequestContext:
 
 
 class LoadShedding:
-    """Rejects requests while the server is draining or overloaded (503), and oversized ones (431, 413).
+    """Rejects requests while the server is draining or overloaded (503), oversized ones (431, 413), and several Hosts.
 
     Args:
         app: the application inside.
@@ -141,6 +141,9 @@ class LoadShedding:
         head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))
         if head > MAX_HEAD_BYTES:
             return HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.")
+        hosts = [name for name, _ in scope["headers"]].count(b"host")
+        if hosts > 1 or (hosts == 0 and scope["http_version"] != "1.0"):
+            return HTTPException(400, "A request needs one Host header.")  # RFC 9112, section 3.2
         if is_probe:
             return None
         if self.drain.draining:

@@ -47,6 +47,8 @@ SOUND_BYTES_A_TOKEN = 4000
 Scope = tuple[str, str, Limits]
 """`caller` or `model`, its name, and its limits."""
 Storage = ProcessStorage | RedisStorage
+Held = list[Callable[[], None]]
+"""What is called when an answer has been sent."""
 
 log = structlog.get_logger("app.limits")
 
@@ -162,13 +164,14 @@ class Limiter:
 class Admission:
     """One call's share of its limits: reserved on entering, settled on leaving.
 
+    If `held` is a list, the places in flight of a call that was answered are given back later, by what is put into it.
     Before leaving, set `used` to the tokens that the call really used. A call that failed used none. If the client left
     before anything came, nobody knows how many were used, and the reservation stays.
     """
 
     __slots__ = (
         *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream"),
-        *("headers", "used"),
+        *("headers", "held", "used"),
     )
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
@@ -181,6 +184,7 @@ class Admission:
         self._charged: Storage | None = None
         self._refused_by = ""
         self.headers: dict[str, str] = {}
+        self.held: Held | None = None
         self.used = 0
 
     async def __aenter__(self) -> "Admission":
@@ -200,7 +204,10 @@ class Admission:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        self._leave_places()
+        if self.held is not None and self._places and kind is None:
+            self.held.append(self._leave_places)
+        else:
+            self._leave_places()
         if self._reserved and (self.used or kind is not asyncio.CancelledError):
             await self._limiter.on_storage(self._settle)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
 
-from app.access.limits import Limiter, estimate
+from app.access.limits import Held, Limiter, estimate
 from app.errors import AppError, ProviderError
 from app.llm.call import Call, CallTotals
 from app.llm.relay import StreamState
@@ -37,16 +37,18 @@ class AccountedCall:
         accounting: what the call is counted with.
         call: the call.
         totals: the call is added to it when it has ended; None keeps nothing.
+        held: takes what gives back the call's places in flight, if it is answered; None gives them back at once.
     """
 
     __slots__ = ("_accounting", "_admission", "_call", "_span", "_totals")
 
-    def __init__(self, accounting: Accounting, call: Call, totals: CallTotals | None) -> None:
+    def __init__(self, accounting: Accounting, call: Call, totals: CallTotals | None, held: Held | None) -> None:
         target = call.target
         self._accounting = accounting
         self._call = call
         self._totals = totals
         self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, call.fields)
+        self._admission.held = held
         self._span: Span | None = None
 
     async def __aenter__(self) -> Span | None:

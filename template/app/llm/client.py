@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from app.access.callers import Caller
+from app.access.limits import Held
 from app.errors import InvalidRequest, ModelNotFound, invalid_request
 from app.llm.accounting import AccountedCall, tokens
 from app.llm.adapter import Adapter
@@ -117,14 +118,20 @@ class LLMClient:
         answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
         return _typed(EmbeddingResponse, answer.body, answer.call)
 
-    async def answer(self, request: ChatRequest) -> Answer:
-        """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`."""
+    async def answer(self, request: ChatRequest, held: Held | None = None) -> Answer:
+        """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`.
+
+        Args:
+            request: the request.
+            held: what is put into it gives back the call's places in flight, once the answer is sent; None gives them
+                back at once.
+        """
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         fields = _fields(request)
         fields.pop("stream", None)
         call = self._call("chat", self._target(request.model, request), fields)
-        async with self._accounted(call) as span:
+        async with self._accounted(call, held) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).complete(call, target))
             _take_note(call, body)
@@ -134,10 +141,10 @@ class LLMClient:
                 raise unreadable(call.answered_by.name) from None
         return Answer(body, call)
 
-    async def embeddings(self, request: EmbeddingRequest) -> Answer:
-        """Return OpenAI's embeddings object; errors as in `complete`."""
+    async def embeddings(self, request: EmbeddingRequest, held: Held | None = None) -> Answer:
+        """Return OpenAI's embeddings object; arguments as in `answer`, errors as in `complete`."""
         call = self._call("embeddings", self._target(request.model), _fields(request))
-        async with self._accounted(call) as span:
+        async with self._accounted(call, held) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
             _take_note(call, body)
@@ -178,8 +185,8 @@ class LLMClient:
     def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
         return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
 
-    def _accounted(self, call: Call) -> AccountedCall:
-        return AccountedCall(self._upstreams.accounting, call, self._totals)
+    def _accounted(self, call: Call, held: Held | None = None) -> AccountedCall:
+        return AccountedCall(self._upstreams.accounting, call, self._totals, held)
 
     def _adapter(self, target: Target) -> Adapter:
         return self._upstreams.adapters[target.adapter]
