@@ -4,7 +4,9 @@ uvicorn's own has none: it holds any head in memory, takes trailers for headers,
 waits for ever. Every way to start the service names this class as uvicorn's `http`.
 """
 
+import contextlib
 import secrets
+import socket
 from asyncio import TimerHandle, Transport
 from typing import Any, Literal
 
@@ -23,6 +25,8 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of a request's target and headers, and of its trailers."""
 BODY_BYTES_A_SECOND = 1000
 """A slower body is not waited for. It is counted over `timeouts.receive`."""
+UNSENT_BYTES = 128 * 1024
+"""What the operating system takes in advance: it would take megabytes, and so hide whether a client reads on."""
 LINGER = 2.0
 """Seconds that a connection stays open behind a refusal, so that a client that is still sending can read it."""
 
@@ -104,6 +108,8 @@ class ServerProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Wait for the first byte no longer than for a head."""
         super().connection_made(transport)
+        with contextlib.suppress(AttributeError, OSError):  # another platform, or a Unix socket
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self.timeout_keep_alive_task = self.loop.call_later(self._timeouts.receive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
