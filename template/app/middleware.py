@@ -141,14 +141,18 @@ class LoadShedding:
         head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))
         if head > MAX_HEAD_BYTES:
             return HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.")
-        hosts = [name for name, _ in scope["headers"]].count(b"host")
-        if hosts > 1 or (hosts == 0 and scope["http_version"] != "1.0"):
+        exchange, is_old = exchange_of(scope), scope["http_version"] == "1.0"
+        names = [name for name, _ in scope["headers"]]
+        if (hosts := names.count(b"host")) > 1 or (hosts == 0 and not is_old):
             return HTTPException(400, "A request needs one Host header.")  # RFC 9112, section 3.2
+        if codings := names.count(b"transfer-encoding"):  # RFC 9112, section 6.1
+            coding = exchange.headers[b"transfer-encoding"].lower()
+            if codings > 1 or is_old or coding != b"chunked":
+                return HTTPException(501, "The only Transfer-Encoding here is chunked.", {"Connection": "close"})
         if is_probe:
             return None
         if self.drain.draining:
             return self.drain.error()
-        exchange = exchange_of(scope)
         return exchange.too_large() if exchange.declares_too_much else None
 
 
