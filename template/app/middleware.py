@@ -22,6 +22,7 @@ PROBES = ("/health", "/ready", "/metrics")
 """Paths that are answered even while the server is draining or overloaded."""
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request's path, query and headers. `ServerProtocol` reads little more; other servers may have no bound."""
+CLOSE = {"Connection": "close"}
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
 
@@ -144,11 +145,13 @@ class LoadShedding:
         exchange, is_old = exchange_of(scope), scope["http_version"] == "1.0"
         names = [name for name, _ in scope["headers"]]
         if (hosts := names.count(b"host")) > 1 or (hosts == 0 and not is_old):
-            return HTTPException(400, "A request needs one Host header.")  # RFC 9112, section 3.2
-        if codings := names.count(b"transfer-encoding"):  # RFC 9112, section 6.1
+            return HTTPException(400, "A request needs one Host header.", CLOSE)  # RFC 9112, section 3.2
+        if codings := names.count(
+            b"transfer-encoding"
+        ):  # RFC 9112, section 6.1; not its 501, since it is the client's fault
             coding = exchange.headers[b"transfer-encoding"].lower()
             if codings > 1 or is_old or coding != b"chunked":
-                return HTTPException(501, "The only Transfer-Encoding here is chunked.", {"Connection": "close"})
+                return HTTPException(400, "The only Transfer-Encoding here is chunked.", CLOSE)
         if is_probe:
             return None
         if self.drain.draining:

@@ -59,7 +59,7 @@ class Exchange:
         self._listener: asyncio.Task[None] | None = None
         self._wants_cancel = False
         self._is_receiving = False
-        self._ahead: deque[Message | HTTPException] = deque()
+        self._ahead: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._body_read = False
         self._received = 0
@@ -94,12 +94,9 @@ class Exchange:
         while not self._ahead:
             self._arrived.clear()
             await self._arrived.wait()
-        first = self._ahead[0]
-        if isinstance(first, HTTPException):
-            raise first
-        if first["type"] == "http.request":
-            self._ahead.popleft()
-        return first
+        if self._ahead[0]["type"] == "error":
+            raise self._ahead[0]["error"]
+        return self._ahead.popleft() if self._ahead[0]["type"] == "http.request" else self._ahead[0]
 
     async def send(self, message: Message) -> None:
         """Send, as ASGI says, with the request id and security headers on every response."""
@@ -156,16 +153,14 @@ class Exchange:
 
     async def _until_client_leaves(self) -> None:
         """Receive for the endpoint too: it may read the body later, or never."""
-        found: Message | HTTPException
-        while True:
+        kind = "http.request"
+        while kind == "http.request":
             try:
-                found = await self._next()
-            except HTTPException as error:
-                found = error
-            self._ahead.append(found)
+                self._ahead.append(await self._next())
+                kind = self._ahead[-1]["type"]
+            except HTTPException as error:  # nobody waits for the rest of this body
+                self._ahead.append({"type": (kind := "error"), "error": error})
             self._arrived.set()
-            if isinstance(found, HTTPException) or found["type"] == "http.disconnect":
-                break
         if self.client_left and self._task:
             self._task.cancel()
 

@@ -98,10 +98,9 @@ class ServerProtocol(HttpToolsProtocol):
         """Bytes since the newest of those that did."""
         self._arrived = 0
         """Bytes of the body since its timer was set."""
-        self._receive_timer: TimerHandle | None = None
-        self._send_timer: TimerHandle | None = None
+        self._timers: dict[str, TimerHandle] = {}
         self._unsent = 0
-        """Bytes that waited to be sent when that timer was set; 0 when none wait."""
+        """Bytes that waited to be sent when their timer was set; 0 when none wait."""
 
     # What arrives
 
@@ -127,7 +126,7 @@ class ServerProtocol(HttpToolsProtocol):
             except (HttpParserError, HttpParserUpgrade, HTTPException) as error:
                 self._refuse(error)
                 return
-        if self._phase != "between" and self._receive_timer is None:
+        if self._phase != "between" and "receive" not in self._timers:
             self._await_receiving()
 
     def _feed(self, data: bytes) -> None:
@@ -137,7 +136,7 @@ class ServerProtocol(HttpToolsProtocol):
         except HttpParserUpgrade as upgrade:
             behind = data[upgrade.args[0] :]
         if "method" in self.scope:
-            self._stop_timers()
+            self._stop("receive")
             self.handle_websocket_upgrade()
             return
         # This parser takes nothing more. Another one gets the head without the offer, and then what was behind it.
@@ -176,7 +175,7 @@ class ServerProtocol(HttpToolsProtocol):
         self.scope["app.until_sent"] = self.until_sent  # type: ignore[typeddict-unknown-key]
         self.headers = []  # what is appended from now on are trailers
         self._phase = "body"
-        self._stop_receive_timer()
+        self._stop("receive")
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body until the application receives it."""
@@ -188,12 +187,12 @@ class ServerProtocol(HttpToolsProtocol):
         """Tell the application that the body is complete."""
         if not self.parser.should_upgrade():
             self._phase = "between"
-            self._stop_receive_timer()
+            self._stop("receive")
             super().on_message_complete()
 
     def _await_receiving(self) -> None:
         self._arrived = 0
-        self._receive_timer = self.loop.call_later(self._timeouts.receive, self._check_receiving)
+        self._timers["receive"] = self.loop.call_later(self._timeouts.receive, self._check_receiving)
 
     def _check_receiving(self) -> None:
         seconds, cycle = self._timeouts.receive, self.cycle
@@ -212,7 +211,7 @@ class ServerProtocol(HttpToolsProtocol):
         found = error if isinstance(error, HTTPException) else error.__context__  # raised in the parser's callbacks
         refusal = found if isinstance(found, HTTPException) else HTTPException(400, "This is no valid HTTP request.")
         phase, self._phase = self._phase, "over"
-        self._stop_receive_timer()
+        self._stop("receive")
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             if phase == "body":
@@ -237,7 +236,7 @@ class ServerProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._receive_timer = self.loop.call_later(LINGER, self.transport.abort)
+            self._timers["receive"] = self.loop.call_later(LINGER, self.transport.abort)
         else:
             self.transport.close()
         log.info("request refused", status=status, reason=refusal.detail, request_id=request_id)
@@ -265,12 +264,12 @@ class ServerProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """Go on: the client has read."""
         self._unsent = 0
-        self._stop_send_timer()
+        self._stop("send")
         super().resume_writing()
 
     def _await_sending(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
-        self._send_timer = self.loop.call_later(self._timeouts.idle, self._check_sending)
+        self._timers["send"] = self.loop.call_later(self._timeouts.idle, self._check_sending)
 
     def _check_sending(self) -> None:
         if self.transport.get_write_buffer_size() < self._unsent:
@@ -287,20 +286,11 @@ class ServerProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application."""
-        self._stop_timers()
+        self._unset_keepalive_if_required()
+        self._stop("receive")
+        self._stop("send")
         super().connection_lost(exc)
 
-    def _stop_timers(self) -> None:
-        self._unset_keepalive_if_required()
-        self._stop_receive_timer()
-        self._stop_send_timer()
-
-    def _stop_receive_timer(self) -> None:
-        if self._receive_timer:
-            self._receive_timer.cancel()
-            self._receive_timer = None
-
-    def _stop_send_timer(self) -> None:
-        if self._send_timer:
-            self._send_timer.cancel()
-            self._send_timer = None
+    def _stop(self, name: str) -> None:
+        if timer := self._timers.pop(name, None):
+            timer.cancel()

@@ -179,8 +179,8 @@ class Server:
         self.turn(STEPS)
         assert not self.state.tasks
         assert not self.state.connections
-        timers = [value for value in vars(protocol).values() if isinstance(value, asyncio.TimerHandle)]
-        assert not timers
+        assert not vars(protocol)["_timers"]
+        assert protocol.timeout_keep_alive_task is None
         assert not self.failures
         return connection
 
