@@ -41,7 +41,7 @@ LAYERS = {
 
 FILES_AT_THE_TOP = 12
 LINES_OF_THE_PAGE = 130
-LINES_OF_THE_SPINE = 1500
+LINES_OF_THE_SPINE = 1512
 
 WAITING = {"create_task", "call_later", "call_at", "to_thread", "timeout", "timeout_at"}
 """Of asyncio: what starts a task, a thread or a timer."""

@@ -7,7 +7,7 @@ waits for ever. Every way to start the service names this class as uvicorn's `ht
 import contextlib
 import secrets
 import socket
-from asyncio import TimerHandle, Transport
+from asyncio import Event, TimerHandle, Transport
 from typing import Any, Literal
 
 import structlog
@@ -33,26 +33,24 @@ LINGER = 2.0
 log = structlog.get_logger("app.access")
 
 
-class Cycle(RequestResponseCycle):
-    """uvicorn's request and response. `failure` is what is wrong with the rest of the body; receiving raises it."""
+class BrokenBody(Event):
+    """Replaces the event that receiving waits for: whoever receives gets the error."""
 
-    failure: HTTPException | None = None
+    def __init__(self, error: HTTPException) -> None:
+        super().__init__()
+        self.error = error
 
-    async def receive(self) -> Any:
-        """Receive, as ASGI says.
+    def clear(self) -> None:
+        """Raise the error, where the event that this one replaced was waited for."""
+        raise self.error
 
-        Raises:
-            HTTPException: 400, 408 or 431: the rest of the body is broken, too slow, or too large.
-        """
-        if self.failure is None:
-            message = await super().receive()
-            if self.failure is None or message["type"] == "http.disconnect":
-                return message
-        raise self.failure
+    async def wait(self) -> Literal[True]:
+        """Raise the error."""
+        raise self.error
 
 
-class CloseDelimited(Cycle):
-    """The same for HTTP/1.0, which knows no chunks: a response of unknown length ends with the connection."""
+class CloseDelimited(RequestResponseCycle):
+    """uvicorn's request and response for HTTP/1.0, which has no chunks: a response of unknown length is closed."""
 
     unframed = False
 
@@ -78,7 +76,6 @@ class ServerProtocol(HttpToolsProtocol):
     - A client that closes its side of the connection, or does not read on for `timeouts.idle`, has left.
     """
 
-    cycle: Cycle
     transport: Transport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -137,6 +134,7 @@ class ServerProtocol(HttpToolsProtocol):
             behind = data[upgrade.args[0] :]
         if "method" in self.scope:
             self._stop("receive")
+            self._phase = "between"  # another protocol goes on
             self.handle_websocket_upgrade()
             return
         # This parser takes nothing more. Another one gets the head without the offer, and then what was behind it.
@@ -171,7 +169,8 @@ class ServerProtocol(HttpToolsProtocol):
                 super().on_headers_complete()
             return
         super().on_headers_complete()
-        self.cycle.__class__ = Cycle if version == "1.1" else CloseDelimited
+        if version == "1.0":
+            self.cycle.__class__ = CloseDelimited
         self.scope["app.until_sent"] = self.until_sent  # type: ignore[typeddict-unknown-key]
         self.headers = []  # what is appended from now on are trailers
         self._phase = "body"
@@ -223,8 +222,8 @@ class ServerProtocol(HttpToolsProtocol):
         if phase == "body" and cycle.response_started:
             self.transport.abort()
         elif phase == "body":
-            cycle.failure = refusal
-            cycle.message_event.set()
+            waiting, cycle.message_event = cycle.message_event, BrokenBody(refusal)
+            waiting.set()
 
     def _answer(self, refusal: HTTPException) -> None:
         status, request_id = refusal.status_code, secrets.token_hex(16)
