@@ -182,6 +182,9 @@ def test_every_way_to_start_has_this_edge(args: list[str]) -> None:
     with Process(*args) as process, Line(process.url) as line:
         line.send(b"GET /health HTTP/2.0\r\nHost: a\r\n\r\n")
         problem(line.response(), 505)
+        line.leave()
+        process.terminate()  # a supervisor that is killed leaves its workers behind
+        process.wait()
 
 
 # An Upgrade
