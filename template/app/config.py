@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from app.network import ADDRESS, is_injected, is_network, is_origin
+from app.network import ADDRESS, is_injected, networks, origins, without_blanks
 
 SETTINGS_FILE = Path(__file__).with_name("settings.toml")
 TABLES = ("models", "callers")
@@ -158,19 +158,23 @@ class Auth(Group):
 
 
 class Timeouts(Group):
-    """Time limits on a provider, in seconds.
+    """Time limits on a provider and on a client, in seconds.
 
     Attributes:
-        connect: until the connection is made.
+        connect: until the connection to a provider is made.
         first_token: until a stream's first event.
-        idle: between two events of a stream.
+        idle: between two events of a stream; also for a client to read on, after which it is given up.
         total: for the whole call, with retries and fallbacks.
+        receive: for a client to send a request's head. A body must bring 1,000 bytes a second, counted over as long.
+        keep_alive: between two requests on a connection. The default is longer than proxies keep theirs.
     """
 
     connect: Seconds = 10
     first_token: Seconds = 60
     idle: Seconds = 60
     total: Seconds = 600
+    receive: Seconds = 20
+    keep_alive: Seconds = 75
 
 
 class Settings(BaseSettings):
@@ -203,9 +207,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
-    trusted_proxies: StrList = []
-    max_body_memory: int = Field(default=120_000_000, gt=0)
-    """Bytes that bodies of more than 64 kB may take together, in each process."""
+    trusted_proxies: Annotated[StrList, AfterValidator(networks)] = []
     shutdown_grace: float = Field(default=30, ge=0, le=3600)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -214,44 +216,25 @@ class Settings(BaseSettings):
     metrics: bool = True
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """A port of 127.0.0.1 alone, where `/metrics` needs no key; None is no such port."""
+    max_body_memory: int = Field(default=120_000_000, gt=0)
+    """Bytes that bodies of more than 64 kB may take together, in each process."""
     telemetry: bool = False
     playground: bool | None = None
     """None is on with `dev`, else off."""
 
-    cors_origins: StrList = ["*"]
+    cors_origins: Annotated[StrList, AfterValidator(origins)] = ["*"]
     cors_credentials: bool = False
 
     limit_storage: str = Field(
         default="async+memory://", pattern=r"^async\+(memory://$|(valkeys?|rediss?)(\+unix)?://.+)", repr=False
     )
-    image_hosts: StrList = []
+    image_hosts: Annotated[StrList, AfterValidator(without_blanks)] = []
     """`host` or `host:port` whose images and files LiteLLM may fetch over http too, and within the own network."""
     max_in_flight: int = Field(default=2000, gt=0)
     max_body_bytes: int = Field(default=20_000_000, gt=0)
     max_tokens_limit: int = Field(default=131072, gt=0)
     retries: int = Field(default=2, ge=0, le=10)
     timeouts: Timeouts = Timeouts()
-
-    @field_validator("cors_origins", "trusted_proxies", "image_hosts", mode="after")
-    @classmethod
-    def _no_blanks(cls, value: list[str]) -> list[str]:
-        if any(not item or any(c.isspace() for c in item) for item in value):
-            raise ValueError("an entry is empty or has a blank in it")
-        return value
-
-    @field_validator("cors_origins", mode="after")
-    @classmethod
-    def _are_origins(cls, value: list[str]) -> list[str]:
-        if not all(map(is_origin, value)):
-            raise ValueError("an origin is scheme://host[:port], in lower case, without a path and a default port")
-        return value
-
-    @field_validator("trusted_proxies", mode="after")
-    @classmethod
-    def _are_networks(cls, value: list[str]) -> list[str]:
-        if value != ["*"] and not all(map(is_network, value)):
-            raise ValueError('a proxy is an address or a network, such as 10.0.0.0/8; or "*" alone')
-        return value
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -22,7 +22,8 @@ from app.telemetry.tracing import trace_id
 PROBES = ("/health", "/ready", "/metrics")
 """Paths that are answered even while the server is draining or overloaded."""
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's path, query and headers. The server itself has no bound."""
+"""Of a request's path, query and headers. `ServerProtocol` reads little more; other servers may have no bound."""
+CLOSE = {"Connection": "close"}
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
 
@@ -101,7 +102,7 @@ class RequestContext:
 
 
 class LoadShedding:
-    """Rejects requests while the server is draining or overloaded (503), and oversized ones (431, 413).
+    """Rejects requests while the server is draining or overloaded (503), oversized ones (431, 413), and several Hosts.
 
     Args:
         app: the application inside.
@@ -145,11 +146,20 @@ class LoadShedding:
         head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))
         if head > MAX_HEAD_BYTES:
             return HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.")
+        exchange, is_old = exchange_of(scope), scope["http_version"] == "1.0"
+        names = [name for name, _ in scope["headers"]]
+        if (hosts := names.count(b"host")) > 1 or (hosts == 0 and not is_old):
+            return HTTPException(400, "A request needs one Host header.", CLOSE)  # RFC 9112, section 3.2
+        if codings := names.count(
+            b"transfer-encoding"
+        ):  # RFC 9112, section 6.1; not its 501, since it is the client's fault
+            coding = exchange.headers[b"transfer-encoding"].lower()
+            if codings > 1 or is_old or coding != b"chunked":
+                return HTTPException(400, "The only Transfer-Encoding here is chunked.", CLOSE)
         if is_probe:
             return None
         if self.drain.draining:
             return self.drain.error()
-        exchange = exchange_of(scope)
         return exchange.too_large() if exchange.declares_too_much else None
 
 

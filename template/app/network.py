@@ -13,24 +13,46 @@ ADDRESS = rf"^https?://{HOST}(/\S*)?$"
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
-def is_origin(text: str) -> bool:
-    """Return whether a browser may send this as `Origin`: in lower case, without a path and the scheme's own port."""
-    return bool(ORIGIN.fullmatch(text)) and not re.fullmatch("http:.*:80|https:.*:443", text)
+def origins(texts: list[str]) -> list[str]:
+    """Return origins as browsers send them.
+
+    Raises:
+        ValueError: one could never match: it is in upper case, or has a path or the scheme's own port.
+    """
+    if not all(ORIGIN.fullmatch(text) and not re.fullmatch("http:.*:80|https:.*:443", text) for text in texts):
+        raise ValueError("an origin is scheme://host[:port], in lower case, without a path and a default port")
+    return texts
 
 
-def is_network(text: str) -> bool:
-    """Return whether this is an IP address, or a network of them."""
+def networks(texts: list[str]) -> list[str]:
+    """Return IP addresses and networks of them, or `*` alone.
+
+    Raises:
+        ValueError: one is neither.
+    """
     try:
-        return bool(ipaddress.ip_network(text))
+        _ = texts == ["*"] or [ipaddress.ip_network(text) for text in texts]
     except ValueError:
-        return False
+        raise ValueError('a proxy is an address or a network, such as 10.0.0.0/8; or "*" alone') from None
+    return texts
 
 
-def with_mapped(networks: Iterable[str]) -> list[str]:
+def without_blanks(texts: list[str]) -> list[str]:
+    """Return texts.
+
+    Raises:
+        ValueError: one is empty, or has a blank in it.
+    """
+    if not all(re.fullmatch(r"\S+", text) for text in texts):
+        raise ValueError("an entry is empty or has a blank in it")
+    return texts
+
+
+def with_mapped(texts: Iterable[str]) -> list[str]:
     """Return networks, and for those of IPv4 also how their addresses look to a socket of both families."""
-    found = [*map(ipaddress.ip_network, (each for each in networks if each != "*"))]
+    found = [*map(ipaddress.ip_network, (text for text in texts if text != "*"))]
     of_4 = [each for each in found if isinstance(each, ipaddress.IPv4Network)]
-    return [*networks, *(f"::ffff:{each.network_address}/{96 + each.prefixlen}" for each in of_4)]
+    return [*texts, *(f"::ffff:{each.network_address}/{96 + each.prefixlen}" for each in of_4)]
 
 
 def is_injected(name: str, value: str | None) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import openai
 import uvicorn
 
+from app.http.server_protocol import ServerProtocol
 from tests.stub import Stub
 
 PROJECT = Path(__file__).parent.parent
@@ -57,14 +58,14 @@ class Server(uvicorn.Server):
 def serve(app: Any) -> Iterator[str]:
     """Serve an ASGI app by a real uvicorn in a thread; yield its base URL.
 
-    uvicorn takes httptools and uvloop where the platform has them. Connections that are still open at the end get one
+    uvicorn takes our protocol, and uvloop where the platform has it. Connections that are still open at the end get one
     second.
 
     Raises:
         RuntimeError: the app didn't start; the log tells why.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, lifespan="on", ws="none", access_log=False, log_config=None)
+        config = uvicorn.Config(app, http=ServerProtocol, lifespan="on", ws="none", access_log=False, log_config=None)
         server = Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="uvicorn")
         thread.start()

@@ -38,6 +38,8 @@ UNSET_MAX_TOKENS = 1024
 Scope = tuple[str, str, Limits]
 """`caller` or `model`, its name, and its limits."""
 Storage = ProcessStorage | RedisStorage
+Held = list[Callable[[], None]]
+"""What is called when an answer has been sent."""
 
 log = structlog.get_logger("app.limits")
 
@@ -132,6 +134,7 @@ class Limiter:
 class Admission:
     """One call's share of its limits: reserved on entering, settled on leaving.
 
+    If `held` is a list, the places in flight of a call that was answered are given back later, by what is put into it.
     Before leaving, say by `charge` how many tokens were used. Without that, the reservation is given back.
 
     Attributes:
@@ -141,7 +144,7 @@ class Admission:
 
     __slots__ = (
         *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream", "_used"),
-        *("headers", "prepaid"),
+        *("headers", "held", "prepaid"),
     )
 
     def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
@@ -155,6 +158,7 @@ class Admission:
         self._refused_by = ""
         self._used: dict[str, tuple[int, bool]] = {}
         self.headers: dict[str, str] = {}
+        self.held: Held | None = None
         self.prepaid: dict[str, str] | None = None
 
     async def __aenter__(self) -> "Admission":
@@ -174,7 +178,10 @@ class Admission:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        self._leave_places()
+        if self.held is not None and self._places and kind is None:
+            self.held.append(self._leave_places)
+        else:
+            self._leave_places()
         if self._reserved:
             await self._limiter.on_storage(self._settle)
 

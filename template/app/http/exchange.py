@@ -3,6 +3,8 @@
 import asyncio
 import re
 import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
@@ -35,7 +37,8 @@ class Exchange:
         status: the response's status; 0 until it has started.
         error: code of the error that was sent.
         aborted_by: the error that the server ends this request with.
-        client_left: whether the client has left before the response was complete.
+        client_left: whether the client has left before it had the complete response.
+        held: called when the request has ended: what an answer holds until it is sent.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
@@ -48,12 +51,16 @@ class Exchange:
         self.error: str | None = None
         self.aborted_by: AppError | None = None
         self.client_left = False
+        self.held: list[Callable[[], None]] = []
+        self._until_sent: Callable[[], Awaitable[bool]] | None = scope.pop("app.until_sent", None)  # ServerProtocol's
         self._receive = receive
         self._send = send
         self._task = asyncio.current_task()
         self._listener: asyncio.Task[None] | None = None
         self._wants_cancel = False
-        self._has_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
+        self._is_receiving = False
+        self._ahead: deque[Message] = deque()
+        self._arrived = asyncio.Event()
         self._body_read = False
         self._received = 0
         self._max_body_bytes = max_body_bytes
@@ -75,28 +82,26 @@ class Exchange:
         return HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes (setting max_body_bytes).")
 
     async def receive(self) -> Message:
-        """Receive, as ASGI says. Once we listen for the client's leaving, only that can still be received.
+        """Receive, as ASGI says.
 
         Raises:
-            HTTPException: 413, the body is larger than it may be.
+            HTTPException: 413, the body is larger than it may be; or what ServerProtocol says of it.
         """
-        if self._listener:
-            if not self._body_read:
-                self._body_read = True
-                return {"type": "http.request"}  # there is no body
-            await asyncio.shield(self._listener)
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.client_left = self.client_left or not self._sent_all
-        elif message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            if self._received > self._max_body_bytes:
-                raise self.too_large()
-            if not message.get("more_body", False):
-                self._body_read = True
+        if not self._listener:
+            self._is_receiving = True
+            try:
+                message = await self._next()
+            finally:
+                self._is_receiving = False
+            if self._body_read and self._wants_cancel:
                 self._listen()
-        return message
+            return message
+        while not self._ahead:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._ahead[0]["type"] == "error":
+            raise self._ahead[0]["error"]
+        return self._ahead.popleft() if self._ahead[0]["type"] == "http.request" else self._ahead[0]
 
     async def send(self, message: Message) -> None:
         """Send, as ASGI says, with the request id and security headers on every response."""
@@ -110,11 +115,16 @@ class Exchange:
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._sent_all = True
+            if self._until_sent and not await self._until_sent():
+                self.client_left = True
 
     def cancel_on_disconnect(self) -> None:
         """From now on, cancel the endpoint as soon as the client leaves."""
         self._wants_cancel = True
-        self._listen()
+        if self._body_read:
+            self._listen()
+        else:  # an endpoint that reads the body does so now, and we listen when it has
+            asyncio.get_running_loop().call_soon(self._listen)
 
     def abort(self, error: AppError) -> None:
         """End this request with an error, whatever it is doing."""
@@ -123,20 +133,40 @@ class Exchange:
             self._task.cancel()
 
     def close(self) -> None:
-        """Stop listening for the client's leaving."""
+        """The request has ended."""
+        self._wants_cancel = False
         if self._listener:
             self._listener.cancel()
             self._listener = None
+        for release in self.held:
+            release()
 
     def _listen(self) -> None:
-        if self._wants_cancel and not self._listener and (self._body_read or not self._has_body):
+        if self._wants_cancel and not self._listener and not self._is_receiving:
             self._listener = asyncio.create_task(self._until_client_leaves())
 
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.client_left = self.client_left or not self._sent_all
+        elif message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._max_body_bytes:
+                raise self.too_large()
+            self._body_read = not message.get("more_body", False)
+        return message
+
     async def _until_client_leaves(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._sent_all and self._task:
-            self.client_left = True
+        """Receive for the endpoint too: it may read the body later, or never."""
+        kind = "http.request"
+        while kind == "http.request":
+            try:
+                self._ahead.append(await self._next())
+                kind = self._ahead[-1]["type"]
+            except HTTPException as error:  # nobody waits for the rest of this body
+                self._ahead.append({"type": (kind := "error"), "error": error})
+            self._arrived.set()
+        if self.client_left and self._task:
             self._task.cancel()
 
 

@@ -29,13 +29,14 @@ TEXTS = {
 }
 
 
-def problem_response(error: AppError | HTTPException, scope: Scope | None) -> Response:
+def problem_response(error: AppError | HTTPException, scope: Scope | None, request_id: str = "none") -> Response:
     """Return the response for an error.
 
     Args:
         error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint; its detail is shown if it is
             text.
         scope: the request's ASGI scope, for its id; None outside a request.
+        request_id: the id of what is no request that the application has met.
     """
     exchange = scope.get("app.exchange") if scope else None
     if isinstance(error, AppError):
@@ -48,7 +49,7 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None) -> Re
         message = TEXTS.get(message, message)
     if exchange:
         exchange.error = code
-    body = problem(status, code, message, param, request_id=exchange.request_id if exchange else "none")
+    body = problem(status, code, message, param, request_id=exchange.request_id if exchange else request_id)
     return Response(body.model_dump_json(), status, headers, PROBLEM_JSON)
 
 

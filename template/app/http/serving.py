@@ -68,6 +68,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        http="app.http.server_protocol:ServerProtocol",
         log_config=None,
         log_level=settings.log_level,
         access_log=False,

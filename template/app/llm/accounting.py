@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from app.access.estimate import estimate
-from app.access.limits import Limiter
+from app.access.limits import Held, Limiter
 from app.errors import AppError, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
 from app.llm.relay import StreamState
@@ -60,17 +60,19 @@ class AccountedCall:
         accounting: what the call is counted with.
         call: the call.
         totals: the call is added to it when it has ended; None keeps nothing.
+        held: takes what gives back the call's places in flight, if it is answered; None gives them back at once.
     """
 
     __slots__ = ("_accounting", "_admission", "_call", "_span", "_totals")
 
-    def __init__(self, accounting: Accounting, call: Call, totals: CallTotals | None) -> None:
+    def __init__(self, accounting: Accounting, call: Call, totals: CallTotals | None, held: Held | None) -> None:
         target = call.target
         self._accounting = accounting
         self._call = call
         self._totals = totals
         self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, target.fields(call.fields))
         self._admission.prepaid = call.prepaid
+        self._admission.held = held
         self._span: Span | None = None
 
     async def __aenter__(self) -> Span | None:

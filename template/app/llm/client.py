@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from app.access.callers import Caller
-from app.access.limits import Admission
+from app.access.limits import Admission, Held
 from app.errors import InvalidRequest, ModelNotFound, unfit
 from app.llm.accounting import AccountedCall, count_tokens
 from app.llm.adapter import Adapter
@@ -129,14 +129,20 @@ class LLMClient:
         answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
         return _typed(EmbeddingResponse, answer.body, answer.call)
 
-    async def answer(self, request: ChatRequest) -> Answer:
-        """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`."""
+    async def answer(self, request: ChatRequest, held: Held | None = None) -> Answer:
+        """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`.
+
+        Args:
+            request: the request.
+            held: what is put into it gives back the call's places in flight, once the answer is sent; None gives them
+                back at once.
+        """
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         fields = _fields(request)
         fields.pop("stream", None)
         call = self._call("chat", self._target(request.model), fields)
-        async with self._accounted(call) as span:
+        async with self._accounted(call, held) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).complete(call, target))
             _take_note(call, body)
@@ -146,10 +152,10 @@ class LLMClient:
                 raise unreadable(call.answered_by.name) from None
         return Answer(body, call)
 
-    async def embeddings(self, request: EmbeddingRequest) -> Answer:
-        """Return OpenAI's embeddings object; errors as in `complete`."""
+    async def embeddings(self, request: EmbeddingRequest, held: Held | None = None) -> Answer:
+        """Return OpenAI's embeddings object; arguments as in `answer`, errors as in `complete`."""
         call = self._call("embeddings", self._target(request.model), _fields(request))
-        async with self._accounted(call) as span:
+        async with self._accounted(call, held) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
             _take_note(call, body)
@@ -194,8 +200,8 @@ class LLMClient:
         prepaid, self._prepaid = self._prepaid, None
         return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller, prepaid)
 
-    def _accounted(self, call: Call) -> AccountedCall:
-        return AccountedCall(self._upstreams.accounting, call, self._totals)
+    def _accounted(self, call: Call, held: Held | None = None) -> AccountedCall:
+        return AccountedCall(self._upstreams.accounting, call, self._totals, held)
 
     def _adapter(self, target: Target) -> Adapter:
         return self._upstreams.adapters[target.adapter]

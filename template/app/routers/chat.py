@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
 from app.http.event_stream import EventStream
+from app.http.exchange import exchange_of
 from app.http.openapi import described
 from app.http.routing import BytesRoute
 from app.models import ChatRequest, ChatResponse
@@ -20,7 +21,7 @@ async def chat_completions(request: Request) -> Response:
     chat = await read_body(request, ChatRequest, llm)
     if chat.stream:
         return EventStream(llm.open_stream(chat))
-    answer = await llm.answer(chat)
+    answer = await llm.answer(chat, exchange_of(request.scope).held)
     return Response(to_json(answer.body), headers=answer.call.headers, media_type="application/json")
 
 

@@ -5,6 +5,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
+from app.http.exchange import exchange_of
 from app.http.openapi import described
 from app.http.routing import BytesRoute
 from app.models import EmbeddingRequest, EmbeddingResponse
@@ -16,5 +17,5 @@ router = APIRouter(tags=["embeddings"], route_class=BytesRoute)
 async def embeddings(request: Request) -> Response:
     """Turn texts into vectors."""
     llm = await get_llm(request)
-    answer = await llm.embeddings(await read_body(request, EmbeddingRequest, llm))
+    answer = await llm.embeddings(await read_body(request, EmbeddingRequest, llm), exchange_of(request.scope).held)
     return Response(to_json(answer.body), headers=answer.call.headers, media_type="application/json")

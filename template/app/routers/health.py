@@ -9,12 +9,14 @@ from app.http.openapi import NO_KEY
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", openapi_extra=NO_KEY)
 async def health() -> dict[str, str]:
     """Tell that the process is alive."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses={503: {"description": "Not able to serve; `failing` says why."}}, openapi_extra=NO_KEY)
 async def ready(request: Request) -> JSONResponse:
     """Tell whether this process can serve: 503 while LiteLLM is loading, and while the process is shutting down."""
