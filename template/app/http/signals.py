@@ -7,8 +7,12 @@ END_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 def end_signals() -> list[signal.Signals]:
-    """Return the signals that are not ignored; under nohup, SIGHUP is."""
-    return [number for number in END_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    """Return the signals that end this process: not SIGHUP where it is ignored, as under nohup.
+
+    The others end it in any case: a shell ignores SIGINT in what it starts in the background.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    return [each for each in END_SIGNALS if each != hangup or signal.getsignal(each) != signal.SIG_IGN]
 
 
 def end_at_once() -> None:

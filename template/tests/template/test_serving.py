@@ -113,6 +113,18 @@ def test_under_nohup_sighup_ends_nothing() -> None:
         assert process.wait(20) == 0
 
 
+@WORKERS
+def test_sigint_ends_what_a_shell_has_started_in_the_background(workers: int) -> None:
+    """Such a shell ignores SIGINT in its children."""
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with serving(workers) as process:
+            os.kill(process.pid, signal.SIGINT)
+            assert process.wait(30) == 0
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+
+
 @pytest.mark.parametrize("args", [("--workers", "2"), ("--dev",)], ids=["workers", "--dev"])
 def test_workers_end_when_their_supervisor_is_killed(args: tuple[str, ...]) -> None:
     with Process(*args) as process:
