@@ -9,7 +9,7 @@ import os
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_settings import (
@@ -37,6 +37,11 @@ def _split(value: Any) -> Any:
 
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+if TYPE_CHECKING:
+    Own = Any
+else:
+    Own = dict[str, Any]
+"""The table `[own]` as it was read; in the application's settings, the team's OwnSettings."""
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
@@ -181,6 +186,7 @@ class Settings(BaseSettings):
     }
     callers: dict[str, CallerEntry] = {}
     auth: Auth = Auth()
+    own: Own = {}
 
     dev: bool = False
     host: str = "127.0.0.1"

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, HTTPException, Request
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.requests import HTTPConnection
 
 from app.access.callers import HOW_TO_ADD, LOCAL, Caller
 from app.config import Settings
@@ -21,12 +22,12 @@ FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true
 W = TypeVar("W", bound=Wire)
 
 
-def get_settings(request: Request) -> Settings:
+def get_settings(request: HTTPConnection) -> Settings:
     """Return the settings that the application was made with."""
     return state_of(request).settings
 
 
-async def get_caller(request: Request) -> Caller:
+async def get_caller(request: HTTPConnection) -> Caller:
     """Return who calls.
 
     Raises:
@@ -48,7 +49,8 @@ async def get_caller(request: Request) -> Caller:
         caller = state.anonymous
     if caller is None:
         raise Unauthorized("This key is not known here." if key else f"A key is needed. {HOW_TO_ADD}")
-    exchange_of(request.scope).caller = caller.name
+    if request.scope["type"] == "http":  # a WebSocket has no exchange
+        exchange_of(request.scope).caller = caller.name
     return caller
 
 
@@ -95,12 +97,12 @@ async def read_body(request: Request, kind: type[W]) -> W:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
-def _header(request: Request, name: bytes) -> bytes:
+def _header(request: HTTPConnection, name: bytes) -> bytes:
     """Return a header as it is now: the team's middleware may have changed it."""
     return next((value for found, value in request.scope["headers"] if found == name), b"")
 
 
-def is_local(request: Request) -> bool:
+def is_local(request: HTTPConnection) -> bool:
     """Return whether a request was made on this machine.
 
     The peer must be a loopback address. `Host` must be one too; otherwise an attacker's domain could point to 127.0.0.1
@@ -111,7 +113,7 @@ def is_local(request: Request) -> bool:
     headers = request.headers
     if any(name in headers for name in FORWARDING_HEADERS) or any(name.startswith("x-forwarded-") for name in headers):
         return False
-    if request.client is None or not is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
+    if request.client is None or not is_loopback(request.client.host) or request.scope.get("http_version") == "1.0":
         return False
     try:
         hosts = [urlsplit(f"//{headers.get('host', '')}").hostname]

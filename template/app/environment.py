@@ -3,7 +3,7 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,10 +55,29 @@ def load_settings(**overrides: Any) -> Settings:
         raise _unreadable(settings_file, error) from None
 
 
+def with_own(settings: Settings, kind: type[BaseModel] | None) -> Settings:
+    """Return settings whose `own` is the team's object in place of the table.
+
+    Args:
+        settings: with the table as it was read.
+        kind: the class of the object; None keeps the table.
+
+    Raises:
+        SettingsError: the table does not fit the class.
+    """
+    if kind is None or isinstance(settings.own, kind):
+        return settings
+    try:
+        return settings.model_copy(update={"own": kind.model_validate(settings.own)})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentences(error, ["own"], kind))) from None
+
+
 def unknown_variables(environ: Iterable[str] = os.environ) -> list[str]:
     """Return the `APP_` variables that are no setting, for one warning at the start."""
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
-    return sorted(name for name in environ if name.upper().startswith("APP_") and name.upper() not in known)
+    names = [name for name in environ if name.upper().startswith("APP_") and not name.upper().startswith("APP_OWN__")]
+    return sorted(name for name in names if name.upper() not in known)
 
 
 def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> SettingsError:
@@ -89,12 +108,12 @@ def _group(annotation: Any) -> type[Group] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Group)), None)
 
 
-def _sentences(error: ValidationError) -> Iterator[str]:
+def _sentences(error: ValidationError, place: Sequence[str] = (), group: type[BaseModel] = Settings) -> Iterator[str]:
     for found in error.errors(include_url=False, include_input=False):
-        location = [str(part) for part in found["loc"]]
+        location = [*place, *(str(part) for part in found["loc"])]
         name = ".".join(location)
         if found["type"] == "extra_forbidden":
-            names = _names_beside(location)
+            names = _names_beside(location[len(place) :], group)
             near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
             yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
             continue
@@ -108,9 +127,8 @@ def _sentences(error: ValidationError) -> Iterator[str]:
         yield f"setting {name}: {message}"
 
 
-def _names_beside(location: list[str]) -> list[str]:
+def _names_beside(location: list[str], group: type[BaseModel]) -> list[str]:
     """Return the known names of the group in which an unknown name was found."""
-    group: type[BaseModel] = Settings
     for part in location[:-1]:
         if part in TABLES:
             group = ModelEntry if part == "models" else CallerEntry

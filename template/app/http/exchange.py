@@ -34,7 +34,9 @@ class Exchange:
         totals: the sum of the request's calls of models.
         status: the response's status; 0 until it has started.
         error: code of the error that was sent.
+        sends_events: whether the response is a stream of server-sent events.
         aborted_by: the error that the server ends this request with.
+        sent_all: whether the whole response has been sent.
         client_left: whether the client has left before the response was complete.
     """
 
@@ -46,6 +48,7 @@ class Exchange:
         self.totals = CallTotals()
         self.status = 0
         self.error: str | None = None
+        self.sends_events = False
         self.aborted_by: AppError | None = None
         self.client_left = False
         self._receive = receive
@@ -57,7 +60,8 @@ class Exchange:
         self._body_read = False
         self._received = 0
         self._max_body_bytes = max_body_bytes
-        self._sent_all = False
+        self.sent_all = False
+        self._end: Message | None = None
 
     @property
     def declares_too_much(self) -> bool:
@@ -83,7 +87,7 @@ class Exchange:
             return {"type": "http.disconnect"}
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.client_left = self.client_left or not self._sent_all
+            self.client_left = self.client_left or not self.sent_all
         elif message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._max_body_bytes:
@@ -97,23 +101,39 @@ class Exchange:
         """Send, as ASGI says, with the request id and security headers on every response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            headers = [*message.get("headers", ())]
+            self.sends_events = any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in headers)
             message["headers"] = [
-                *message.get("headers", ()),
+                *headers,
                 (b"x-request-id", self.request_id.encode()),
                 *SECURITY_HEADERS,
             ]
+        elif self.sends_events and not message.get("more_body") and not message.get("body"):
+            self._end = message
+            return
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._sent_all = True
+            self.sent_all = True
 
-    def cancel_on_disconnect(self) -> None:
-        """From now on, cancel the endpoint as soon as the client leaves."""
+    async def finish(self) -> None:
+        """Send the end of an event stream, which was held back: what has made the stream may still raise an error."""
+        if self._end:
+            await self._send(self._end)
+            self.sent_all = True
+
+    def cancel_on_disconnect(self, *, body_is_wanted: bool = True) -> None:
+        """From now on, cancel the endpoint as soon as the client leaves.
+
+        Args:
+            body_is_wanted: whether the endpoint may still read the body. Then this begins when it has.
+        """
         self._wants_cancel = True
+        self._has_body = self._has_body and body_is_wanted
         self._listen()
 
     def abort(self, error: AppError) -> None:
         """End this request with an error, whatever it is doing."""
-        if self.aborted_by is None and not self._sent_all and self._task:
+        if self.aborted_by is None and not self.sent_all and self._task:
             self.aborted_by = error
             self._task.cancel()
 
@@ -130,7 +150,7 @@ class Exchange:
     async def _until_client_leaves(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._sent_all and self._task:
+        if not self.sent_all and self._task:
             self.client_left = True
             self._task.cancel()
 

@@ -20,21 +20,24 @@ from app.llm.failures import unreadable
 from app.llm.json_text import read_json
 from app.llm.relay import StreamState
 from app.llm.sse import Events, event_data
-from app.llm.structured import M, parse
+from app.llm.structured import M, Parsed, parse
 from app.llm.targets import Target
+from app.llm.tool_loop import RunEvent, Tool, Tools, run
 from app.llm.upstreams import Upstreams
 from app.models import (
+    AssistantMessage,
     ChatChunk,
     ChatRequest,
     ChatResponse,
     EmbeddingRequest,
     EmbeddingResponse,
     Message,
+    as_sent,
     text_of,
 )
 from app.telemetry.tracing import current
 
-Messages = Sequence[Message | dict[str, Any]]
+Messages = Sequence[Message | AssistantMessage | dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,11 @@ class OpenStream:
     call: Call
     first: bytes
     packets: AsyncGenerator[bytes, None]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the response tells about the call."""
+        return self.call.headers
 
 
 class LLMClient:
@@ -83,12 +91,14 @@ class LLMClient:
         Raises:
             AppError: one of the errors in app/errors.py.
         """
-        answer = await self._ask(model=model, messages=list(messages), **fields)
+        answer = await self._ask(model=model, messages=list(map(as_sent, messages)), **fields)
         return _typed(ChatResponse, answer.body, answer.call)
 
-    async def stream(self, *, messages: Messages, model: str | None = None, **fields: Any) -> AsyncIterator[ChatChunk]:
+    async def stream(
+        self, *, messages: Messages, model: str | None = None, **fields: Any
+    ) -> AsyncGenerator[ChatChunk, None]:
         """Yield a chat completion's chunks; arguments and errors as in `complete`."""
-        request = _request(ChatRequest, model=model, messages=list(messages), **fields)
+        request = _request(ChatRequest, model=model, messages=list(map(as_sent, messages)), **fields)
         async with self.open_stream(request) as stream:
             for chunk in _chunks(stream.first, stream.call):
                 yield chunk
@@ -96,20 +106,62 @@ class LLMClient:
                 for chunk in _chunks(packet, stream.call):
                     yield chunk
 
-    async def parse(self, kind: type[M], *, messages: Messages, model: str | None = None, **fields: Any) -> M:
-        """Return an answer as a validated Pydantic object.
+    async def parse(
+        self, kind: type[M], *, messages: Messages, model: str | None = None, repairs: int = 1, **fields: Any
+    ) -> M:
+        """Return an answer as a validated Pydantic object; arguments and errors as in `parse_with_usage`."""
+        return (await self.parse_with_usage(kind, messages=messages, model=model, repairs=repairs, **fields)).value
+
+    async def parse_with_usage(
+        self, kind: type[M], *, messages: Messages, model: str | None = None, repairs: int = 1, **fields: Any
+    ) -> Parsed[M]:
+        """Return an answer as a validated Pydantic object, with the model that gave it and what all tries used up.
 
         Args:
             kind: the class of the object.
             messages: as in `complete`, like all the rest.
             model: as in `complete`.
+            repairs: how often a model is shown what is wrong with its answer, 0 or more. Then its fallbacks are tried.
             **fields: as in `complete`.
 
         Raises:
-            ProviderError: the model's text does not fit `kind`, after one repair.
+            UnfitAnswer: no model's answer fits `kind`.
             AppError: as in `complete`.
         """
-        return await parse(partial(self._ask, model=model, **fields), kind, messages)
+        target = self._target(model)
+        caller = self._caller
+        names = [target.name, *(name for name in target.entry.fallbacks if caller is None or caller.may_use(name))]
+        sent = [as_sent(message) for message in messages]
+        return await parse(partial(self._ask, **fields), kind, sent, names, repairs, self._upstreams.metrics)
+
+    def run(
+        self,
+        *,
+        messages: Messages,
+        tools: Sequence[Tool],
+        model: str | None = None,
+        max_turns: int = 8,
+        tool_timeout: float = 30,
+        timeout: float = 300,
+        **fields: Any,
+    ) -> AsyncGenerator[RunEvent, None]:
+        """Yield what happens while a model answers with tools: `TextDelta`, `ToolCall`, `ToolResult`, and `Done` last.
+
+        Args:
+            messages: as in `complete`.
+            tools: typed functions, async or not; the model gets their names, docstrings and arguments.
+            model: as in `complete`.
+            max_turns: how often the model is called at most.
+            tool_timeout: seconds that one call of a tool may take.
+            timeout: seconds that all of it may take.
+            **fields: as in `complete`.
+
+        Raises:
+            TypeError: an argument of a tool has no type.
+            AppError: as in `complete`.
+        """
+        offered = Tools(tools, tool_timeout)
+        return run(self.stream, messages, offered, max_turns=max_turns, seconds=timeout, model=model, **fields)
 
     async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
         """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""

@@ -43,6 +43,11 @@ class Metrics:
                 "client_disconnects", "Requests whose client left before the end of the response.", ["route"]
             ).labels
         )
+        self.stream_errors = cache(
+            counter(
+                "http_stream_errors", "Responses that an error ended after they had begun.", ["route", "code"]
+            ).labels
+        )
         self.first_chunk = cache(
             histogram(
                 "llm_time_to_first_chunk_seconds", "From a call's start to the first chunk of its stream.", ["model"]
