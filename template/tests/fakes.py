@@ -19,11 +19,12 @@ from pydantic_core import to_json
 from app.config import ModelEntry, Settings
 from app.errors import AppError
 from app.llm.call import Call
-from app.llm.client import LLMClient, Messages
+from app.llm.client import LLMClient
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.structured import M, Parsed
 from app.llm.targets import Target
+from app.llm.typed_calls import Messages
 from app.llm.upstreams import Upstreams
 from app.models import ChatChunk, ChatResponse, EmbeddingResponse
 

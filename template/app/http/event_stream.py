@@ -14,7 +14,7 @@ from app.errors import AppError, error_event
 from app.http.exchange import exchange_of
 from app.http.own_events import Opened, named_error_event, open_events
 from app.http.problems import as_app_error, cause_of
-from app.llm.client import OpenStream
+from app.llm.call import OpenStream
 from app.llm.sse import DONE
 from app.telemetry.logs import exception_fields
 

@@ -1,66 +1,27 @@
 """LLMClient: one interface to every model of the table."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from app.access.callers import Caller
-from app.errors import InvalidRequest, ModelNotFound, invalid_request
+from app.errors import InvalidRequest, ModelNotFound
 from app.llm.accounting import AccountedCall, tokens
 from app.llm.adapter import Adapter
-from app.llm.call import Answer, Call, CallTotals, Operation
+from app.llm.call import Answer, Call, CallTotals, OpenStream, Operation
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import encode_as_base64
 from app.llm.failures import unreadable
-from app.llm.json_text import read_json
 from app.llm.relay import StreamState
-from app.llm.sse import Events, event_data
-from app.llm.structured import M, Parsed, parse
 from app.llm.targets import Target
-from app.llm.tool_loop import RunEvent, Tool, Tools, run
+from app.llm.typed_calls import TypedCalls
 from app.llm.upstreams import Upstreams
-from app.models import (
-    AssistantMessage,
-    ChatChunk,
-    ChatRequest,
-    ChatResponse,
-    EmbeddingRequest,
-    EmbeddingResponse,
-    Message,
-    as_sent,
-    text_of,
-)
+from app.models import ChatRequest, EmbeddingRequest, text_of
 from app.telemetry.tracing import current
 
-Messages = Sequence[Message | AssistantMessage | dict[str, Any]]
 
-
-@dataclass(frozen=True, slots=True)
-class OpenStream:
-    """A stream whose first event has arrived.
-
-    Attributes:
-        call: the call; its `headers` are complete.
-        first: the first packet: one or more whole events.
-        packets: those that follow, `[DONE]` last.
-    """
-
-    call: Call
-    first: bytes
-    packets: AsyncGenerator[bytes, None]
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What the response tells about the call."""
-        return self.call.headers
-
-
-class LLMClient:
+class LLMClient(TypedCalls):
     """Answers chat completions and embeddings from the models of the table, for one caller.
 
     Args:
@@ -80,94 +41,10 @@ class LLMClient:
         targets = self._upstreams.targets.values()
         return [target for target in targets if self._caller is None or self._caller.may_use(target.name)]
 
-    async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
-        """Return a whole chat completion.
-
-        Args:
-            messages: the conversation, in OpenAI's form.
-            model: a public name of the model table; None is the default model.
-            **fields: any other field of OpenAI's request.
-
-        Raises:
-            AppError: one of the errors in app/errors.py.
-        """
-        answer = await self._ask(model=model, messages=list(map(as_sent, messages)), **fields)
-        return _typed(ChatResponse, answer.body, answer.call)
-
-    async def stream(
-        self, *, messages: Messages, model: str | None = None, **fields: Any
-    ) -> AsyncGenerator[ChatChunk, None]:
-        """Yield a chat completion's chunks; arguments and errors as in `complete`."""
-        request = _request(ChatRequest, model=model, messages=list(map(as_sent, messages)), **fields)
-        async with self.open_stream(request) as stream:
-            for chunk in _chunks(stream.first, stream.call):
-                yield chunk
-            async for packet in stream.packets:
-                for chunk in _chunks(packet, stream.call):
-                    yield chunk
-
-    async def parse(
-        self, kind: type[M], *, messages: Messages, model: str | None = None, repairs: int = 1, **fields: Any
-    ) -> M:
-        """Return an answer as a validated Pydantic object; arguments and errors as in `parse_with_usage`."""
-        return (await self.parse_with_usage(kind, messages=messages, model=model, repairs=repairs, **fields)).value
-
-    async def parse_with_usage(
-        self, kind: type[M], *, messages: Messages, model: str | None = None, repairs: int = 1, **fields: Any
-    ) -> Parsed[M]:
-        """Return an answer as a validated Pydantic object, with the model that gave it and what all tries used up.
-
-        Args:
-            kind: the class of the object.
-            messages: as in `complete`, like all the rest.
-            model: as in `complete`.
-            repairs: how often a model is shown what is wrong with its answer, 0 or more. Then its fallbacks are tried.
-            **fields: as in `complete`.
-
-        Raises:
-            UnfitAnswer: no model's answer fits `kind`.
-            AppError: as in `complete`.
-        """
-        target = self._target(model)
-        caller = self._caller
-        names = [target.name, *(name for name in target.entry.fallbacks if caller is None or caller.may_use(name))]
-        sent = [as_sent(message) for message in messages]
-        return await parse(partial(self._ask, **fields), kind, sent, names, repairs, self._upstreams.metrics)
-
-    def run(
-        self,
-        *,
-        messages: Messages,
-        tools: Sequence[Tool],
-        model: str | None = None,
-        max_turns: int = 8,
-        tool_timeout: float = 30,
-        timeout: float = 300,
-        **fields: Any,
-    ) -> AsyncGenerator[RunEvent, None]:
-        """Yield what happens while a model answers with tools: `TextDelta`, `ToolCall`, `ToolResult`, and `Done` last.
-
-        Args:
-            messages: as in `complete`.
-            tools: typed functions, async or not; the model gets their names, docstrings and arguments.
-            model: as in `complete`.
-            max_turns: how often the model is called at most.
-            tool_timeout: seconds that one call of a tool may take.
-            timeout: seconds that all of it may take.
-            **fields: as in `complete`.
-
-        Raises:
-            TypeError: an argument of a tool has no type.
-            AppError: as in `complete`.
-        """
-        offered = Tools(tools, tool_timeout)
-        return run(self.stream, messages, offered, max_turns=max_turns, seconds=timeout, model=model, **fields)
-
-    async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
-        """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
-        given = texts if isinstance(texts, str) else list(texts)
-        answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
-        return _typed(EmbeddingResponse, answer.body, answer.call)
+    def candidates(self, model: str | None) -> list[str]:
+        """Return the public names of a model and of those of its fallbacks that this caller may use."""
+        target, caller = self._target(model), self._caller
+        return [target.name, *(name for name in target.entry.fallbacks if caller is None or caller.may_use(name))]
 
     async def answer(self, request: ChatRequest) -> Answer:
         """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`."""
@@ -224,9 +101,6 @@ class LLMClient:
             async with aclosing(packets):
                 yield OpenStream(call, first, packets)
 
-    async def _ask(self, **fields: Any) -> Answer:
-        return await self.answer(_request(ChatRequest, **fields))
-
     def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
         return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
 
@@ -253,17 +127,6 @@ class LLMClient:
         return target
 
 
-R = TypeVar("R", ChatRequest, EmbeddingRequest)
-A = TypeVar("A", ChatResponse, ChatChunk, EmbeddingResponse)
-
-
-def _request(kind: type[R], **fields: Any) -> R:
-    try:
-        return kind.model_validate({name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
-
-
 def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
     """Return the fields that a request sets. A null at the top level is a field left out."""
     return {name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None}
@@ -278,21 +141,3 @@ def _take_note(call: Call, body: dict[str, Any]) -> None:
     except (AttributeError, TypeError):
         raise unreadable(call.answered_by.name) from None
     call.prompt_tokens, call.completion_tokens = tokens(body.get("usage"))
-
-
-def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:
-    for event in Events().feed(packet):
-        data = event_data(event)
-        if data and data.strip() != b"[DONE]":
-            try:
-                chunk = read_json(data)
-            except ValueError:  # nested too deeply
-                raise unreadable(call.answered_by.name) from None
-            yield _typed(ChatChunk, chunk, call)
-
-
-def _typed(kind: type[A], body: dict[str, Any], call: Call) -> A:
-    try:
-        return kind.model_validate(body)
-    except ValidationError:
-        raise unreadable(call.answered_by.name) from None

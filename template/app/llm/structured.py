@@ -13,7 +13,6 @@ from app.errors import InvalidRequest, ProviderRefused, UnfitAnswer
 from app.llm.call import Answer, CallTotals
 from app.llm.failures import unreadable
 from app.models import Usage
-from app.telemetry.metrics import Metrics
 
 M = TypeVar("M", bound=BaseModel)
 Ask = Callable[..., Awaitable[Answer]]
@@ -38,9 +37,7 @@ class Parsed(Generic[M]):
     usage: Usage
 
 
-async def parse(
-    ask: Ask, kind: type[M], messages: Sequence[Any], models: Sequence[str], repairs: int, metrics: Metrics
-) -> Parsed[M]:
+async def parse(ask: Ask, kind: type[M], messages: Sequence[Any], models: Sequence[str], repairs: int) -> Parsed[M]:
     """Return an answer as an object of `kind`, by the first model whose answer fits.
 
     Args:
@@ -49,7 +46,6 @@ async def parse(
         messages: the conversation.
         models: public names of the model and of its fallbacks, in order.
         repairs: how often each model is shown what is wrong with its answer.
-        metrics: counts the fallbacks.
 
     Raises:
         UnfitAnswer: no model's answer fits `kind`.
@@ -64,8 +60,6 @@ async def parse(
             value, answered, repaired = await _by_one_model(partial(ask, model=model), kind, messages, repairs, used)
         except UnfitAnswer as error:
             unfit = error
-            if model != models[-1]:
-                metrics.fallbacks(model).inc()
             continue
         tokens = (used.prompt_tokens, used.completion_tokens)
         usage = Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1], total_tokens=sum(tokens))
