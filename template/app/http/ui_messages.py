@@ -14,7 +14,8 @@ from app.errors import AppError
 from app.http.event_stream import EventStream
 from app.http.own_events import closed_at_end
 from app.llm.sse import DONE
-from app.llm.tool_loop import Done, TextDelta, ToolCall, ToolResult, Turn
+from app.llm.tool_loop import Done, TextDelta, Turn
+from app.llm.tools import ToolCall, ToolResult
 from app.models import ChatChunk
 
 HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}

@@ -17,7 +17,8 @@ from app.llm.call import Call, CallTotals
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
 from app.llm.targets import Target
-from app.llm.tool_loop import Done, TextDelta, ToolCall, ToolResult, Turn
+from app.llm.tool_loop import Done, TextDelta, Turn
+from app.llm.tools import ToolCall, ToolResult
 from app.models import ChatChunk, ChatRequest
 from app.telemetry.logs import exception_fields
 

@@ -4,34 +4,16 @@ Tools are plain typed Python functions. Deeper agents are other libraries' busin
 """
 
 import asyncio
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
-import structlog
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, create_model
-from pydantic_core import to_json, to_jsonable_python
+from pydantic_core import to_json
 
-from app.errors import AppError
+from app.llm.tools import Event, ToolCall, ToolResult, Tools
 from app.models import ChatChunk, Usage, as_sent
-from app.telemetry.logs import exception_fields
-
-Tool = Callable[..., Any]
-"""A function whose arguments have types. One that is not async runs in a thread. Its docstring is for the model."""
-
-log = structlog.get_logger("app.tools")
-
-
-class ToolError(Exception):
-    """Raised by a tool: its words are told to the model. Of any other exception, the model is told the type alone."""
-
 
 T = TypeVar("T")
-
-
-class Event(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
 
 class TextDelta(Event):
@@ -39,25 +21,6 @@ class TextDelta(Event):
 
     type: Literal["text"] = "text"
     text: str
-
-
-class ToolCall(Event):
-    """The model asks for a call. What it asks for is not validated yet."""
-
-    type: Literal["tool_call"] = "tool_call"
-    id: str
-    name: str
-    arguments: str
-
-
-class ToolResult(Event):
-    """A call has ended. `result` is what the model is told."""
-
-    type: Literal["tool_result"] = "tool_result"
-    id: str
-    name: str
-    result: JsonValue
-    is_error: bool = False
 
 
 class Done(Event):
@@ -80,86 +43,6 @@ class Done(Event):
 
 
 RunEvent = TextDelta | ToolCall | ToolResult | Done
-
-
-class Tools:
-    """Functions that a model may call.
-
-    Args:
-        functions: with typed arguments, each under its own name.
-        timeout: seconds that each call may take.
-
-    Raises:
-        TypeError: an argument has no type, or two functions have one name.
-    """
-
-    def __init__(self, functions: Sequence[Tool], timeout: float) -> None:
-        self._timeout = timeout
-        self._functions = {function.__name__: function for function in functions}
-        if len(self._functions) < len(functions):
-            raise TypeError("two tools have the same name")
-        self._arguments = {name: _arguments_of(function) for name, function in self._functions.items()}
-
-    @property
-    def schemas(self) -> list[dict[str, Any]]:
-        """The tools as OpenAI's request describes them."""
-        return [
-            {
-                "type": "function",
-                "function": {
-                    "name": name,
-                    "description": inspect.getdoc(self._functions[name]) or "",
-                    "parameters": arguments.model_json_schema(),
-                },
-            }
-            for name, arguments in self._arguments.items()
-        ]
-
-    async def call(self, asked: ToolCall) -> ToolResult:
-        """Make a call, and return its result, or its error as the model is told it. Never raises one."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                result = await self._call(asked)
-        except ToolError as error:
-            return self._failed(asked, str(error))
-        except AppError as error:
-            return self._failed(asked, error.message)
-        except TimeoutError:
-            return self._failed(asked, f"{asked.name} took longer than {self._timeout:g} s.")
-        except Exception as error:
-            log.error("a tool failed", tool=asked.name, **exception_fields(error))
-            return self._failed(asked, f"{asked.name} failed: {type(error).__name__}.")
-        return ToolResult(id=asked.id, name=asked.name, result=to_jsonable_python(result, fallback=str))
-
-    async def _call(self, asked: ToolCall) -> Any:
-        if asked.name not in self._functions:
-            raise ToolError(f"There is no tool {asked.name!r}. There are: {', '.join(self._functions)}.")
-        function, kind = self._functions[asked.name], self._arguments[asked.name]
-        try:
-            given = kind.model_validate_json(asked.arguments or "{}")
-        except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-            raise ToolError(f"The arguments do not fit: {'; '.join(faults)}.") from None
-        arguments = {name: getattr(given, name) for name in kind.model_fields}
-        if inspect.iscoroutinefunction(function):
-            return await function(**arguments)
-        return await asyncio.to_thread(function, **arguments)
-
-    @staticmethod
-    def _failed(asked: ToolCall, words: str) -> ToolResult:
-        return ToolResult(id=asked.id, name=asked.name, result=words, is_error=True)
-
-
-def _arguments_of(function: Tool) -> type[BaseModel]:
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        if parameter.annotation is parameter.empty or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            raise TypeError(f"tool {function.__name__!r}: argument {name!r} needs a type")
-        fields[name] = (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
-    return create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
 
 
 class Turn:

@@ -14,7 +14,8 @@ from app.llm.failures import unreadable
 from app.llm.json_text import read_json
 from app.llm.sse import Events, event_data
 from app.llm.structured import M, Parsed, parse
-from app.llm.tool_loop import RunEvent, Tool, Tools, run
+from app.llm.tool_loop import RunEvent, run
+from app.llm.tools import SchemaTool, Tool, Tools
 from app.models import (
     AssistantMessage,
     ChatChunk,
@@ -96,7 +97,7 @@ class TypedCalls(ABC):
         self,
         *,
         messages: Messages,
-        tools: Sequence[Tool],
+        tools: Sequence[Tool | SchemaTool],
         model: str | None = None,
         max_turns: int = 8,
         tool_timeout: float = 30,

@@ -20,7 +20,8 @@ from app.errors import AppError, InvalidRequest, ProviderError, RateLimited, Unf
 from app.http.event_stream import EventStream
 from app.http.ui_messages import ui_message_stream
 from app.llm.client import LLMClient
-from app.llm.tool_loop import Done, RunEvent, ToolCall, ToolError, ToolResult
+from app.llm.tool_loop import Done, RunEvent
+from app.llm.tools import ToolCall, ToolError, ToolResult
 from app.llm.upstreams import Upstreams
 from app.main import create_app
 from app.models import ChatChunk, ChatRequest
