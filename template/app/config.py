@@ -184,6 +184,8 @@ class Settings(BaseSettings):
         "gpt-4o": ModelEntry(upstream="openai/gpt-4o", defaults={"temperature": 0.7, "max_tokens": 1024}),
         "demo": ModelEntry(upstream="demo/echo"),
     }
+    default_embedding_model: str | None = None
+    """None takes `default_model`."""
     callers: dict[str, CallerEntry] = {}
     auth: Auth = Auth()
     own: Own = {}
@@ -230,6 +232,8 @@ class Settings(BaseSettings):
             raise ValueError('cors_credentials needs cors_origins by name, not "*"')
         if self.default_model not in self.models:
             raise ValueError(f"default_model {self.default_model!r} has no [models.{json.dumps(self.default_model)}]")
+        if self.default_embedding_model not in (None, *self.models):
+            raise ValueError(f"default_embedding_model {self.default_embedding_model!r} is not in the model table")
         references = {f"models.{name}.fallbacks": model.fallbacks for name, model in self.models.items()}
         references |= {f"callers.{name}.models": caller.models or [] for name, caller in self.callers.items()}
         references["auth.jwt.models"] = (self.auth.jwt.models if self.auth.jwt else None) or []

@@ -65,7 +65,8 @@ class LLMClient(TypedCalls):
 
     async def embeddings(self, request: EmbeddingRequest) -> Answer:
         """Return OpenAI's embeddings object; errors as in `complete`."""
-        call = self._call("embeddings", self._target(request.model), _fields(request))
+        model = request.model or self._upstreams.settings.default_embedding_model
+        call = self._call("embeddings", self._target(model), _fields(request))
         async with self._accounted(call) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
