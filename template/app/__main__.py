@@ -15,7 +15,7 @@ from typing import Any
 
 from app import TEMPLATE_VERSION
 from app.config import Settings, SettingsError
-from app.environment import load_settings
+from app.environment import load_settings, settings_file
 from app.llm.targets import Target, resolve
 
 SERVER_BACKSTOP = 1
@@ -108,7 +108,8 @@ def serve(options: dict[str, object]) -> int:
         from app.http.reloading import Reload
 
         folder = str(Path(__file__).parent)
-        Reload(uvicorn.Config("app.main:app", reload=True, reload_dirs=[folder], **server)).run()
+        config = uvicorn.Config("app.main:app", reload=True, reload_dirs=[folder], **server)
+        Reload(config, settings_file()).run()
     else:
         uvicorn.run("app.main:app", workers=settings.workers, **server)
     return 0

@@ -17,6 +17,11 @@ ENV_FILE = Path(__file__).parent.parent / ".env"
 FILE_VARIABLES = {"APP_SETTINGS_FILE", "APP_ENV_FILE"}
 
 
+def settings_file() -> Path:
+    """Return where the settings file is."""
+    return Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Return the settings from all sources.
 
@@ -38,21 +43,21 @@ def load_settings(**overrides: Any) -> Settings:
         for name, value in values.items():
             if value is not None:
                 os.environ.setdefault(name, value)
-    settings_file = Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
-    if settings_file != SETTINGS_FILE and (settings_file.is_dir() or not settings_file.exists()):
-        raise SettingsError(f"APP_SETTINGS_FILE names {settings_file}, which is no file")
+    file = settings_file()
+    if file != SETTINGS_FILE and (file.is_dir() or not file.exists()):
+        raise SettingsError(f"APP_SETTINGS_FILE names {file}, which is no file")
     _check_variable_names(os.environ)
     try:
         return Settings(**overrides)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentences(error))) from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{settings_file} is not valid TOML: {error}") from None
+        raise SettingsError(f"{file} is not valid TOML: {error}") from None
     except pydantic_settings.SettingsError as error:
         field = next((f for f in Settings.model_fields if f'"{f}"' in str(error)), "?")
         raise SettingsError(f"APP_{field.upper()} is not valid JSON") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(settings_file, error) from None
+        raise _unreadable(file, error) from None
 
 
 def with_own(settings: Settings, kind: type[BaseModel] | None) -> Settings:
