@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
@@ -13,29 +13,36 @@ from app.errors import Unauthorized
 NEEDS_KEY = "A key is needed. Add a caller with `python -m app callers add NAME`."
 
 
+async def check_key(connection: HTTPConnection) -> None:
+    """Find the caller, once.
+
+    Raises:
+        Unauthorized, AuthUnavailable: as in `get_caller`; and where nobody has a key, since no caller is set up.
+    """
+    if not connection.scope.get("app.key_is_checked"):
+        if (await get_caller(connection)).anonymous:
+            raise Unauthorized(NEEDS_KEY)
+        connection.scope["app.key_is_checked"] = True
+
+
 class Closed(APIRouter):
     """Routers behind a key: nothing in them runs before the caller is known.
 
-    The check stands around the routes and is no dependency of theirs: mounted applications, Starlette's routes and a
-    BytesRoute run no dependencies.
+    The check stands around the routes: mounted applications, Starlette's routes and a BytesRoute run no dependencies.
+    It is a dependency too, for front ends, which are served around the router.
 
     Args:
         routers: the routers.
     """
 
     def __init__(self, routers: Sequence[APIRouter]) -> None:
-        super().__init__()
+        super().__init__(dependencies=[Depends(check_key)])
         for router in routers:
             self.include_router(router)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Find the caller, then handle the request.
-
-        Raises:
-            Unauthorized, AuthUnavailable: as in `get_caller`; and where nobody has a key, since no caller is set up.
-        """
-        if (await get_caller(HTTPConnection(scope))).anonymous:
-            raise Unauthorized(NEEDS_KEY)
+        """Find the caller, then handle the request; errors as in `check_key`."""
+        await check_key(HTTPConnection(scope))
         await super().handle(scope, receive, send)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,6 +72,17 @@ def test_every_kind_of_own_route_needs_a_key(
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert refused.headers["www-authenticate"] == "Bearer"
         assert client.get(path, headers=headers).status_code == 200
+
+
+def test_an_own_front_end_needs_a_key(
+    settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "index.html").write_text("a page")
+    router = APIRouter()
+    router.frontend("/ui", directory=tmp_path)
+    with TestClient(make(settings, monkeypatch, {}, routers=[router])) as client:
+        assert client.get("/ui/").status_code == 401
+        assert client.get("/ui/", headers=headers).text == "a page"
 
 
 def test_an_own_socket_needs_a_key(
