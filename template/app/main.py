@@ -98,8 +98,9 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(playground.router)
     if settings.metrics:
         app.include_router(metrics_router.router)
-    app.include_router(Closed(getattr(own, "routers", ())))
     include_public(app, getattr(own, "public_routers", ()))
+    for router in map(Closed, getattr(own, "routers", ())):
+        app.include_router(router)
     return app
 
 

@@ -26,19 +26,18 @@ async def check_key(connection: HTTPConnection) -> None:
 
 
 class Closed(APIRouter):
-    """Routers behind a key: nothing in them runs before the caller is known.
+    """A router behind a key: nothing in it runs before the caller is known.
 
     The check stands around the routes: mounted applications, Starlette's routes and a BytesRoute run no dependencies.
     It is a dependency too, for front ends, which are served around the router.
 
     Args:
-        routers: the routers.
+        router: the team's.
     """
 
-    def __init__(self, routers: Sequence[APIRouter]) -> None:
+    def __init__(self, router: APIRouter) -> None:
         super().__init__(dependencies=[Depends(check_key)])
-        for router in routers:
-            self.include_router(router)
+        self.include_router(router)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find the caller, then handle the request; errors as in `check_key`."""
