@@ -21,6 +21,7 @@ from app.llm.tool_loop import Done, TextDelta, Turn
 from app.llm.tools import ToolCall, ToolResult
 from app.models import ChatChunk, ChatRequest
 from app.telemetry.logs import exception_fields
+from app.telemetry.tracing import keep_current
 
 Answer = Callable[[ChatRequest, Caller | None, CallTotals], AsyncGenerator[Any, None]]
 """Answers a request for a caller; its calls of other models are added to the totals."""
@@ -124,14 +125,15 @@ class Own:
         call.deadlines.start_answer(target.name)
         request = ChatRequest.model_validate(target.fields(call.fields))
         caller = call.caller and replace(call.caller, models=None, limits=None)  # this call keeps them already
-        limit = call.deadlines.limit()
+        limit, in_span = call.deadlines.limit(), keep_current()
         try:
             async with aclosing(self._functions[target.model](request, caller, totals)) as events:
                 while True:
                     limit = call.deadlines.limit()
                     async with limit:
                         try:
-                            event = await anext(events)
+                            with in_span():
+                                event = await anext(events)
                         except StopAsyncIteration:
                             return
                     yield event

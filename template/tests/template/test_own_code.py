@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import http.client
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +15,26 @@ from urllib.parse import urlsplit
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException, Request, WebSocket
 from fastapi.sse import EventSourceResponse
-from pydantic import BaseModel
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import REGISTRY, Counter
+from pydantic import ValidationError
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from structlog.testing import capture_logs
 
+from app.config import Group, SettingsError
 from app.dependencies import LLM, Config
+from app.environment import load_settings, unknown_variables, with_own
 from app.errors import Draining, ProviderRateLimited
+from app.http.event_stream import EventStream
 from app.http.routing import BytesRoute
+from app.llm.client import LLMClient
 from app.main import create_app
+from app.telemetry.tracing import Tracing
 from tests.conftest import MakeSettings
 from tests.serving import serve
 from tests.stub import Behaviour, Stub
@@ -162,7 +173,7 @@ def test_an_own_lifespan_surrounds_the_app(settings: MakeSettings, monkeypatch: 
     assert happened == ["You said: Hello", "closed"]
 
 
-class OwnSettings(BaseModel):
+class OwnSettings(Group):
     greeting: str = "Hello"
     size: int = 3
 
@@ -177,6 +188,77 @@ def test_own_settings_are_validated_and_asked_for(settings: MakeSettings, monkey
     names: dict[str, Any] = {"public_routers": [router], "OwnSettings": OwnSettings}
     with TestClient(make(settings, monkeypatch, {"own": {"size": 2}}, **names)) as client:
         assert client.get("/greeting").json() == "HelloHello"
+
+
+def test_own_settings_come_from_the_file_and_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('[own]\ngreeting = "Hi"\nsize = 1\n')
+    monkeypatch.setenv("APP_SETTINGS_FILE", str(tmp_path / "settings.toml"))
+    monkeypatch.setenv("APP_OWN__SIZE", "2")
+    settings = with_own(load_settings(), OwnSettings)
+    assert (settings.own.greeting, settings.own.size) == ("Hi", 2)
+    assert unknown_variables() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("APP_OWN__SIZE", "many", "setting own.size: Input should be a valid integer"),
+        ("APP_OWN__SIZES", "1", "own.sizes is not a setting; did you mean size?"),
+    ],
+)
+def test_a_wrong_own_setting_stops_the_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    monkeypatch.setattr("app.main.own", SimpleNamespace(OwnSettings=OwnSettings))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        create_app()
+
+
+def test_embeddings_have_a_default_model_of_their_own(settings: MakeSettings, headers: dict[str, str]) -> None:
+    with TestClient(create_app(settings(default_embedding_model="demo")), headers=headers) as client:
+        answer = client.post("/v1/embeddings", json={"input": "Hello"})
+        assert answer.headers["x-model"] == "demo"
+    with pytest.raises(ValidationError, match="default_embedding_model 'nothing'"):
+        settings(default_embedding_model="nothing")
+
+
+def test_own_metrics_and_no_others_stand_beside_ours(settings: MakeSettings) -> None:
+    counter = Counter("parcels_sent", "Parcels.", registry=REGISTRY)
+    counter.inc()
+    try:
+        text = create_app(settings()).state.metrics.render().decode()
+    finally:
+        REGISTRY.unregister(counter)
+    assert "parcels_sent_total 1.0" in text
+    assert "http_requests_in_flight" in text
+    assert "python_info" not in text
+
+
+def test_a_models_span_is_within_the_teams(
+    settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    router = APIRouter()
+
+    async def events(llm: LLMClient) -> AsyncIterator[str]:
+        with provider.get_tracer("ours").start_as_current_span("ours"):
+            async for chunk in llm.stream(model="demo", messages=MESSAGES):
+                yield chunk.content
+
+    @router.get("/span")
+    async def span(llm: LLM) -> EventStream:
+        return EventStream(events(llm))
+
+    app = make(settings, monkeypatch, {}, routers=[router])
+    upstreams = app.state.upstreams
+    upstreams.accounting = replace(upstreams.accounting, tracing=Tracing(provider.get_tracer("llm")))
+    with TestClient(app, headers=headers) as client:
+        assert "[DONE]" in client.get("/span").text
+    llm, ours = exporter.get_finished_spans()
+    assert (llm.name, ours.name) == ("chat demo", "ours")
+    assert llm.parent
+    assert ours.context
+    assert llm.parent.span_id == ours.context.span_id
 
 
 # Errors.

@@ -5,12 +5,16 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 from fastapi import APIRouter, FastAPI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
@@ -25,6 +29,7 @@ from app.llm.tools import ToolCall, ToolError, ToolResult
 from app.llm.upstreams import Upstreams
 from app.main import create_app
 from app.models import ChatChunk, ChatRequest
+from app.telemetry.tracing import Tracing
 from tests.conftest import MakeSettings
 from tests.fakes import BreaksOff, Calls, FakeLLM, tool
 from tests.serving import serve
@@ -230,6 +235,24 @@ def test_own_models_are_listed(client: openai.OpenAI) -> None:
 def test_a_row_that_leads_to_no_function_stops_the_start(settings: MakeSettings) -> None:
     with pytest.raises(SettingsError, match=r"models\.a: app/own\.py has no model 'b'"):
         create_app(settings(models={"a": {"upstream": "own/b"}}, default_model="a"))
+
+
+def test_what_own_code_calls_is_within_its_span(app: FastAPI, headers: dict[str, str]) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    upstreams = app.state.upstreams
+    upstreams.accounting = replace(upstreams.accounting, tracing=Tracing(provider.get_tracer("llm")))
+    for stream in (False, True):
+        with TestClient(app, headers=headers) as client, provider.get_tracer("ours").start_as_current_span("ours"):
+            client.post("/v1/chat/completions", json={"model": "support", "messages": MESSAGES, "stream": stream})
+        spans = {span.context.span_id: span for span in exporter.get_finished_spans() if span.context}
+        parents = [
+            (span.name, spans[span.parent.span_id].name)
+            for span in spans.values()
+            if span.parent and span.parent.span_id in spans
+        ]
+        assert sorted(parents)[:2] == [("chat gpt-4o", "chat support")] * 2
+        exporter.clear()
 
 
 # --- The tool loop ----------------------------------------------------------------------------------------------------
