@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.errors import AppError, error_event
 from app.http.exchange import exchange_of
-from app.http.own_events import Opened, named_error_event, open_events
+from app.http.own_events import OwnStream, named_error_event, open_events
 from app.http.problems import as_app_error, cause_of
 from app.llm.call import OpenStream
 from app.llm.sse import DONE
@@ -53,7 +53,7 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
         error: Callable[[AppError, str], bytes] | None = None,
     ) -> None:
-        self._opening: AbstractAsyncContextManager[Opened]
+        self._opening: AbstractAsyncContextManager[OpenStream | OwnStream]
         if isinstance(events, AbstractAsyncContextManager):
             self._opening, self._error = events, error or error_event
         else:

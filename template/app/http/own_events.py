@@ -3,24 +3,13 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi.sse import ServerSentEvent, format_sse_event
 from pydantic_core import to_json
 
 from app.errors import AppError, error_event
 from app.llm.sse import DONE
-
-
-class Opened(Protocol):
-    """A stream whose first event is there."""
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def first(self) -> bytes: ...
-    @property
-    def packets(self) -> AsyncIterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)

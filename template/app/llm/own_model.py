@@ -1,6 +1,7 @@
 """Your code as a model: with `models = {"support": support}` in app/own.py, `upstream = "own/support"` leads to it."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
 
 from app.access.callers import Caller
 from app.llm.call import CallTotals
@@ -24,13 +25,10 @@ def connect(upstreams: Upstreams, models: Mapping[str, OwnModel]) -> dict[str, A
         upstreams: the models that the functions may call.
         models: the functions.
     """
+    return {name: partial(_answer, model, upstreams) for name, model in models.items()}
 
-    def connected(model: OwnModel) -> Answer:
-        def answer(
-            request: ChatRequest, caller: Caller | None, totals: CallTotals
-        ) -> AsyncGenerator[str | ChatChunk | RunEvent, None]:
-            return model(request, LLMClient(upstreams, caller, totals))
 
-        return answer
-
-    return {name: connected(model) for name, model in models.items()}
+def _answer(
+    model: OwnModel, upstreams: Upstreams, request: ChatRequest, caller: Caller | None, totals: CallTotals
+) -> AsyncGenerator[str | ChatChunk | RunEvent, None]:
+    return model(request, LLMClient(upstreams, caller, totals))
