@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from app import own
@@ -50,11 +51,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_of_ones_own(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Empty app/own.py for the tests that came with the template."""
+    """Empty app/own.py, and the registry of the team's metrics, for the tests that came with the template."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.is_relative_to(OF_THE_TEMPLATE) or request.path.stem in CAME_WITH_THE_TEMPLATE:
             for name in ("routers", "public_routers", "middleware", "models", "lifespan", "OwnSettings"):
                 patch.delattr(own, name, raising=False)
+            patch.setattr("app.telemetry.metrics.REGISTRY", CollectorRegistry())
         yield
 
 

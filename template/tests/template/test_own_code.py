@@ -18,7 +18,7 @@ from fastapi.sse import EventSourceResponse
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from prometheus_client import REGISTRY, Counter
+from prometheus_client import CollectorRegistry, Counter, PlatformCollector, ProcessCollector
 from pydantic import ValidationError
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -221,13 +221,13 @@ def test_embeddings_have_a_default_model_of_their_own(settings: MakeSettings, he
         settings(default_embedding_model="nothing")
 
 
-def test_own_metrics_and_no_others_stand_beside_ours(settings: MakeSettings) -> None:
-    counter = Counter("parcels_sent", "Parcels.", registry=REGISTRY)
-    counter.inc()
-    try:
-        text = create_app(settings()).state.metrics.render().decode()
-    finally:
-        REGISTRY.unregister(counter)
+def test_own_metrics_and_no_others_stand_beside_ours(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    monkeypatch.setattr("app.telemetry.metrics.REGISTRY", registry)
+    Counter("parcels_sent", "Parcels.", registry=registry).inc()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    text = create_app(settings()).state.metrics.render().decode()
     assert "parcels_sent_total 1.0" in text
     assert "http_requests_in_flight" in text
     assert "python_info" not in text
