@@ -102,6 +102,16 @@ def test_what_working_in_the_template_leaves_behind_is_not_copied(source: Path, 
     assert set(tree(tmp_path / "project")) == set(tree(render()))
 
 
+def test_a_copy_from_a_clone_without_tags_says_its_version(source: Path, tmp_path: Path) -> None:
+    clone = shutil.copytree(source, tmp_path / "clone")
+    run("git", "init", "--quiet", cwd=clone)
+    run("git", "add", ".", cwd=clone)
+    run("git", "-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "Work", cwd=clone)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    said = run(COPIER, "copy", "--defaults", clone, tmp_path / "project", cwd=tmp_path)
+    assert f"\nAI backend is ready, from copier-ai-backend {version}. Start it" in said
+
+
 def test_a_question_that_vanished_stops_the_copy(source: Path, tmp_path: Path) -> None:
     """Otherwise the files that hang on it would vanish too, without a word."""
     changed = shutil.copytree(source, tmp_path / "changed")

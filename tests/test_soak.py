@@ -54,11 +54,9 @@ import asyncio
 from collections import Counter
 
 from fastapi import APIRouter
-from starlette.middleware import Middleware
 
 router = APIRouter()
-routers = [router]
-middleware: list[Middleware] = []
+public_routers = [router]
 
 
 @router.get("/tasks")

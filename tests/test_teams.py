@@ -42,3 +42,13 @@ def test_readmes_endpoint_works_and_needs_a_key(render: Render, install: Install
     (project / "app/own.py").write_text(f'"""Ours."""\n\n{imports}{EXAMPLE}{ROUTERS}', "utf-8")
     (project / "tests/test_team.py").write_text(TESTS, "utf-8")
     assert "2 passed" in run(install(project) / "pytest", "--quiet", "tests/test_team.py", cwd=project)
+
+
+def test_the_tests_that_came_with_the_template_are_listed() -> None:
+    """They run without what a team registers, so a new one has to be in the list."""
+    tests = ROOT / "template/tests"
+    listed = re.search(
+        r'CAME_WITH_THE_TEMPLATE = frozenset\(\s*"""(.*?)"""', (tests / "conftest.py").read_text("utf-8"), re.DOTALL
+    )
+    assert listed
+    assert set(listed[1].split()) == {path.stem for path in tests.glob("test_*.py")}

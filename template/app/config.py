@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_settings import (
@@ -43,6 +43,11 @@ def _split(value: Any) -> Any:
 
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+if TYPE_CHECKING:
+    Own = Any
+else:
+    Own = dict[str, Any]
+"""The table `[own]` as it was read; in the application's settings, the team's OwnSettings."""
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
@@ -198,10 +203,11 @@ class Settings(BaseSettings):
         "gpt-4o": ModelEntry(upstream="openai/gpt-4o", defaults={"temperature": 0.7, "max_tokens": 1024}),
         "demo": ModelEntry(upstream="demo/echo"),
     }
+    default_embedding_model: str | None = None
+    """None takes `default_model`."""
     callers: dict[str, CallerEntry] = {}
     auth: Auth = Auth()
-    own: dict[str, Any] = Field(default={}, repr=False)
-    """The team's own table."""
+    own: Own = Field(default={}, repr=False)
 
     dev: bool = False
     host: str = "127.0.0.1"
@@ -246,6 +252,8 @@ class Settings(BaseSettings):
             raise ValueError("metrics_port and port are the same")
         if self.default_model not in self.models:
             raise ValueError(f"default_model {self.default_model!r} has no [models.{json.dumps(self.default_model)}]")
+        if self.default_embedding_model not in (None, *self.models):
+            raise ValueError(f"default_embedding_model {self.default_embedding_model!r} is not in the model table")
         references = {f"models.{name}.fallbacks": model.fallbacks for name, model in self.models.items()}
         references |= {f"callers.{name}.models": caller.models or [] for name, caller in self.callers.items()}
         references["auth.jwt.models"] = (self.auth.jwt.models if self.auth.jwt else None) or []

@@ -5,6 +5,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
+from starlette.requests import HTTPConnection
 
 from app.access.callers import HOW_TO_ADD, LOCAL, Caller
 from app.config import Settings
@@ -21,12 +22,12 @@ ADDRESSES = re.compile(r"(^|.*[,\s])\[?(\d+(\.\d+){3}|[0-9a-f]*(:[0-9a-f]*){2,7}
 """A header's value with an IP address in it, with or without a port: a client's, whatever the name."""
 
 
-def get_settings(request: Request) -> Settings:
+def get_settings(request: HTTPConnection) -> Settings:
     """Return the settings that the application was made with."""
     return state_of(request).settings
 
 
-async def get_caller(request: Request) -> Caller:
+async def get_caller(request: HTTPConnection) -> Caller:
     """Return who calls.
 
     Raises:
@@ -39,15 +40,16 @@ async def get_caller(request: Request) -> Caller:
     return caller
 
 
-async def find_caller(request: Request) -> Caller:
+async def find_caller(request: HTTPConnection) -> Caller:
     """Return who calls, as `get_caller` does; while there are no callers, anybody, who may use only the demo model."""
     state = state_of(request)
+    exchange = exchange_of(request.scope) if request.scope["type"] == "http" else None  # a WebSocket has none
     scheme, _, key = _header(request, b"authorization").decode("latin-1").partition(" ")
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())
         if caller is None and state.jwt_auth and key.count(".") == 2:
-            caller = await state.jwt_auth.find(key.strip(), exchange_of(request.scope).request_id)
+            caller = await state.jwt_auth.find(key.strip(), exchange.request_id if exchange else "")
     if caller is None and state.settings.dev:
         if not is_local(request):
             raise Unauthorized(f"Without a key, --dev serves this machine only. {HOW_TO_ADD}")
@@ -56,7 +58,8 @@ async def find_caller(request: Request) -> Caller:
         caller = state.anonymous
     if caller is None:
         raise Unauthorized("This key is not known here." if key else f"A key is needed. {HOW_TO_ADD}")
-    exchange_of(request.scope).caller = caller.name
+    if exchange:
+        exchange.caller = caller.name
     return caller
 
 
@@ -97,12 +100,12 @@ async def read_body(request: Request, kind: type[W], llm: LLMClient) -> W:
         return await read_json(request, kind, state_of(request).bodies)
 
 
-def _header(request: Request, name: bytes) -> bytes:
+def _header(request: HTTPConnection, name: bytes) -> bytes:
     """Return a header as it is now: the team's middleware may have changed it."""
     return next((value for found, value in request.scope["headers"] if found == name), b"")
 
 
-def is_local(request: Request) -> bool:
+def is_local(request: HTTPConnection) -> bool:
     """Return whether a request was made on this machine.
 
     The peer must be a loopback address. `Host` must be one too; otherwise an attacker's domain could point to 127.0.0.1
@@ -113,7 +116,7 @@ def is_local(request: Request) -> bool:
     headers = request.headers
     if any(FORWARDING_HEADER.search(k) or (k != "host" and ADDRESSES.fullmatch(v)) for k, v in headers.items()):
         return False
-    if request.client is None or not is_loopback(request.client.host) or request.scope["http_version"] == "1.0":
+    if request.client is None or not is_loopback(request.client.host) or request.scope.get("http_version") == "1.0":
         return False
     try:
         [host] = headers.getlist("host")

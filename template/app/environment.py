@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +30,11 @@ STRIPPED = re.compile("KEY|TOKEN|SECRET|PASS|CRED|_BASE|URL|ENDPOINT|PROXY|^PORT
 PROXY = re.compile("https?_proxy|all_proxy", re.IGNORECASE)
 
 
+def settings_file() -> Path:
+    """Return where the settings file is."""
+    return Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Return the settings from all sources.
 
@@ -51,9 +56,9 @@ def load_settings(**overrides: Any) -> Settings:
         for name, value in values.items():
             if value is not None:
                 os.environ.setdefault(name, value)
-    settings_file = Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
-    if settings_file != SETTINGS_FILE and (settings_file.is_dir() or not settings_file.exists()):
-        raise SettingsError(f"APP_SETTINGS_FILE names {settings_file}, which is no file")
+    file = settings_file()
+    if file != SETTINGS_FILE and (file.is_dir() or not file.exists()):
+        raise SettingsError(f"APP_SETTINGS_FILE names {file}, which is no file")
     _tidy(os.environ)
     _check_variable_names(os.environ)
     try:
@@ -61,15 +66,33 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         raise SettingsError("; ".join(_sentences(error))) from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{settings_file} is not valid TOML: {error}") from None
+        raise SettingsError(f"{file} is not valid TOML: {error}") from None
     except pydantic_settings.SettingsError as error:
         field = next((f for f in Settings.model_fields if f'"{f}"' in str(error)), "?")
         raise SettingsError(f"APP_{field.upper()} is not valid JSON") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(settings_file, error) from None
+        raise _unreadable(file, error) from None
     bases = [value for name, value in os.environ.items() if name.endswith(("_API_BASE", "_BASE_URL"))]
     exempt_from_proxies([*bases, *filter(None, (entry.api_base for entry in settings.models.values()))])
     return settings
+
+
+def with_own(settings: Settings, kind: type[BaseModel] | None) -> Settings:
+    """Return settings whose `own` is the team's object in place of the table.
+
+    Args:
+        settings: with the table as it was read.
+        kind: the class of the object; None keeps the table.
+
+    Raises:
+        SettingsError: the table does not fit the class.
+    """
+    if kind is None or isinstance(settings.own, kind):
+        return settings
+    try:
+        return settings.model_copy(update={"own": kind.model_validate(settings.own)})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentences(error, ["own"], kind))) from None
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -142,12 +165,12 @@ def _group(annotation: Any) -> type[Group] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Group)), None)
 
 
-def _sentences(error: ValidationError) -> Iterator[str]:
+def _sentences(error: ValidationError, place: Sequence[str] = (), group: type[BaseModel] = Settings) -> Iterator[str]:
     for found in error.errors(include_url=False, include_input=False):
-        location = [str(part) for part in found["loc"]]
+        location = [*place, *(str(part) for part in found["loc"])]
         name = ".".join(location)
         if found["type"] == "extra_forbidden":
-            names = _names_beside(location)
+            names = _names_beside(location[len(place) :], group)
             near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
             yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
             continue
@@ -158,9 +181,8 @@ def _sentences(error: ValidationError) -> Iterator[str]:
         yield f"setting {name}: {message}"
 
 
-def _names_beside(location: list[str]) -> list[str]:
+def _names_beside(location: list[str], group: type[BaseModel]) -> list[str]:
     """Return the known names of the group in which an unknown name was found."""
-    group: type[BaseModel] = Settings
     for part in location[:-1]:
         if part in TABLES:
             group = ModelEntry if part == "models" else CallerEntry

@@ -11,6 +11,8 @@ AppError                    500 internal_error
 ├── AuthUnavailable         503 auth_unavailable
 ├── Draining                503 draining
 └── ProviderError           502 provider_error
+    ├── OwnModelFailed          500 own_model_failed
+    ├── UnfitAnswer             502 unfit_answer
     ├── ProviderNotConfigured   503 provider_not_configured
     ├── ProviderMisconfigured   502 provider_misconfigured
     ├── ProviderRefused         400 the provider's own code
@@ -177,6 +179,18 @@ class ProviderError(AppError):
         self.spent = truncated or (self.spent and not unreached)
         if retry is not None:
             self.retry = retry
+
+
+class OwnModelFailed(ProviderError):
+    """A function of the team's that is served as a model raised an exception that is none of ours."""
+
+    status, code = 500, "own_model_failed"
+
+
+class UnfitAnswer(ProviderError):
+    """A model's answer does not fit the schema that it was asked for."""
+
+    code = "unfit_answer"
 
 
 class ProviderNotConfigured(ProviderError):

@@ -6,27 +6,29 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 
 import structlog
-from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from app import own
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
-from app.environment import load_settings, unknown_variables
+from app.environment import load_settings, unknown_variables, with_own
 from app.http.application import App
 from app.http.bodies import BodyMemory
 from app.http.cors import CORS
 from app.http.draining import Drain
 from app.http.problems import install_problem_handlers
 from app.llm.client import LLMClient
+from app.llm.own_model import connect
 from app.llm.upstreams import Upstreams
 from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
 from app.routers import chat, embeddings, health, models, playground
 from app.routers import metrics as metrics_router
+from app.routers.closed import Closed, include_public
 from app.telemetry.logs import configure_logs
 from app.telemetry.metrics import Metrics
 from app.telemetry.metrics_port import metrics_port
@@ -43,7 +45,7 @@ GIVE_UP = 3
 log = structlog.get_logger("app")
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None) -> App:
     """Return the application.
 
     Args:
@@ -52,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     Raises:
         SettingsError: the settings are wrong.
     """
-    settings = settings or load_settings()
+    settings = with_own(settings or load_settings(), getattr(own, "OwnSettings", None))
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
     bodies = BodyMemory(settings.max_body_memory)
     metrics = Metrics()
@@ -77,10 +79,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             ),
             Middleware(LoadShedding, drain=drain, bodies=bodies, max_in_flight=settings.max_in_flight),
             Middleware(ErrorBoundary),
-            *own.middleware,
+            *getattr(own, "middleware", ()),
         ],
     )
-    upstreams = Upstreams(settings, metrics=metrics)
+    own_models = getattr(own, "models", {})
+    upstreams = Upstreams(settings, metrics=metrics, own=partial(connect, models=own_models))
     demos = frozenset(target.name for target in upstreams.targets.values() if target.adapter == "demo")
     app.state.settings = settings
     app.state.drain = drain
@@ -104,7 +107,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(playground.router)
     if settings.metrics:
         app.include_router(metrics_router.router)
-    for router in own.routers:
+    include_public(app, getattr(own, "public_routers", ()))
+    for router in map(Closed, getattr(own, "routers", ())):
         app.include_router(router)
     return app
 
@@ -134,8 +138,12 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     for target in state.upstreams.targets.values():
         if target.missing:
             log.warning("model is not configured", model=target.name, missing=target.missing)
-    settings = state.settings
-    async with state.upstreams, metrics_port(settings.metrics_port if settings.metrics else None, state.metrics):
+    settings, own_lifespan = state.settings, getattr(own, "lifespan", None)
+    async with (
+        state.upstreams,
+        metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
+        own_lifespan(app) if own_lifespan else nullcontext(),
+    ):
         state.drain.install()
         gc.freeze()  # what exists now lives until the end, so no garbage collection needs to look at it
         try:

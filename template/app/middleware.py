@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from http import HTTPStatus
 from itertools import chain
 from typing import Any
 
@@ -10,11 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import AppError, Overloaded
+from app.errors import AppError, Overloaded, error_event
 from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.http.exchange import Exchange, exchange_of
-from app.http.problems import problem_response
+from app.http.problems import as_app_error, cause_of, problem_response
 from app.telemetry.logs import exception_fields
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import trace_id
@@ -69,13 +70,15 @@ class RequestContext:
 
     def _log_request(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         totals = exchange.totals
-        route = getattr(scope.get("route"), "path", "none")
+        route = _route_of(scope)
         status = 499 if exchange.client_left else exchange.status
         models = totals.models
         model = models[0] if len(models) == 1 else "several" if models else "none"
         self.metrics.requests(route, status, model).observe(seconds)
         if exchange.client_left:
             self.metrics.disconnects(route).inc()
+        elif exchange.error and status < HTTPStatus.BAD_REQUEST:
+            self.metrics.stream_errors(route, exchange.error).inc()
         line: dict[str, Any] = {
             "method": scope["method"],
             "path": scope["path"][:256],
@@ -99,6 +102,14 @@ class RequestContext:
         if self._log is None:
             self._log = log.bind()
         self._log.info("request", **line)
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the path of the route that has handled a request, with its variable parts as they were declared."""
+    included = (scope.get("fastapi") or {}).get("effective_route_context")  # FastAPI's, of a router that was included
+    inner = getattr(included, "starlette_route", None) or included or scope.get("route")
+    path: str | None = getattr(inner, "path", None)
+    return path or "none"
 
 
 class LoadShedding:
@@ -176,21 +187,30 @@ class ErrorBoundary:
         exchange = exchange_of(scope)
         try:
             await self.app(scope, receive, send)
+            await exchange.finish()
         except asyncio.CancelledError:
             if exchange.aborted_by is None or exchange.client_left:
                 raise
-            if exchange.status == 0:
-                await problem_response(exchange.aborted_by, scope)(scope, receive, send)
+            await self._tell(exchange.aborted_by, exchange, scope, receive, send)
         except ClientDisconnect:
             exchange.client_left = True  # before its body was complete
-        except (AppError, HTTPException) as error:  # raised by the team's own middleware
-            if exchange.status == 0:
-                await problem_response(error, scope)(scope, receive, send)
-            else:
-                raise
         except Exception as error:
-            log.error("unexpected", request_id=exchange.request_id, **exception_fields(error))
-            if exchange.status == 0:
-                await problem_response(AppError(), scope)(scope, receive, send)
-            else:
+            failure = as_app_error(error)
+            if failure is None:
+                log.error("unexpected", request_id=exchange.request_id, **exception_fields(cause_of(error)))
+            if not await self._tell(failure or AppError(), exchange, scope, receive, send):
                 raise
+
+    async def _tell(self, failure: AppError, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Tell the client of an error, by a response or by an event stream's last event.
+
+        Returns:
+            Whether that could be done: any other response that has begun can only be cut off.
+        """
+        exchange.error = failure.code
+        can_tell = exchange.status == 0 or (exchange.sends_events and not exchange.sent_all)
+        if exchange.status == 0:
+            await problem_response(failure, scope)(scope, receive, send)
+        elif can_tell:
+            await send({"type": "http.response.body", "body": error_event(failure, exchange.request_id)})
+        return can_tell

@@ -156,6 +156,13 @@ class AssistantMessage(Answered):
     tool_calls: list[dict[str, Any]] | None = None
 
 
+def as_sent(message: Any) -> Any:
+    """Return a message as a request sends it: an assistant's message of an answer may go straight back."""
+    if isinstance(message, AssistantMessage):
+        return {"content": None, **message.model_dump(exclude_none=True)}
+    return message.model_dump(exclude_unset=True) if isinstance(message, Message) else message
+
+
 class Choice(Answered):
     index: Count = 0
     message: Annotated[AssistantMessage, _or_default(AssistantMessage)] = AssistantMessage()
@@ -252,7 +259,12 @@ class ErrorMember(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error's body: problem details (RFC 9457) with OpenAI's error object in it."""
+    """Every error's body: problem details (RFC 9457) with OpenAI's error object in it.
+
+    An endpoint's own HTTPException whose detail is no text adds that detail as `details`.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     type: str
     title: str

@@ -11,10 +11,14 @@ from typing import Any
 
 import openai
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
+from app import own
 from app.config import Settings
+from app.dependencies import get_llm
 from app.main import create_app
+from tests.fakes import FakeLLM
 from tests.serving import Backend, Process
 from tests.serving import serve as serve_app
 from tests.shutdown import SCENES, Ending, play
@@ -23,8 +27,18 @@ from tests.stub import Stub
 MakeSettings = Callable[..., Settings]
 Serve = Callable[[Settings], str]
 
+WithFake = Callable[[FakeLLM], TestClient]
+AsCaller = Callable[..., TestClient]
+
 KEY = "sk-app-test"
 OF_THE_TEMPLATE = Path(__file__).parent / "template"
+CAME_WITH_THE_TEMPLATE = frozenset(
+    """
+    test_access test_calls test_http test_limits test_logs test_metrics test_openai_client
+    test_openai_errors test_openapi test_own_endpoints test_playground test_shutdown test_streams
+    """.split()
+)
+"""Tests of the service itself. They run without what app/own.py registers, so that nothing in it breaks them."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -33,6 +47,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     named = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
     return None if any(path.is_relative_to(OF_THE_TEMPLATE) for path in named) else True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_of_ones_own(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Empty app/own.py, and the registry of the team's metrics, for the tests that came with the template."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.is_relative_to(OF_THE_TEMPLATE) or request.path.stem in CAME_WITH_THE_TEMPLATE:
+            for name in ("routers", "public_routers", "middleware", "models", "lifespan", "OwnSettings"):
+                patch.delattr(own, name, raising=False)
+            patch.setattr("app.telemetry.metrics.REGISTRY", CollectorRegistry())
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +102,39 @@ def client(settings: MakeSettings, headers: dict[str, str]) -> Iterator[TestClie
     """A client in this process, with the key: without one, the app serves nobody but the demo model."""
     with TestClient(create_app(settings()), headers=headers) as client:
         yield client
+
+
+@pytest.fixture
+def without_key(settings: MakeSettings) -> Iterator[TestClient]:
+    """A client without a key."""
+    with TestClient(create_app(settings())) as client:
+        yield client
+
+
+@pytest.fixture
+def as_caller(settings: MakeSettings) -> Iterator[AsCaller]:
+    """Make a client with the key of another caller: its name, and fields of its row, such as `models=["demo"]`."""
+    with contextlib.ExitStack() as clients:
+
+        def make(name: str, **row: Any) -> TestClient:
+            callers = {name: {"key_sha256": hashlib.sha256(KEY.encode()).hexdigest(), **row}}
+            client = TestClient(create_app(settings(callers=callers)), headers={"Authorization": f"Bearer {KEY}"})
+            return clients.enter_context(client)
+
+        yield make
+
+
+@pytest.fixture
+def with_fake(settings: MakeSettings, headers: dict[str, str]) -> Iterator[WithFake]:
+    """Make a client with the key, of an app whose endpoints get a FakeLLM for `LLM`."""
+    with contextlib.ExitStack() as clients:
+
+        def make(fake: FakeLLM) -> TestClient:
+            app = create_app(settings())
+            app.dependency_overrides[get_llm] = lambda: fake
+            return clients.enter_context(TestClient(app, headers=headers))
+
+        yield make
 
 
 @pytest.fixture

@@ -3,69 +3,179 @@
 fake = FakeLLM("A short summary.")
 app.dependency_overrides[get_llm] = lambda: fake
 
-The service's own routes take no overrides: give their models a stub's `api_base`, as tests/conftest.py does.
+It is the real client with a model that says what it is told to say, so it streams, repairs, calls tools and fails as
+the real one does. The service's own routes take no overrides: give their models a stub's `api_base`, as
+tests/conftest.py does.
 """
 
+import json
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_json
+
+from app.config import ModelEntry, Settings
 from app.errors import AppError
-from app.llm.structured import M
-from app.models import AssistantMessage, ChatChunk, ChatResponse, Choice, EmbeddingResponse, Message
+from app.llm.call import Call
+from app.llm.client import LLMClient
+from app.llm.relay import StreamState
+from app.llm.sse import DONE
+from app.llm.structured import M, Parsed
+from app.llm.targets import Target
+from app.llm.typed_calls import Messages
+from app.llm.upstreams import Upstreams
+from app.models import ChatChunk, ChatResponse, EmbeddingResponse
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+"""What every answer has used."""
 
 
-class FakeLLM:
+@dataclass(frozen=True)
+class Calls:
+    """An answer that asks for calls of tools, all at once.
+
+    Attributes:
+        calls: names of tools, with the arguments of each.
+    """
+
+    calls: Sequence[tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class BreaksOff:
+    """A stream that fails after some of its text; a whole answer fails at once.
+
+    Attributes:
+        text: what it has said until then.
+        error: how it fails.
+    """
+
+    text: str
+    error: AppError
+
+
+Scripted = str | Calls | BreaksOff | AppError
+
+
+def tool(name: str, **arguments: Any) -> Calls:
+    """Return an answer that asks for one call of a tool."""
+    return Calls([(name, arguments)])
+
+
+class FakeLLM(LLMClient):
     """Says what it is told to say, and remembers what it was asked.
 
     Args:
-        *answers: what the calls of `complete`, `stream` and `parse` give, one after the other: a text, which is JSON
-            for `parse`, or an error that is raised. The last one is given for ever.
+        *answers: what its calls get, one after the other: a text, which is JSON for `parse`; calls of tools; or an
+            error that is raised. The last one is given for ever.
 
     Attributes:
-        calls: the arguments of every call, by name; `kind` and `texts` among them.
+        calls: the arguments of every call, by name; `kind`, `texts` and `tools` among them.
+        requests: the fields of every request to the model; a loop with tools, or a repair, sends several.
     """
 
-    def __init__(self, *answers: str | AppError) -> None:
+    def __init__(self, *answers: Scripted) -> None:
+        settings = Settings(models={"fake": ModelEntry(upstream="demo/fake")}, default_model="fake", retries=0)
+        upstreams = Upstreams(settings, {})
+        upstreams.targets = _AnyModel(upstreams.targets)
         self.calls: list[dict[str, Any]] = []
-        self._answers = deque(answers or ["Hello from the fake."])
+        self.requests: list[dict[str, Any]] = []
+        upstreams.adapters["demo"] = _Script(answers or ["Hello from the fake."], self.requests)
+        super().__init__(upstreams)
 
-    async def complete(
-        self, *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
-    ) -> ChatResponse:
+    async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
         """Return the next answer."""
-        text = self._next(messages=messages, model=model, **fields)
-        choice = Choice(message=AssistantMessage(content=text), finish_reason="stop")
-        return ChatResponse(id="chatcmpl-fake", model=model or "fake", choices=[choice], content=text)
+        self.calls.append({"messages": messages, "model": model, **fields})
+        return await super().complete(messages=messages, model=model, **fields)
 
     async def stream(
-        self, *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
-    ) -> AsyncIterator[ChatChunk]:
+        self, *, messages: Messages, model: str | None = None, **fields: Any
+    ) -> AsyncGenerator[ChatChunk, None]:
         """Yield the next answer, a word at a time."""
-        words = self._next(messages=messages, model=model, **fields).split(" ")
-        for number, word in enumerate(words):
-            choice = {
-                "delta": {"content": f" {word}" if number else word},
-                "finish_reason": "stop" if number == len(words) - 1 else None,
-            }
-            yield ChatChunk.model_validate({"id": "chatcmpl-fake", "model": model or "fake", "choices": [choice]})
+        self.calls.append({"messages": messages, "model": model, **fields})
+        async for chunk in super().stream(messages=messages, model=model, **fields):
+            yield chunk
 
-    async def parse(
-        self, kind: type[M], *, messages: Sequence[Message | dict[str, Any]], model: str | None = None, **fields: Any
-    ) -> M:
-        """Return the next answer as an object."""
-        return kind.model_validate_json(self._next(kind=kind, messages=messages, model=model, **fields))
+    async def parse_with_usage(
+        self, kind: type[M], *, messages: Messages, model: str | None = None, repairs: int = 1, **fields: Any
+    ) -> Parsed[M]:
+        """Return the next answer as an object; one that does not fit is repaired by the answer after it."""
+        self.calls.append({"kind": kind, "messages": messages, "model": model, **fields})
+        return await super().parse_with_usage(kind, messages=messages, model=model, repairs=repairs, **fields)
 
     async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
         """Return for each text a vector of two numbers: its length, and one."""
         self.calls.append({"texts": texts, "model": model, **fields})
-        given = [texts] if isinstance(texts, str) else texts
-        rows = [{"index": index, "embedding": [float(len(text)), 1.0]} for index, text in enumerate(given)]
-        return EmbeddingResponse.model_validate({"data": rows, "model": model or "fake"})
+        return await super().embed(texts, model=model, **fields)
 
-    def _next(self, **arguments: Any) -> str:
-        self.calls.append(arguments)
+
+class _AnyModel(dict[str, Target]):
+    """A model table in which every name leads to the fake."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        fake = self["fake"]
+        return Target(key, fake.provider, key, fake.adapter, fake.entry)
+
+
+class _Script:
+    """An adapter that gives prepared answers."""
+
+    def __init__(self, answers: Sequence[Scripted], requests: list[dict[str, Any]]) -> None:
+        self._answers = deque(answers)
+        self._requests = requests
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    def failing(self) -> list[str]:
+        return []
+
+    async def complete(self, call: Call, target: Target) -> dict[str, Any]:
+        message, reason, error = self._next(call)
+        if error:
+            raise error
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        return {"id": "chatcmpl-fake", "model": target.model, "choices": [choice], "usage": USAGE}
+
+    async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+        message, reason, error = self._next(call)
+        deltas: list[dict[str, Any]] = []
+        for index, asked in enumerate(message.get("tool_calls") or ()):  # in pieces, as providers send them
+            arguments = asked["function"]["arguments"]
+            begin = {**asked, "index": index, "function": {**asked["function"], "arguments": arguments[:4]}}
+            end = {"index": index, "function": {"arguments": arguments[4:]}}
+            deltas += [{"tool_calls": [begin]}, {"tool_calls": [end]}]
+        words = (message["content"] or "").split(" ")
+        deltas += [{"content": f" {word}" if number else word} for number, word in enumerate(words)]
+        for delta in deltas if error else [*deltas, {}]:
+            chunk = {"id": "chatcmpl-fake", "model": target.model}
+            body = {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": None if delta else reason}]}
+            state.see(body)
+            yield b"data: " + to_json(body) + b"\n\n"
+        if error:
+            raise error
+        usage = {"id": "chatcmpl-fake", "model": target.model, "choices": [], "usage": USAGE}
+        yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
+
+    async def embed(self, call: Call, target: Target) -> dict[str, Any]:
+        self._requests.append(dict(call.fields))
+        given = call.fields["input"]
+        texts = [given] if isinstance(given, str) else given
+        rows = [{"index": index, "embedding": [float(len(text)), 1.0]} for index, text in enumerate(texts)]
+        return {"data": rows, "model": target.model, "usage": USAGE}
+
+    def _next(self, call: Call) -> tuple[dict[str, Any], str, AppError | None]:
+        self._requests.append(dict(call.fields))
         answer = self._answers.popleft() if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, AppError):
             raise answer
-        return answer
+        if isinstance(answer, Calls):
+            calls = [
+                {"id": f"call_{n}", "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+                for n, (name, given) in enumerate(answer.calls)
+            ]
+            return {"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls", None
+        if isinstance(answer, BreaksOff):
+            return {"role": "assistant", "content": answer.text}, "stop", answer.error
+        return {"role": "assistant", "content": answer or ""}, "stop", None

@@ -74,7 +74,7 @@ def app(
     settings: MakeSettings, stubs: dict[str, Stub], spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> FastAPI:
     """An app with four models: `flaky` needs a retry, and `unset` has no key, so that `short` answers instead."""
-    monkeypatch.setattr(own, "routers", [routes])
+    monkeypatch.setattr(own, "routers", [routes], raising=False)
     monkeypatch.setattr(circuit_breaker, "FAILURES", 1000)
     monkeypatch.setattr(retries, "FIRST_PAUSE", 0)
     models: dict[str, Any] = {

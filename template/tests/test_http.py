@@ -56,8 +56,7 @@ def url(provider: Stub, key: str) -> Iterator[str]:
     }
     callers: Any = {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "routers", [faulty])
-        patch.setattr(own, "middleware", [])
+        patch.setattr(own, "routers", [faulty], raising=False)
         app = create_app(
             Settings(models=models, callers=callers, cors_origins=[ORIGIN], max_body_bytes=LIMIT, retries=0)
         )

@@ -143,7 +143,7 @@ async def streamed(llm: LLM) -> StreamingResponse:
 @pytest.fixture
 def own_app(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """An app with these endpoints."""
-    monkeypatch.setattr(own, "routers", [routes])
+    monkeypatch.setattr(own, "routers", [routes], raising=False)
     return create_app(settings())
 
 
@@ -200,8 +200,8 @@ async def status(status: int) -> None:
     raise HTTPException(status, "Not today.")
 
 
-def test_a_field_may_be_called_as_fastapi_calls_its_places(own_app: FastAPI) -> None:
-    with TestClient(own_app) as client:
+def test_a_field_may_be_called_as_fastapi_calls_its_places(own_app: FastAPI, headers: dict[str, str]) -> None:
+    with TestClient(own_app, headers=headers) as client:
         error = client.post("/own/query", json={}).json()["error"]
     assert (error["message"], error["param"]) == ("query: Field required", "query")
 
@@ -209,8 +209,8 @@ def test_a_field_may_be_called_as_fastapi_calls_its_places(own_app: FastAPI) -> 
 @pytest.mark.parametrize(
     ("status", "code"), [(403, "forbidden"), (401, "unauthorized"), (409, "conflict"), (499, "client_error")]
 )
-def test_an_endpoints_own_status_is_kept(own_app: FastAPI, status: int, code: str) -> None:
-    with TestClient(own_app) as client:
+def test_an_endpoints_own_status_is_kept(own_app: FastAPI, headers: dict[str, str], status: int, code: str) -> None:
+    with TestClient(own_app, headers=headers) as client:
         answer = client.get(f"/own/status/{status}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert answer.json()["detail"] == "Not today."
@@ -247,7 +247,7 @@ class Broken:
 def test_a_key_that_own_middleware_brings_lets_in(
     settings: MakeSettings, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "middleware", [Middleware(KeyFromElsewhere)])
+    monkeypatch.setattr(own, "middleware", [Middleware(KeyFromElsewhere)], raising=False)
     with TestClient(create_app(settings())) as client:
         key = headers["Authorization"].removeprefix("Bearer ")
         assert client.get("/v1/models", headers={"api-key": key}).status_code == 200
@@ -256,7 +256,7 @@ def test_a_key_that_own_middleware_brings_lets_in(
 def test_an_error_in_own_middleware_has_the_one_body(
     settings: MakeSettings, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "middleware", [Middleware(Broken)])
+    monkeypatch.setattr(own, "middleware", [Middleware(Broken)], raising=False)
     with TestClient(create_app(settings()), headers=headers) as client:
         answer = client.get("/v1/models")
     assert answer.status_code == 500
@@ -280,10 +280,10 @@ def fake() -> FakeLLM:
 
 
 @pytest.fixture
-def faked(own_app: FastAPI, fake: FakeLLM) -> Iterator[TestClient]:
-    """A client without a key, of an app whose models are the fake."""
+def faked(own_app: FastAPI, fake: FakeLLM, headers: dict[str, str]) -> Iterator[TestClient]:
+    """A client of an app whose models are the fake."""
     own_app.dependency_overrides[get_llm] = lambda: fake
-    with TestClient(own_app) as client:
+    with TestClient(own_app, headers=headers) as client:
         yield client
 
 
@@ -295,9 +295,9 @@ def test_the_fake_answers_in_place_of_the_models(faked: TestClient, fake: FakeLL
     assert stub.requests == []
 
 
-def test_an_error_of_the_fake_is_the_endpoints_answer(own_app: FastAPI) -> None:
+def test_an_error_of_the_fake_is_the_endpoints_answer(own_app: FastAPI, headers: dict[str, str]) -> None:
     own_app.dependency_overrides[get_llm] = lambda: FakeLLM(ProviderRateLimited("Too many.", retry_after=7))
-    with TestClient(own_app) as client:
+    with TestClient(own_app, headers=headers) as client:
         answer = client.get("/own/whole")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
 
@@ -309,6 +309,6 @@ async def test_the_fake_parses_and_embeds() -> None:
     assert [row.embedding for row in (await fake.embed(["a", "bc"])).data] == [[1.0, 1.0], [2.0, 1.0]]
 
 
-@pytest.mark.parametrize("method", ["complete", "stream", "parse", "embed"])
+@pytest.mark.parametrize("method", ["complete", "stream", "parse", "parse_with_usage", "run", "embed"])
 def test_the_fake_is_called_as_the_client_is(method: str) -> None:
     assert inspect.signature(getattr(FakeLLM, method)) == inspect.signature(getattr(LLMClient, method))

@@ -54,4 +54,5 @@ def test_nothing_else_is_served(client: TestClient, name: str) -> None:
 def test_it_is_told_names_and_bounds_and_nothing_more(client: TestClient) -> None:
     config = client.get("/playground/config.json").json()
     assert config.keys() == {"models", "default_model", "limits", "key_required"}
-    assert {name for model in config["models"] for name in model} == {"name", "needs"}
+    assert {name for model in config["models"] for name in model} == {"name", "needs", "kind"}
+    assert {model["kind"] for model in config["models"]} <= {"demo", "own", None}

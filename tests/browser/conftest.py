@@ -35,6 +35,28 @@ FLAGS = [
 ]
 
 
+OWN = '''"""Ours: a model that calls a tool of its own."""
+
+from collections.abc import AsyncGenerator
+
+from app.llm.client import LLMClient
+from app.llm.tool_loop import RunEvent
+from app.models import ChatRequest
+
+
+async def weather(city: str) -> str:
+    return f"Sun in {city}"
+
+
+async def agent(request: ChatRequest, llm: LLMClient) -> AsyncGenerator[RunEvent, None]:
+    async for event in llm.run(model="demo", messages=request.messages, tools=[weather]):
+        yield event
+
+
+models = {"agent": agent}
+'''
+
+
 @pytest.fixture(scope="session")
 def stub() -> Iterator[Any]:
     """The provider of the model `stub`; every test finds it well-behaved."""
@@ -50,9 +72,10 @@ def _stub_behaves(stub: Any) -> None:
 
 @pytest.fixture(scope="session")
 def project(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with default answers."""
+    """A project with default answers, and a model of its own."""
     destination = tmp_path_factory.mktemp("browser") / "project"
     copier.run_copy(str(source), destination, defaults=True, quiet=True)
+    (destination / "app/own.py").write_text(OWN, "utf-8")
     return destination
 
 
@@ -134,6 +157,7 @@ def _models(stub: Any) -> dict[str, str]:
         "stub": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"},
         "demo": {"upstream": "demo/echo"},
         "gpt-4o": {"upstream": "openai/gpt-4o"},
+        "agent": {"upstream": "own/agent"},
     }
     return {"APP_MODELS": json.dumps(models), "APP_DEFAULT_MODEL": "stub", "APP_RETRIES": "0"}
 

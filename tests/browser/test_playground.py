@@ -1,6 +1,7 @@
 """What a person does on the page, and what the provider behind it sees."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,13 +36,13 @@ def test_a_model_without_a_key_names_the_variable_to_set(tab: MakeTab) -> None:
     expect(tab().page.locator("#model option[value='gpt-4o']")).to_contain_text("OPENAI_API_KEY")
 
 
-def test_the_page_weighs_less_than_30_kilobytes(tab: MakeTab, show_figures: Callable[[str], None]) -> None:
+def test_the_page_weighs_less_than_32_kilobytes(tab: MakeTab, show_figures: Callable[[str], None]) -> None:
     loaded = tab()
     loaded.page.wait_for_load_state("networkidle")
     total = sum(loaded.received.values())
     show_figures(f"the playground weighs {total} bytes: {loaded.received}")
     assert {"/playground", "/playground/style.css", "/playground/main.js"} < set(loaded.received)
-    assert total < 30_000
+    assert total < 32_000
 
 
 def test_a_request_carries_what_was_set_and_nothing_else(tab: MakeTab, stub: Any) -> None:
@@ -127,6 +128,37 @@ def test_several_tool_calls_are_answered_one_by_one(tab: MakeTab, stub: Any) -> 
     opened.page.keyboard.press("Enter")
     expect(opened.page.locator(".answer").last).to_contain_text("Hello from the stub")
     assert told(stub)[-2:] == [("tool", "1"), ("tool", "2")]
+
+
+def test_what_an_own_model_does_with_its_tools_is_shown(tab: MakeTab) -> None:
+    opened = tab()
+    page = opened.page
+    expect(page.locator("#model option[value='agent']")).to_have_text("agent (own code)")
+    expect(page.locator("#model option[value='demo']")).to_have_text("demo (echoes what you say)")
+    page.select_option("#model", "agent")
+    opened.ask("Weather?")
+    expect(page.locator(".call")).to_have_text(
+        [re.compile(r'^weather call_\w+{"city":"demo"}$'), re.compile(r"^weather: result call_\w+Sun in demo$")]
+    )
+    expect(page.locator(".answer")).to_have_text("You said: Sun in demo")
+    expect(page.get_by_label("Message", exact=True)).to_be_visible()
+
+
+def test_clear_clears_the_tools_and_focus_returns_to_the_message(tab: MakeTab, stub: Any) -> None:
+    behave(stub, tool_calls=(("get_weather", '{"city":"Lisbon"}'),))
+    opened = tab()
+    page = opened.page
+    page.get_by_role("button", name="Call a tool").click()
+    page.wait_for_selector("#state.done")
+    expect(page.locator("#message")).to_be_focused()
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#tools")).to_have_value("")
+    expect(page.locator("#offered")).to_have_text("None offered")
+
+
+def test_a_phone_is_told_where_the_events_are(tab: MakeTab) -> None:
+    expect(tab(width=390).page.locator("#phone")).to_be_visible()
+    expect(tab().page.locator("#phone")).to_be_hidden()
 
 
 HOSTILE = (

@@ -69,6 +69,10 @@ class CallerKeys:
     def __bool__(self) -> bool:
         return bool(self._callers)
 
+    def named(self, name: str) -> Caller | None:
+        """Return the caller of a name, or None."""
+        return next((caller for _, _, caller in self._callers if caller.name == name), None)
+
     def find(self, key: str) -> Caller | None:
         """Return the caller that has a key, or None. The key is compared with every hash, each in constant time."""
         digest = hash_key(key)

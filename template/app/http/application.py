@@ -2,14 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from starlette.datastructures import State
+from starlette.requests import HTTPConnection
 
 from app.access.callers import Caller, CallerKeys
-from app.config import Settings
+from app.config import Settings, SettingsError
 from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.llm.client import LLMClient
+from app.llm.logged_calls import LoggedCalls
 from app.llm.upstreams import Upstreams
 from app.telemetry.metrics import Metrics
 
@@ -50,6 +52,22 @@ class App(FastAPI):
 
     state: AppState
 
+    def llm_for(self, caller: str) -> LLMClient:
+        """Return a client of the models for code outside a request: a job, or what runs at the start.
+
+        Its calls are limited and counted as the caller's. Each one writes a log line of its own.
+
+        Args:
+            caller: a name of the table of callers; with `--dev`, any name.
+
+        Raises:
+            SettingsError: there is no such caller.
+        """
+        found = self.state.keys.named(caller) or (Caller(caller) if self.state.settings.dev else None)
+        if found is None:
+            raise SettingsError(f"llm_for({caller!r}): there is no such caller in the table of callers")
+        return LLMClient(self.state.upstreams, found, LoggedCalls())
+
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI page."""
         page = super().openapi()
@@ -58,7 +76,7 @@ class App(FastAPI):
         return page
 
 
-def state_of(request: Request) -> AppState:
+def state_of(request: HTTPConnection) -> AppState:
     """Return the state of the application that a request is for."""
     state: AppState = request.app.state
     return state

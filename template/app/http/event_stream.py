@@ -1,15 +1,20 @@
-"""EventStream: a model's stream as a response, with comments that keep the connection alive."""
+"""EventStream: a stream of events as a response, with comments that keep the connection alive."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import structlog
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.errors import AppError, error_event
 from app.http.exchange import exchange_of
-from app.llm.client import OpenStream
+from app.http.own_events import OwnStream, named_error_event, open_events
+from app.http.problems import as_app_error, cause_of
+from app.llm.call import OpenStream
 from app.llm.sse import DONE
 from app.telemetry.logs import exception_fields
 
@@ -29,17 +34,33 @@ log = structlog.get_logger("app.errors")
 
 
 class EventStream(Response):
-    """A model's stream as a response.
+    """A model's stream, or one of your own events, as a response; from any route.
 
-    An error before the first byte is raised, and so gets its own status. A later one becomes the last event.
+    An error before the first byte is raised, and so gets its own status. A later one becomes the last event. When the
+    client leaves, the iterator is closed; a `finally` in it may still await something.
 
     Args:
-        opening: from `LLMClient.open_stream`; entered when the response begins.
+        events: texts, dicts, Pydantic models, `ServerSentEvent`s or bytes of whole events: each becomes an event. Or
+            what `LLMClient.open_stream` returns, which is entered when the response begins.
+        headers: further response headers.
+        error: makes the event that an error becomes, from the error and the request id; `[DONE]` follows it.
     """
 
-    def __init__(self, opening: AbstractAsyncContextManager[OpenStream]) -> None:
-        self._opening = opening
-        self._start_headers = STREAM_HEADERS
+    def __init__(
+        self,
+        events: AbstractAsyncContextManager[OpenStream] | AsyncIterator[Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        error: Callable[[AppError, str], bytes] | None = None,
+    ) -> None:
+        self._opening: AbstractAsyncContextManager[OpenStream | OwnStream]
+        if isinstance(events, AbstractAsyncContextManager):
+            self._opening, self._error = events, error or error_event
+        else:
+            self._opening, self._error = open_events(events), error or named_error_event
+        more = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        self.raw_headers = [*STREAM_HEADERS, *more]
+        self.background: BackgroundTask | None = None
         self._started = False
         self._done_sent = False
         self._sending = False
@@ -47,10 +68,13 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._exchange = exchange_of(scope)
+        self._exchange.cancel_on_disconnect()
         self._send = send
         self._loop = asyncio.get_running_loop()
         # A task of its own, for speed: a packet then resumes only this task, and not every coroutine around a request.
         await asyncio.create_task(self._run())
+        if self.background:
+            await self.background()
 
     async def _run(self) -> None:
         failure: AppError | None = None
@@ -58,20 +82,19 @@ class EventStream(Response):
         self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         try:
             async with self._opening as stream:
-                of_call = [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.call.headers.items()]
-                self._start_headers = STREAM_HEADERS + of_call
+                self.raw_headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.headers.items()]
                 await self._pass_on(stream.first)
                 async for packet in stream.packets:
                     await self._pass_on(packet)
-        except AppError as error:
-            failure = error
         except asyncio.CancelledError:
             failure = self._exchange.aborted_by
             if failure is None or self._exchange.client_left:
                 raise
         except Exception as error:
-            log.error("unexpected", request_id=self._exchange.request_id, **exception_fields(error))
-            failure = AppError()
+            failure = as_app_error(error)
+            if failure is None:
+                log.error("unexpected", request_id=self._exchange.request_id, **exception_fields(cause_of(error)))
+                failure = AppError()
         finally:
             self._timer.cancel()
         await self._until_pinged()
@@ -82,7 +105,7 @@ class EventStream(Response):
         if not self._started:
             raise failure
         self._exchange.error = failure.code
-        await self._write(error_event(failure, self._exchange.request_id))
+        await self._write(self._error(failure, self._exchange.request_id))
 
     async def _pass_on(self, packet: bytes) -> None:
         if self._ping:
@@ -99,7 +122,7 @@ class EventStream(Response):
         """
         if not self._started:
             self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": self._start_headers})
+            await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         is_last = data.endswith(DONE)
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._done_sent = is_last

@@ -36,7 +36,9 @@ class Exchange:
         totals: the sum of the request's calls of models.
         status: the response's status; 0 until it has started.
         error: code of the error that was sent.
+        sends_events: whether the response is a stream of server-sent events.
         aborted_by: the error that the server ends this request with.
+        sent_all: whether the whole response has been sent.
         client_left: whether the client has left before it had the complete response.
         held: called when the request has ended: what an answer holds until it is sent.
     """
@@ -49,6 +51,7 @@ class Exchange:
         self.totals = CallTotals()
         self.status = 0
         self.error: str | None = None
+        self.sends_events = False
         self.aborted_by: AppError | None = None
         self.client_left = False
         self.held: list[Callable[[], None]] = []
@@ -64,7 +67,8 @@ class Exchange:
         self._body_read = False
         self._received = 0
         self._max_body_bytes = max_body_bytes
-        self._sent_all = False
+        self.sent_all = False
+        self._end: Message | None = None
 
     @property
     def declared_length(self) -> int | None:
@@ -107,16 +111,27 @@ class Exchange:
         """Send, as ASGI says, with the request id and security headers on every response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            headers = [*message.get("headers", ())]
+            self.sends_events = any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in headers)
             message["headers"] = [
-                *message.get("headers", ()),
+                *headers,
                 (b"x-request-id", self.request_id.encode()),
                 *SECURITY_HEADERS,
             ]
+        elif self.sends_events and not message.get("more_body") and not message.get("body"):
+            self._end = message
+            return
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._sent_all = True
+            self.sent_all = True
             if self._until_sent and not await self._until_sent():
                 self.client_left = True
+
+    async def finish(self) -> None:
+        """Send the end of an event stream, which was held back: what has made the stream may still raise an error."""
+        if self._end:
+            self.sends_events = False
+            await self.send(self._end)
 
     def cancel_on_disconnect(self) -> None:
         """From now on, cancel the endpoint as soon as the client leaves."""
@@ -128,7 +143,7 @@ class Exchange:
 
     def abort(self, error: AppError) -> None:
         """End this request with an error, whatever it is doing."""
-        if self.aborted_by is None and not self._sent_all and self._task:
+        if self.aborted_by is None and not self.sent_all and self._task:
             self.aborted_by = error
             self._task.cancel()
 
@@ -148,7 +163,7 @@ class Exchange:
     async def _next(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.client_left = self.client_left or not self._sent_all
+            self.client_left = self.client_left or not self.sent_all
         elif message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._max_body_bytes:

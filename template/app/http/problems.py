@@ -1,10 +1,10 @@
 """Renders every error as problem details (RFC 9457), whatever raised it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
@@ -29,36 +29,63 @@ TEXTS = {
 }
 
 
+class HTTPFailure(AppError):
+    """An HTTPException as one of our errors: its status, its words, and a code by its status or by its detail.
+
+    Args:
+        error: of FastAPI, of Starlette, or raised by an endpoint. A detail that is no text is kept in `details`; its
+            `message` and `code`, if they are texts, are the error's.
+    """
+
+    def __init__(self, error: HTTPException) -> None:
+        self.status = error.status_code  # type: ignore[misc]
+        detail: Any = error.detail
+        told = {k: v for k, v in detail.items() if isinstance(v, str)} if isinstance(detail, dict) else {}
+        message = detail if isinstance(detail, str) else told.get("message", phrase(self.status))
+        code = told.get("code") or CODES.get(self.status, phrase(self.status).lower().replace(" ", "_"))
+        super().__init__(TEXTS.get(message, message), code=code, headers=dict(error.headers or {}))
+        self.details = None if isinstance(detail, str) else to_jsonable_python(detail, fallback=str)
+
+
 def problem_response(error: AppError | HTTPException, scope: Scope | None, request_id: str = "none") -> Response:
     """Return the response for an error.
 
     Args:
-        error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint; its detail is shown if it is
-            text.
+        error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint.
         scope: the request's ASGI scope, for its id; None outside a request.
         request_id: the id of what is no request that the application has met.
     """
     exchange = scope.get("app.exchange") if scope else None
-    if isinstance(error, AppError):
-        status, code, message, param = error.status, error.code, error.message, error.param
-        headers = error.headers
-    else:
-        status, param, headers = error.status_code, None, dict(error.headers or {})
-        code = CODES.get(status, phrase(status).lower().replace(" ", "_"))
-        message = error.detail if isinstance(error.detail, str) else phrase(status)
-        message = TEXTS.get(message, message)
+    error = HTTPFailure(error) if isinstance(error, HTTPException) else error
     if exchange:
-        exchange.error = code
-    body = problem(status, code, message, param, request_id=exchange.request_id if exchange else request_id)
-    return Response(body.model_dump_json(), status, headers, PROBLEM_JSON)
+        exchange.error = error.code
+    request_id = exchange.request_id if exchange else request_id
+    body = problem(error.status, error.code, error.message, error.param, request_id=request_id)
+    if isinstance(error, HTTPFailure) and error.details is not None:
+        body = body.model_copy(update={"details": error.details})
+    return Response(body.model_dump_json(), error.status, error.headers, PROBLEM_JSON)
 
 
-def _leaves(group: ExceptionGroup[Any]) -> Iterator[Any]:
-    for error in group.exceptions:
-        if isinstance(error, ExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+def cause_of(error: BaseException) -> BaseException:
+    """Return the exception that is behind another one.
+
+    Of a group, as asyncio.TaskGroup raises it, that is the first unexpected one, or the first. Starlette raises a
+    RuntimeError for an error that its handlers can't answer any more.
+    """
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, AppError | HTTPException | ExceptionGroup):
+        return cause_of(error.__cause__)
+    if isinstance(error, ExceptionGroup):
+        causes = [cause_of(inner) for inner in error.exceptions]
+        return next((cause for cause in causes if not isinstance(cause, AppError | HTTPException)), causes[0])
+    return error
+
+
+def as_app_error(error: BaseException) -> AppError | None:
+    """Return what a caller is told of an exception; None if it is unexpected."""
+    error = cause_of(error)
+    if isinstance(error, HTTPException):
+        return HTTPFailure(error)
+    return error if isinstance(error, AppError) else None
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -75,10 +102,10 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     async def on_group(request: Request, group: Any) -> Response:
         """Calls in an asyncio.TaskGroup fail with a group of errors: the first one is the answer."""
-        errors = list(_leaves(group))
-        if not all(isinstance(error, AppError | HTTPException) for error in errors):
+        failure = as_app_error(group)
+        if failure is None:
             raise group
-        return problem_response(errors[0], request.scope)
+        return problem_response(failure, request.scope)
 
     app.add_exception_handler(AppError, on_error)
     app.add_exception_handler(ExceptionGroup, on_group)

@@ -1,28 +1,56 @@
-"""Reloading, for `--dev`: the server restarts when a file changes."""
+"""Reloading, for `--dev`: the server restarts when code, settings or a prompt changes."""
 
 import signal
+import socket
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
+import uvicorn
 from uvicorn.supervisors.statreload import StatReload
 
 from app.http.signals import end_signals
 
+WATCHED = frozenset({".jinja", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"})
+"""Endings of the files whose changes count."""
+
 
 class Reload(StatReload):
-    """uvicorn's reloader with another signal handler.
+    """uvicorn's reloader for more than Python files, with another signal handler.
 
     uvicorn's own takes a lock, so a second signal makes it hang. Ctrl-C brings two: one from the terminal, and one that
     `uv run` passes on.
+
+    Args:
+        config: the server's; its `reload_dirs` are watched.
+        target: serves, in a process of its own.
+        sockets: where it listens.
+        settings: the settings file, which may be elsewhere.
     """
 
-    _asked_to_end = False
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        target: Callable[[list[socket.socket] | None], None],
+        sockets: list[socket.socket],
+        settings: Path,
+    ) -> None:
+        super().__init__(config, target, sockets)
+        self._settings = settings
+        self._asked_to_end = False
 
     def startup(self) -> None:
         """Start the server, and handle SIGHUP too."""
         for number in end_signals():
             signal.signal(number, self.signal_handler)
         super().startup()
+
+    def iter_py_files(self) -> Iterator[Path]:
+        """Yield every file that is watched."""
+        yield self._settings
+        for folder in self.config.reload_dirs:
+            yield from (path for path in folder.rglob("*") if path.suffix in WATCHED)
 
     def signal_handler(self, sig: int, frame: FrameType | None) -> None:
         """Remember that the process shall end."""

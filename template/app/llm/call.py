@@ -1,5 +1,6 @@
 """One call of a model, as a value: what is asked, by whom, how long it may take, and what came of it."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,6 +75,26 @@ class Answer:
 
     body: dict[str, Any]
     call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """A stream whose first event has arrived.
+
+    Attributes:
+        call: the call; its `headers` are complete.
+        first: the first packet: one or more whole events.
+        packets: those that follow, `[DONE]` last.
+    """
+
+    call: Call
+    first: bytes
+    packets: AsyncGenerator[bytes, None]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the response tells about the call."""
+        return self.call.headers
 
 
 @dataclass(slots=True)

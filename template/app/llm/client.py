@@ -1,60 +1,30 @@
 """LLMClient: one interface to every model of the table."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 
 from app.access.callers import Caller
 from app.access.limits import Admission, Held
-from app.errors import InvalidRequest, ModelNotFound, unfit
+from app.errors import InvalidRequest, ModelNotFound
 from app.llm.accounting import AccountedCall, count_tokens
 from app.llm.adapter import Adapter
-from app.llm.call import Answer, Call, CallTotals, Operation
+from app.llm.call import Answer, Call, CallTotals, OpenStream, Operation
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import encode_as_base64
 from app.llm.failures import unreadable
-from app.llm.json_text import read_json
 from app.llm.relay import StreamState
-from app.llm.sse import Events, event_data
-from app.llm.structured import M, parse
 from app.llm.targets import Target
+from app.llm.typed_calls import TypedCalls
 from app.llm.upstreams import Upstreams
-from app.models import (
-    ChatChunk,
-    ChatRequest,
-    ChatResponse,
-    EmbeddingRequest,
-    EmbeddingResponse,
-    Message,
-    text_of,
-)
+from app.models import ChatRequest, EmbeddingRequest, text_of
 from app.telemetry.tracing import current
 
-Messages = Sequence[Message | dict[str, Any]]
 
-
-@dataclass(frozen=True, slots=True)
-class OpenStream:
-    """A stream whose first event has arrived.
-
-    Attributes:
-        call: the call; its `headers` are complete.
-        first: the first packet: one or more whole events.
-        packets: those that follow, `[DONE]` last.
-    """
-
-    call: Call
-    first: bytes
-    packets: AsyncGenerator[bytes, None]
-
-
-class LLMClient:
+class LLMClient(TypedCalls):
     """Answers chat completions and embeddings from the models of the table, for one caller.
 
     Args:
@@ -84,50 +54,10 @@ class LLMClient:
         self._prepaid = admission.headers
         return admission
 
-    async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
-        """Return a whole chat completion.
-
-        Args:
-            messages: the conversation, in OpenAI's form.
-            model: a public name of the model table; None is the default model.
-            **fields: any other field of OpenAI's request.
-
-        Raises:
-            AppError: one of the errors in app/errors.py.
-        """
-        answer = await self._ask(model=model, messages=list(messages), **fields)
-        return _typed(ChatResponse, answer.body, answer.call)
-
-    async def stream(self, *, messages: Messages, model: str | None = None, **fields: Any) -> AsyncIterator[ChatChunk]:
-        """Yield a chat completion's chunks; arguments and errors as in `complete`."""
-        request = _request(ChatRequest, model=model, messages=list(messages), **fields)
-        async with self.open_stream(request) as stream:
-            for chunk in _chunks(stream.first, stream.call):
-                yield chunk
-            async for packet in stream.packets:
-                for chunk in _chunks(packet, stream.call):
-                    yield chunk
-
-    async def parse(self, kind: type[M], *, messages: Messages, model: str | None = None, **fields: Any) -> M:
-        """Return an answer as a validated Pydantic object.
-
-        Args:
-            kind: the class of the object.
-            messages: as in `complete`, like all the rest.
-            model: as in `complete`.
-            **fields: as in `complete`.
-
-        Raises:
-            ProviderError: the model's text does not fit `kind`, after one repair.
-            AppError: as in `complete`.
-        """
-        return await parse(partial(self._ask, model=model, **fields), kind, messages)
-
-    async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
-        """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
-        given = texts if isinstance(texts, str) else list(texts)
-        answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
-        return _typed(EmbeddingResponse, answer.body, answer.call)
+    def candidates(self, model: str | None) -> list[str]:
+        """Return the public names of a model and of those of its fallbacks that this caller may use."""
+        target, caller = self._target(model), self._caller
+        return [target.name, *(name for name in target.entry.fallbacks if caller is None or caller.may_use(name))]
 
     async def answer(self, request: ChatRequest, held: Held | None = None) -> Answer:
         """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`.
@@ -154,7 +84,8 @@ class LLMClient:
 
     async def embeddings(self, request: EmbeddingRequest, held: Held | None = None) -> Answer:
         """Return OpenAI's embeddings object; arguments as in `answer`, errors as in `complete`."""
-        call = self._call("embeddings", self._target(request.model), _fields(request))
+        model = request.model or self._upstreams.settings.default_embedding_model
+        call = self._call("embeddings", self._target(model), _fields(request))
         async with self._accounted(call, held) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
@@ -190,9 +121,6 @@ class LLMClient:
             async with aclosing(packets):
                 yield OpenStream(call, first, packets)
 
-    async def _ask(self, **fields: Any) -> Answer:
-        return await self.answer(_request(ChatRequest, **fields))
-
     def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
         if param := target.exceeded(fields):
             message = f"{param}: at most {target.entry.max_tokens_limit} (setting max_tokens_limit)."
@@ -217,17 +145,6 @@ class LLMClient:
         return target
 
 
-R = TypeVar("R", ChatRequest, EmbeddingRequest)
-A = TypeVar("A", ChatResponse, ChatChunk, EmbeddingResponse)
-
-
-def _request(kind: type[R], **fields: Any) -> R:
-    try:
-        return kind.model_validate({name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        raise unfit(error) from None
-
-
 def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
     """Return the fields that a request sets. A null at the top level is a field left out."""
     return {name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None}
@@ -241,22 +158,4 @@ def _take_note(call: Call, body: dict[str, Any]) -> None:
     try:
         call.finish_reasons = [str(choice.get("finish_reason")) for choice in body.get("choices") or ()]
     except (AttributeError, TypeError):
-        raise unreadable(call.answered_by.name) from None
-
-
-def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:
-    for event in Events().feed(packet):
-        data = event_data(event)
-        if data and data.strip() != b"[DONE]":
-            try:
-                chunk = read_json(data)
-            except ValueError:  # nested too deeply
-                raise unreadable(call.answered_by.name) from None
-            yield _typed(ChatChunk, chunk, call)
-
-
-def _typed(kind: type[A], body: dict[str, Any], call: Call) -> A:
-    try:
-        return kind.model_validate(body)
-    except ValidationError:
         raise unreadable(call.answered_by.name) from None

@@ -1,16 +1,18 @@
-"""Answers as Pydantic objects: by the provider's own schema mode, else by a forced tool, with one repair."""
+"""Answers as Pydantic objects: by the provider's own schema mode, else by a forced tool, with repairs and fallbacks."""
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from app.errors import MOST_ERRORS, InvalidRequest, ProviderError, ProviderRefused
-from app.llm.call import Answer
+from app.errors import MOST_ERRORS, InvalidRequest, ProviderRefused, UnfitAnswer
+from app.llm.call import Answer, CallTotals
 from app.llm.failures import unreadable
-from app.models import Message
+from app.models import Usage
 
 M = TypeVar("M", bound=BaseModel)
 Ask = Callable[..., Awaitable[Answer]]
@@ -18,18 +20,57 @@ Ask = Callable[..., Awaitable[Answer]]
 log = structlog.get_logger("app.llm")
 
 
-async def parse(ask: Ask, kind: type[M], messages: Sequence[Message | dict[str, Any]]) -> M:
-    """Return an answer as an object of `kind`.
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[M]):
+    """A validated answer.
+
+    Attributes:
+        value: the object.
+        model: public name of the model that gave it.
+        repairs: how often that model was shown what was wrong.
+        usage: the sum of all calls that were made for it.
+    """
+
+    value: M
+    model: str
+    repairs: int
+    usage: Usage
+
+
+async def parse(ask: Ask, kind: type[M], messages: Sequence[Any], models: Sequence[str], repairs: int) -> Parsed[M]:
+    """Return an answer as an object of `kind`, by the first model whose answer fits.
 
     Args:
-        ask: takes `messages` and further fields of a request, and returns the model's answer.
+        ask: takes `model`, `messages` and further fields of a request, and returns the model's answer.
         kind: the class of the object.
         messages: the conversation.
+        models: public names of the model and of its fallbacks, in order.
+        repairs: how often each model is shown what is wrong with its answer.
 
     Raises:
-        ProviderError: the model's text does not fit `kind`, after one repair.
+        UnfitAnswer: no model's answer fits `kind`.
         AppError: what `ask` raises.
     """
+    used = CallTotals()
+    unfit: UnfitAnswer | None = None
+    for model in models:
+        if unfit and model in used.tried:
+            continue  # it was tried already, as a fallback within a call
+        try:
+            value, answered, repaired = await _by_one_model(partial(ask, model=model), kind, messages, repairs, used)
+        except UnfitAnswer as error:
+            unfit = error
+            continue
+        tokens = (used.prompt_tokens, used.completion_tokens)
+        usage = Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1], total_tokens=sum(tokens))
+        return Parsed(value, answered, repaired, usage)
+    raise unfit or AssertionError("there is always one model")
+
+
+async def _by_one_model(
+    ask: Ask, kind: type[M], messages: Sequence[Any], repairs: int, used: CallTotals
+) -> tuple[M, str, int]:
+    """Return a model's answer as an object, the model that really answered, and how often it was repaired."""
     name = re.sub(r"\W", "_", kind.__name__)[:64]
     schema = _strict(kind.model_json_schema())
     mode: dict[str, Any] = {
@@ -45,21 +86,19 @@ async def parse(ask: Ask, kind: type[M], messages: Sequence[Message | dict[str, 
             "tool_choice": {"type": "function", "function": {"name": name}},
         }
         answer = await ask(messages=list(messages), **mode)
-    text = _json_of(answer)
-    try:
-        result = kind.model_validate_json(text)
-        repaired = False
-    except ValidationError as error:
-        repaired = True
-        answer = await ask(messages=[*messages, *_repair(text, error)], **mode)
+    for repaired in range(repairs + 1):
+        used.add(answer.call)
+        model, text = answer.call.answered_by.name, _json_of(answer)
         try:
-            result = kind.model_validate_json(_json_of(answer))
-        except ValidationError:
-            model = answer.call.answered_by.name
-            raise ProviderError(f"Model {model!r} gave no answer that fits {name}.") from None
-    by = "tool" if "tools" in mode else "schema"
-    log.info("parsed", kind=name, model=answer.call.answered_by.name, mode=by, repaired=repaired)
-    return result
+            value = kind.model_validate_json(text)
+        except ValidationError as error:
+            if repaired < repairs:
+                answer = await ask(messages=[*messages, *_repair(text, error)], **mode)
+            continue
+        by = "tool" if "tools" in mode else "schema"
+        log.info("parsed", kind=name, model=model, mode=by, repaired=repaired)
+        return value, model, repaired
+    raise UnfitAnswer(f"Model {model!r} gave no answer that fits {name}.")
 
 
 def _repair(text: str, error: ValidationError) -> list[dict[str, Any]]:

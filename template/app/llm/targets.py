@@ -10,7 +10,7 @@ from app.errors import ProviderNotConfigured
 from app.llm.vendors import LITELLM_KEYS, VENDORS, Vendor
 from app.network import ADDRESS, HOST, proxy_for
 
-AdapterName = Literal["direct", "litellm", "demo"]
+AdapterName = Literal["direct", "litellm", "demo", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,8 @@ def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
         provider, model = "openai", entry.upstream
     if provider == "demo":
         return Target(name, provider, model, "demo", entry)
+    if provider == "own":
+        return Target(name, provider, model, "own", entry)
     key, missing = None, None
     if entry.api_key_env:
         key = _first(environ, [entry.api_key_env])

@@ -1,7 +1,7 @@
 """What all calls share: the model table, the adapters, limits, retries and metrics."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from app.access.limits import Limiter
@@ -11,6 +11,7 @@ from app.llm.adapter import Adapter
 from app.llm.demo import Demo
 from app.llm.direct import Direct
 from app.llm.failures import KEYS, SHORTEST_KEY
+from app.llm.own_adapter import Answer, Own
 from app.llm.retries import Retries
 from app.llm.targets import AdapterName, resolve
 from app.llm.via_litellm import ViaLiteLLM
@@ -27,13 +28,18 @@ class Upstreams:
         settings: the model table, time limits and retries.
         environ: where the providers' keys are looked up.
         metrics: counts every call; None makes some that nobody reads.
+        own: makes the functions behind `own/` names, given these upstreams.
 
     Raises:
         SettingsError: a row of the model table can't work.
     """
 
     def __init__(
-        self, settings: Settings, environ: Mapping[str, str] = os.environ, metrics: Metrics | None = None
+        self,
+        settings: Settings,
+        environ: Mapping[str, str] = os.environ,
+        metrics: Metrics | None = None,
+        own: Callable[["Upstreams"], Mapping[str, Answer]] = lambda _: {},
     ) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
@@ -46,6 +52,7 @@ class Upstreams:
         self.limiter = Limiter(settings, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
         self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_fallback)
+        self._own = Own(own(self))
         self.adapters = {name: self._adapter(name) for name in {target.adapter for target in self.targets.values()}}
 
     async def __aenter__(self) -> Self:
@@ -70,4 +77,9 @@ class Upstreams:
         if name == "litellm":
             targets = [target for target in self.targets.values() if target.adapter == "litellm"]
             return ViaLiteLLM(targets, timeouts, self.settings.image_hosts, traced=traced)
+        if name == "own":
+            for target in self.targets.values():
+                if target.adapter == "own":
+                    self._own.check(target)
+            return self._own
         return Demo()

@@ -11,6 +11,8 @@ export class Exchange {
   /** When each chunk with a choice came. */
   arrivals = [];
   text = "";
+  /** Calls of tools that an own model has made itself, and their results. */
+  toolEvents = [];
   finishReason = null;
   usage = null;
   /** Problem details (RFC 9457) with OpenAI's `error`. */
@@ -121,6 +123,10 @@ export class Exchange {
     const choice = chunk.choices.find(({ index }) => !index);
     if (!choice) return "usage";
     this.arrivals.push(this.elapsed);
+    if (chunk.tool_event) {
+      this.toolEvents.push(chunk.tool_event);
+      return `${chunk.tool_event.type} ${chunk.tool_event.name}`;
+    }
     this.finishReason = choice.finish_reason ?? this.finishReason;
     const { delta = {} } = choice;
     const text = delta.content || delta.refusal || "";

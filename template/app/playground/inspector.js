@@ -1,5 +1,5 @@
 import { snippets } from "./snippets.js";
-import { $, duration, element, follow } from "./transcript.js";
+import { $, duration, element, follow, json } from "./transcript.js";
 
 const FORMS = ["Events", "Request", "curl", "Python", "JavaScript"];
 const COLUMNS = 240;
@@ -62,7 +62,7 @@ export class Inspector {
     else
       follow($("panel"), () => {
         for (const { at, label, line } of events.slice(this.#events.childElementCount))
-          this.#events.append(element("div.event", element("span", `${at.toFixed(0)} ms`), element("b", label), element("code", line)));
+          this.#events.append(element("div.event", element("span", `${at.toFixed(0)} ms`), element("b", label), element("code", ...(line.length < 4000 ? json(line) : [line]))));
       });
   }
 

@@ -80,6 +80,8 @@ async function run() {
   $("announcer").textContent = "Waiting for the answer";
   await sent;
   settle();
+  // The button that was pressed may be gone, and a tool's result is typed next.
+  if (pendingCall() || document.activeElement === document.body) $("message").focus();
   // Told once, at the end: a live region over the stream would read every chunk aloud.
   const { state, problem, text, toolCalls } = exchange;
   const calls = toolCalls.map((call) => `Tool call ${call.function.name}`);
@@ -130,6 +132,9 @@ $("retry").onclick = () => {
 $("clear").onclick = () => {
   last()?.stop();
   turns = [];
+  results = [];
+  $("tools").value = "";
+  tools();
   $("turns").replaceChildren();
   select();
   settle();
@@ -149,7 +154,10 @@ $("key").placeholder = `${config.key_required ? "required; " : ""}kept for this 
 for (const [id, [min, max]] of Object.entries(config.limits)) Object.assign($(id), { min, max, placeholder: `not set, ${min} to ${max}` });
 
 
-for (const { name, needs } of config.models) $("model").add(new Option(needs ? `${name} (set ${needs} to use it)` : name, name));
+for (const { name, needs, kind } of config.models) {
+  const about = needs ? ` (set ${needs} to use it)` : { demo: " (echoes what you say)", own: " (own code)" }[kind] ?? "";
+  $("model").add(new Option(name + about, name));
+}
 const ready = config.models.filter(({ needs }) => !needs).map(({ name }) => name);
 $("model").value = ready.includes(config.default_model) ? config.default_model : (ready[0] ?? config.default_model);
 wide.onchange = () => ($("settings").open = wide.matches);

@@ -19,8 +19,15 @@ export const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1
 
 const row = (role, ...content) => element(`div.row ${role}`, element("span", role), element("div", ...content));
 
-const toolCall = ({ id, function: called }) =>
-  element("div.call", element("b", called.name), element("code", ` ${id}`), element("pre", called.arguments));
+/** JSON that may break after its punctuation, so that no word is cut; its text stays the same. */
+export const json = (text) => text.split(/(?<=[,:{[])/).flatMap((part) => [part, element("wbr")]);
+
+const call = (name, id, text) => element("div.call", element("b", name), element("code", ` ${id}`), element("pre", ...json(text)));
+
+const toolCall = ({ id, function: called }) => call(called.name, id, called.arguments);
+
+const toolEvent = ({ type, name, id, arguments: given, result }) =>
+  type === "tool_call" ? call(name, id, given) : call(`${name}: result`, id, typeof result === "string" ? result : JSON.stringify(result));
 
 /** What went wrong: title, sentence, then the facts to act on. */
 function problemBlock({ problem: { status, title, error }, headers }) {
@@ -61,10 +68,10 @@ export class Turn {
   }
 
   update() {
-    const { request, state, running, text, toolCalls, problem, arrivals, usage } = this.exchange;
+    const { request, state, running, text, toolCalls, toolEvents, problem, arrivals, usage } = this.exchange;
     this.element.classList.toggle("running", running);
     this.#text.appendData(text.slice(this.#text.length));
-    this.#rest.replaceChildren(...toolCalls.map(toolCall), ...(problem ? [problemBlock(this.exchange)] : []));
+    this.#rest.replaceChildren(...toolEvents.map(toolEvent), ...toolCalls.map(toolCall), ...(problem ? [problemBlock(this.exchange)] : []));
     this.#meta.textContent = [
       request.model,
       state !== "done" && state,

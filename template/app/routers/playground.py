@@ -8,6 +8,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 
 from app.dependencies import Config
 from app.http.application import state_of
+from app.llm.targets import Target
 
 FILES = Path(__file__).parent.parent / "playground"
 HEADERS = {
@@ -38,7 +39,7 @@ async def config(request: Request, settings: Config) -> dict[str, object]:
     """Tell the page what it can ask for: no secrets, only names and bounds."""
     targets = state_of(request).upstreams.targets.values()
     return {
-        "models": [{"name": target.name, "needs": target.missing} for target in targets],
+        "models": [{"name": target.name, "needs": target.missing, "kind": _kind(target)} for target in targets],
         "default_model": settings.default_model,
         "limits": {"temperature": [0, 2], "max_tokens": [1, settings.max_tokens_limit]},
         "key_required": bool(settings.callers or settings.auth.jwt) and not settings.dev,
@@ -51,3 +52,8 @@ async def asset(name: str) -> Response:
     if name not in {path.name for path in FILES.iterdir()}:
         raise HTTPException(404)
     return FileResponse(FILES / name, headers=HEADERS)
+
+
+def _kind(target: Target) -> str | None:
+    """Return `demo` or `own`; how other models are reached is nobody's business."""
+    return target.adapter if target.adapter in ("demo", "own") else None

@@ -24,13 +24,18 @@ QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
 OF_THE_SERVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 """Loggers to which uvicorn, where it is started by itself, gives formats of its own."""
 USER_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+@")
+LONGEST_MESSAGE = 2000
+"""Characters of an exception's message that are logged in development."""
 
+_shown: dict[str, bool] = {"messages": False}
+"""Whether an exception's message is logged: in development only."""
 _processors: list[Any] = []
 """What renders a log line. One list for the process, changed in place: a logger that was bound earlier follows it."""
 
 
 def configure_logs(settings: Settings) -> None:
     """Write every log line from one level up to stdout, in one format."""
+    _shown["messages"] = settings.dev
     output = cast(TextIO, STDOUT)
     level = getattr(logging, settings.log_level.upper())
     shared: list[Any] = [
@@ -90,8 +95,12 @@ def _json(event: Any, **_: Any) -> str:
 
 
 def exception_fields(error: BaseException) -> dict[str, str]:
-    """Return an exception's type and stack for a log line. Its message is left out: it may quote a prompt or a key."""
-    return {"error": type(error).__name__, "stack": "".join(traceback.format_tb(error.__traceback__))}
+    """Return an exception's type and stack for a log line.
+
+    Its message is left out, since it may quote a prompt or a key, but in development.
+    """
+    message = {"message": str(error)[:LONGEST_MESSAGE]} if _shown["messages"] else {}
+    return {"error": type(error).__name__, **message, "stack": "".join(traceback.format_tb(error.__traceback__))}
 
 
 def _without_message_of_exception(

@@ -6,14 +6,33 @@ of any worker adds them up.
 
 import os
 import re
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 CHUNK_PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class _OwnMetrics(Collector):
+    """The team's metrics: those of prometheus-client's own registry, but for what it tells of the process.
+
+    With several workers there is no need: they are in the same files as ours.
+    """
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in REGISTRY.collect():
+            if not metric.name.startswith(("python_", "process_")):
+                yield metric
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: what there is may change."""
+        return iter(())
 
 
 class Metrics:
@@ -25,6 +44,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._registry.register(_OwnMetrics())
         counter = partial(Counter, registry=self._registry)
         gauge = partial(Gauge, registry=self._registry, multiprocess_mode="livesum")
         histogram = partial(Histogram, registry=self._registry, buckets=DURATIONS)
@@ -41,6 +61,11 @@ class Metrics:
         self.disconnects = cache(
             counter(
                 "client_disconnects", "Requests whose client left before the end of the response.", ["route"]
+            ).labels
+        )
+        self.stream_errors = cache(
+            counter(
+                "http_stream_errors", "Responses that an error ended after they had begun.", ["route", "code"]
             ).labels
         )
         self.first_chunk = cache(

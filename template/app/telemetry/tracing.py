@@ -5,8 +5,9 @@ conventions for generative AI. No prompt and no answer is ever recorded.
 """
 
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 
 from opentelemetry import trace
@@ -136,6 +137,12 @@ def current(span: Span | None) -> AbstractContextManager[object]:
     if span is None:
         return nullcontext()
     return trace.use_span(span.span, record_exception=False, set_status_on_exception=False)
+
+
+def keep_current() -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes the span that is current now current again, at a later step of a generator."""
+    span = trace.get_current_span()
+    return partial(trace.use_span, span, record_exception=False, set_status_on_exception=False)
 
 
 def inject(headers: MutableMapping[str, str]) -> None:

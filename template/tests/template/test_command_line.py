@@ -1,17 +1,21 @@
 """`python -m app` serves, manages keys, and says in one sentence what is wrong."""
 
+import contextlib
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+import uvicorn
 
+from app.http.reloading import Reload
 from tests.serving import PROJECT, Process
 from tests.stub import TEXT, Stub
 
@@ -120,6 +124,33 @@ def test_dev_serves_every_model_without_a_key_until_a_signal(tmp_path: Path, stu
         process.terminate(signal.SIGINT)
         assert process.wait(60) == 0
     assert "Traceback" not in process.output
+
+
+def test_dev_reloads_when_settings_change(tmp_path: Path) -> None:
+    settings = toml(tmp_path, TABLE)
+    with Process("--dev", settings=settings) as process:
+        names: list[str] = []
+        deadline = time.monotonic() + 60
+        while "added" not in names and time.monotonic() < deadline:
+            toml(tmp_path, TABLE + '[models.added]\nupstream = "demo/echo"\n')  # until the watcher has begun to look
+            time.sleep(1)
+            with contextlib.suppress(httpx2.TransportError):
+                models = httpx2.get(f"{process.url}/v1/models", timeout=60).json()["data"]
+                names = [model["id"] for model in models]
+        process.terminate(signal.SIGINT)
+        process.wait(60)
+    assert "added" in names
+
+
+def test_dev_watches_prompts_and_settings(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "app", tmp_path / "settings.toml"
+    (folder / "prompts").mkdir(parents=True)
+    for name in ("main.py", "prompts/support.md", "prompts/reply.jinja", "image.png"):
+        (folder / name).touch()
+    config = uvicorn.Config("app.main:app", reload=True, reload_dirs=[str(folder)])
+    reload = Reload(config, print, [], settings)
+    watched = {str(path.relative_to(tmp_path)) for path in reload.iter_py_files()}
+    assert watched == {"settings.toml", "app/main.py", "app/prompts/support.md", "app/prompts/reply.jinja"}
 
 
 # Keys.

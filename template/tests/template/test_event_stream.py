@@ -16,7 +16,7 @@ from app.http import event_stream
 from app.http.exchange import Exchange
 from app.llm import direct
 from app.llm.call import Call as ModelCall
-from app.llm.client import OpenStream
+from app.llm.call import OpenStream
 from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.targets import resolve
 from tests.serving import Backend

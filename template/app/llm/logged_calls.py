@@ -1,0 +1,24 @@
+"""Calls outside a request, each with a log line of its own: no request's line sums them."""
+
+import structlog
+
+from app.llm.call import Call, CallTotals
+
+log = structlog.get_logger("app.calls")
+
+
+class LoggedCalls(CallTotals):
+    """Writes a log line for each call that has ended."""
+
+    def add(self, call: Call) -> None:
+        """Count a call, and log it."""
+        super().add(call)
+        log.info(
+            "call",
+            caller=call.caller.name if call.caller else None,
+            model=call.answered_by.name,
+            tokens_in=call.prompt_tokens,
+            tokens_out=call.completion_tokens,
+            tried=[target.name for target in call.tried],
+            finish_reasons=call.finish_reasons,
+        )

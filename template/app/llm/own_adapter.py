@@ -1,0 +1,167 @@
+"""The adapter for the team's own models: functions of app/own.py, served under names of the model table."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from pydantic_core import to_json
+
+from app.access.callers import Caller
+from app.config import SettingsError
+from app.errors import AppError, InvalidRequest, OwnModelFailed, ProviderError
+from app.llm.call import Call, CallTotals
+from app.llm.relay import StreamState
+from app.llm.sse import DONE
+from app.llm.targets import Target
+from app.llm.tool_loop import Done, TextDelta, Turn
+from app.llm.tools import ToolCall, ToolResult
+from app.models import ChatChunk, ChatRequest
+from app.telemetry.logs import exception_fields
+from app.telemetry.tracing import keep_current
+
+Answer = Callable[[ChatRequest, Caller | None, CallTotals], AsyncGenerator[Any, None]]
+"""Answers a request for a caller; its calls of other models are added to the totals."""
+REASONS = ("stop", "length", "content_filter", "tool_calls")
+
+log = structlog.get_logger("app.own")
+
+
+class Own:
+    """Answers by the team's functions. What they use up at other models is the answer's usage.
+
+    Args:
+        functions: by the names that stand behind `own/` in the model table.
+    """
+
+    def __init__(self, functions: Mapping[str, Answer]) -> None:
+        self._functions = functions
+
+    def check(self, target: Target) -> None:
+        """Raise SettingsError if a row of the model table leads to no function."""
+        if target.model not in self._functions:
+            there = ", ".join(self._functions) or "none"
+            raise SettingsError(f"models.{target.name}: app/own.py has no model {target.model!r} in `models` ({there})")
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def failing(self) -> list[str]:
+        """Return what is not ready yet: nothing."""
+        return []
+
+    async def complete(self, call: Call, target: Target) -> dict[str, Any]:
+        """Return a chat completion; arguments as in `Direct.complete`.
+
+        Raises:
+            OwnModelFailed: the function raised an exception that is none of ours.
+            AppError: what the function raised.
+        """
+        turn, totals = Turn(), CallTotals()
+        async with aclosing(self._chunks(call, target, totals)) as chunks:
+            async for chunk, _ in chunks:
+                turn.add(chunk)
+        message = {"refusal": None, **turn.message}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": turn.reason}
+        return {**_head(target, "chat.completion"), "choices": [choice], "usage": _usage(totals)}
+
+    async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+        """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
+        totals = CallTotals()
+        head = _head(target, "chat.completion.chunk")
+        async with aclosing(self._chunks(call, target, totals)) as chunks:
+            async for chunk, extra in chunks:
+                body = {**head, **extra, "choices": [choice.model_dump(exclude_unset=True) for choice in chunk.choices]}
+                state.see(body)
+                yield b"data: " + to_json(body) + b"\n\n"
+        usage = {**head, "choices": [], "usage": _usage(totals)}
+        yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
+
+    async def embed(self, call: Call, target: Target) -> dict[str, Any]:
+        """Own models make no embeddings.
+
+        Raises:
+            InvalidRequest: always.
+        """
+        raise InvalidRequest(f"Model {target.name!r} makes no embeddings.", param="model")
+
+    async def _chunks(
+        self, call: Call, target: Target, totals: CallTotals
+    ) -> AsyncGenerator[tuple[ChatChunk, dict[str, Any]], None]:
+        """Yield a chunk for each event of the function, and what is added to it; one with a finish reason last."""
+        if (call.fields.get("n") or 1) > 1:
+            raise InvalidRequest(f"Model {target.name!r} gives one choice: leave out n.", param="n")
+        begin, reason, called = True, "stop", False
+        async with aclosing(self._events(call, target, totals)) as events:
+            async for event in events:
+                if begin:  # not earlier: until the function's first event, a fallback may answer
+                    begin = False
+                    yield _chunk({"role": "assistant", "content": ""}), {}
+                if isinstance(event, str):
+                    yield _chunk({"content": event}), {}
+                elif isinstance(event, TextDelta):
+                    yield _chunk({"content": event.text}), {}
+                elif isinstance(event, ToolCall | ToolResult):  # not the client's tools: it has nothing to call
+                    yield _chunk({}), {"tool_event": event.model_dump()}
+                elif isinstance(event, Done):
+                    reason = event.reason if event.reason in REASONS else "length"
+                elif isinstance(event, ChatChunk):
+                    for choice in event.choices[:1]:
+                        reason = choice.finish_reason or reason
+                        called = called or bool(choice.delta.tool_calls)
+                        yield _chunk(choice.delta.model_dump(exclude_unset=True, exclude={"role"})), {}
+                else:
+                    raise TypeError(f"own model {target.model!r} yielded {type(event).__name__}")
+        yield _chunk({}, "tool_calls" if called else reason), {}
+
+    async def _events(self, call: Call, target: Target, totals: CallTotals) -> AsyncGenerator[Any, None]:
+        """Yield what the function yields, within the call's time limit."""
+        call.deadlines.start_answer(target.name)
+        request = ChatRequest.model_validate(target.fields(call.fields))
+        caller = call.caller and replace(call.caller, models=None, limits=None)  # this call keeps them already
+        limit, in_span = call.deadlines.limit(), keep_current()
+        try:
+            async with aclosing(self._functions[target.model](request, caller, totals)) as events:
+                while True:
+                    limit = call.deadlines.limit()
+                    async with limit:
+                        try:
+                            with in_span():
+                                event = await anext(events)
+                        except StopAsyncIteration:
+                            return
+                    yield event
+        except ProviderError as error:
+            error.retry = False  # it has been tried again where it came from
+            raise
+        except AppError:
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise call.deadlines.expired() from None
+            log.error("own model failed", model=target.name, **exception_fields(error))
+            raise OwnModelFailed(f"Model {target.name!r} failed. Search the logs for the request id.") from None
+
+
+def _head(target: Target, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": target.name,
+    }
+
+
+def _chunk(delta: dict[str, Any], reason: str | None = None) -> ChatChunk:
+    return ChatChunk.model_validate({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+
+
+def _usage(totals: CallTotals) -> dict[str, int]:
+    asked, answered = totals.prompt_tokens, totals.completion_tokens
+    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}

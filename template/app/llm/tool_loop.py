@@ -1,0 +1,175 @@
+"""A bounded loop of a model and tools: the model asks for calls, they are made, it is told the results, and so on.
+
+Tools are plain typed Python functions. Deeper agents are other libraries' business: docs/own-endpoints.md shows one.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Literal, TypeVar
+
+from pydantic_core import to_json
+
+from app.llm.tools import Event, ToolCall, ToolResult, Tools
+from app.models import ChatChunk, Usage, as_sent
+
+T = TypeVar("T")
+
+
+class TextDelta(Event):
+    """A piece of the model's text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Done(Event):
+    """The loop has ended.
+
+    Attributes:
+        reason: the model's own finish reason, or which bound was reached.
+        text: the model's last text.
+        turns: how often the model was called.
+        usage: the sum of all its calls.
+        messages: the conversation with all that was added to it, to be stored or sent again.
+    """
+
+    type: Literal["done"] = "done"
+    reason: str
+    text: str
+    turns: int
+    usage: Usage
+    messages: list[dict[str, Any]]
+
+
+RunEvent = TextDelta | ToolCall | ToolResult | Done
+
+
+class Turn:
+    """One answer of the model, joined from its chunks."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.reason = "stop"
+        self.usage: Usage | None = None
+        self._calls: list[dict[str, Any]] = []
+        self._places: dict[Any, int] = {}
+
+    def add(self, chunk: ChatChunk) -> None:
+        """Add a chunk. A tool call comes in pieces: its id and name once, its arguments bit by bit."""
+        self.usage = chunk.usage or self.usage
+        for choice in chunk.choices[:1]:
+            self.text += choice.delta.content or ""
+            self.reason = choice.finish_reason or self.reason
+            for piece in choice.delta.tool_calls or ():
+                self._add_call(piece)
+
+    def _add_call(self, piece: Mapping[str, Any]) -> None:
+        key = piece.get("index")
+        if key is None:  # some providers send whole calls without an index
+            key = piece.get("id") or next(reversed(self._places), 0)
+        place = self._places.get(key, -1)
+        if place < 0 or (piece.get("id") and self._calls[place]["id"] not in ("", piece["id"])):
+            place = self._places[key] = len(self._calls)
+            self._calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        call, function = self._calls[place], piece.get("function") or {}
+        call |= {name: value for name, value in piece.items() if value and name not in ("index", "function")}
+        call["function"]["name"] = function.get("name") or call["function"]["name"]
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant's message, as the next request sends it."""
+        calls = {"tool_calls": self._calls} if self._calls else {}
+        return {"role": "assistant", "content": self.text or (None if calls else ""), **calls}
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """What the model asks for."""
+        return [ToolCall(id=call["id"], **call["function"]) for call in self._calls]
+
+
+async def run(
+    stream: Callable[..., AsyncGenerator[ChatChunk, None]],
+    messages: Sequence[Any],
+    tools: Tools,
+    *,
+    max_turns: int,
+    seconds: float,
+    **fields: Any,
+) -> AsyncGenerator[RunEvent, None]:
+    """Yield what happens while a model answers with tools, `Done` last. Closing it cancels what is going on.
+
+    Args:
+        stream: `LLMClient.stream`.
+        messages: the conversation.
+        tools: what the model may call.
+        max_turns: how often the model is called at most, 1 or more.
+        seconds: how long all of it may take.
+        **fields: other fields of the requests.
+
+    Raises:
+        AppError: as in `LLMClient.stream`.
+    """
+    end = asyncio.get_running_loop().time() + seconds
+    said = [as_sent(message) for message in messages]
+    usage = Usage()
+    turn, turns, reason = Turn(), 0, "max_turns"
+    while turns < max_turns:
+        turn, turns = Turn(), turns + 1
+        options = {"tools": tools.schemas or None, "stream_options": {"include_usage": True}}
+        try:
+            async with aclosing(stream(messages=said, **options, **fields)) as chunks:
+                while (chunk := await _until(end, anext(chunks, None))) is not None:
+                    turn.add(chunk)
+                    if chunk.content:
+                        yield TextDelta(text=chunk.content)
+        except TimeoutError:
+            reason = "deadline"
+            break
+        usage = _sum(usage, turn.usage)
+        said.append(turn.message)
+        if not turn.calls:
+            reason = turn.reason
+            break
+        for call in turn.calls:
+            yield call
+        results: dict[str, ToolResult] = {}
+        async with aclosing(_results(tools, turn.calls, end)) as ended:
+            async for result in ended:
+                results[result.id] = result
+                yield result
+        for call in turn.calls:
+            told = results[call.id].result if call.id in results else "Not finished: the time was over."
+            content = told if isinstance(told, str) else to_json(told).decode()
+            said.append({"role": "tool", "tool_call_id": call.id, "content": content})
+        if len(results) < len(turn.calls):
+            reason = "deadline"
+            break
+    yield Done(reason=reason, text=turn.text, turns=turns, usage=usage, messages=said)
+
+
+async def _results(tools: Tools, calls: Sequence[ToolCall], end: float) -> AsyncGenerator[ToolResult, None]:
+    """Make all calls at once; yield each result when it is there. Those that are not at the deadline are cancelled."""
+    tasks = [asyncio.create_task(tools.call(call)) for call in calls]
+    try:
+        for ended in asyncio.as_completed(tasks):
+            yield await _until(end, ended)
+    except TimeoutError:
+        return
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until(end: float, result: Awaitable[T]) -> T:
+    async with asyncio.timeout_at(end):
+        return await result
+
+
+def _sum(one: Usage, other: Usage | None) -> Usage:
+    if other is None:
+        return one
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return Usage(**{name: getattr(one, name) + getattr(other, name) for name in names})

@@ -1,0 +1,69 @@
+"""The team's routes that need a key, whatever kind they are, and what the OpenAPI page says of the others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
+
+from app.dependencies import get_caller
+from app.errors import Unauthorized
+
+NEEDS_KEY = "A key is needed. Add a caller with `python -m app callers add NAME`."
+
+
+async def check_key(connection: HTTPConnection) -> None:
+    """Find the caller, once.
+
+    Raises:
+        Unauthorized, AuthUnavailable: as in `get_caller`; and where nobody has a key, since no caller is set up.
+    """
+    if not connection.scope.get("app.key_is_checked"):
+        if (await get_caller(connection)).anonymous:
+            raise Unauthorized(NEEDS_KEY)
+        connection.scope["app.key_is_checked"] = True
+
+
+class Closed(APIRouter):
+    """A router behind a key: nothing in it runs before the caller is known.
+
+    The check stands around the routes: mounted applications, Starlette's routes and a BytesRoute run no dependencies.
+    It is a dependency too, for front ends, which are served around the router.
+
+    Args:
+        router: the team's.
+    """
+
+    def __init__(self, router: APIRouter) -> None:
+        super().__init__(dependencies=[Depends(check_key)])
+        self.include_router(router)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Find the caller, then handle the request; errors as in `check_key`."""
+        await check_key(HTTPConnection(scope))
+        await super().handle(scope, receive, send)
+
+
+def include_public(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Include routers that need no key, and have the OpenAPI page say so.
+
+    Args:
+        app: the application.
+        routers: the routers.
+    """
+    alone = FastAPI()
+    for router in routers:
+        app.include_router(router)
+        alone.include_router(router)
+    whole_page = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        page = whole_page()
+        for path, operations in alone.openapi().get("paths", {}).items():
+            for method in operations:
+                page["paths"][path][method].setdefault("security", [])
+        return page
+
+    if routers:
+        app.openapi = openapi  # type: ignore[method-assign]

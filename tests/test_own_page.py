@@ -1,0 +1,124 @@
+"""Every file of docs/own-endpoints.md works as it stands: it passes its own tests, and mypy."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from workspace import ROOT, run
+
+TEMPLATE = ROOT / "template"
+PAGE = (TEMPLATE / "docs/own-endpoints.md").read_text("utf-8")
+FILES = dict(re.findall(r"```(?:python|md)\n(?:#|<!--) (\S+\.(?:py|md))(?: -->)?\n(.*?)```", PAGE, re.DOTALL))
+LINES_OF_A_PRODUCT = 120
+TOOLS = Path(sys.executable).parent
+
+OTHERS = '''"""What the page shows of other libraries."""
+
+import pytest
+from mcp import Client
+from mcp.server import MCPServer
+from pydantic_ai import Agent
+
+from app.agents import model_for
+from app.llm.tools import ToolResult
+from app.mcp_tools import tools_of
+from evals.triage import score
+from tests.fakes import FakeLLM, tool
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.anyio
+async def test_pydantic_ai_stands_on_our_client() -> None:
+    fake = FakeLLM(tool("weather", city="Lisbon"), "It is sunny.")
+    agent = Agent(model_for(fake), system_prompt="Be brief.")
+
+    @agent.tool_plain
+    def weather(city: str) -> str:
+        """Return the weather."""
+        return f"Sun in {city}"
+
+    result = await agent.run("Weather in Lisbon?")
+    assert result.output == "It is sunny."
+    assert [message["role"] for message in fake.requests[1]["messages"]] == ["system", "user", "assistant", "tool"]
+    assert fake.requests[1]["messages"][-1]["content"] == "Sun in Lisbon"
+    assert result.usage.input_tokens == 6
+
+
+@pytest.mark.anyio
+async def test_the_tools_of_an_mcp_server_are_called() -> None:
+    server = MCPServer("weather")
+
+    @server.tool()
+    def weather(city: str) -> str:
+        """Return the weather."""
+        if city != "Lisbon":
+            raise ValueError("Which city?")
+        return "Sun"
+
+    fake = FakeLLM(tool("weather", city="Lisbon"), tool("weather", city="?"), "It is sunny.")
+    async with Client(server) as client:
+        tools = await tools_of(client)
+        run = fake.run(messages=[{"role": "user", "content": "Weather?"}], tools=tools)
+        first, second = [event async for event in run if isinstance(event, ToolResult)]
+    assert (first.result, second.is_error) == ("Sun", True)
+    assert fake.requests[0]["tools"][0]["function"]["description"] == "Return the weather."
+
+
+@pytest.mark.anyio
+async def test_the_evals_score() -> None:
+    assert await score(FakeLLM('{"team": "billing", "urgent": false}')) == 0.5
+'''
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as it stands, with every file of the page."""
+    product = tmp_path_factory.mktemp("product")
+    left = shutil.ignore_patterns("__pycache__", ".*_cache", "template")
+    for folder in ("app", "tests"):
+        shutil.copytree(TEMPLATE / folder, product / folder, ignore=left)
+    for name in ("pytest.ini", "mypy.ini", "ruff.toml"):
+        shutil.copy(TEMPLATE / name, product)
+    for name, text in FILES.items():
+        (product / name).parent.mkdir(exist_ok=True)
+        (product / name).write_text(text, "utf-8")
+    (product / "tests/test_others.py").write_text(OTHERS, "utf-8")
+    (product / "evals/__init__.py").touch()
+    return product
+
+
+def test_the_page_has_the_files_that_its_own_py_imports() -> None:
+    assert len(FILES) > 10
+    for module in re.findall(r"^from app import (.*)", FILES["app/own.py"], re.MULTILINE)[0].split(", "):
+        assert f"app/{module}.py" in FILES
+
+
+@pytest.mark.parametrize("name", ["app/triage.py", "app/chat.py", "app/orders.py", "app/support.py"])
+def test_a_product_is_short(name: str) -> None:
+    assert len(FILES[name].splitlines()) < LINES_OF_A_PRODUCT
+
+
+def test_the_files_of_the_page_pass_their_tests(product: Path) -> None:
+    said = run(
+        TOOLS / "pytest",
+        "--quiet",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_product.py",
+        "tests/test_others.py",
+        cwd=product,
+    )
+    assert re.search(r"^\d+ passed", said, re.MULTILINE), said
+
+
+def test_the_files_of_the_page_have_sound_types_and_style(product: Path) -> None:
+    names = [name for name in [*FILES, "tests/test_others.py"] if name.endswith(".py")]
+    run(TOOLS / "mypy", "--cache-dir", TEMPLATE / ".mypy_cache", *names, cwd=product)
+    run(TOOLS / "ruff", "check", "--ignore", "S608,T201,FBT,INP001,PT028", *names, cwd=product)
