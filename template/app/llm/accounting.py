@@ -98,14 +98,17 @@ class AccountedCall:
         try:
             self._record(call, error)
         finally:
-            used = call.prompt_tokens + call.completion_tokens
+            used = {name: totals.prompt_tokens + totals.completion_tokens for name, totals in call.inner.items()}
+            used.setdefault(call.answered_by.name, call.prompt_tokens + call.completion_tokens)
+            call.unsettled.update(name for name, totals in call.inner.items() if totals.unsettled)
             if _may_have_used_more(call, error):
                 call.unsettled.add(call.answered_by.name)
+            if self._totals and call.unsettled:
+                self._totals.unsettled = True
             async with AsyncExitStack() as stack:  # settles each, though another's is cancelled
                 for target, admission in call.admissions:
-                    admission.charge("caller", used, at_least=bool(call.unsettled))
-                    used_here = used if target is call.answered_by else 0
-                    admission.charge("model", used_here, at_least=target.name in call.unsettled)
+                    admission.charge("caller", sum(used.values()), at_least=bool(call.unsettled))
+                    admission.charge("model", used.get(target.name, 0), at_least=target.name in call.unsettled)
                     stack.push_async_exit(admission)
 
     def _record(self, call: Call, error: BaseException | None) -> None:
@@ -118,9 +121,10 @@ class AccountedCall:
                 self._read(call.stream, call.began_at)
                 if isinstance(error, ProviderError) and error.truncated:
                     metrics.truncated(model).inc()
-            caller = call.caller.label if call.caller else "app"
-            metrics.tokens(model, caller, "in").inc(call.prompt_tokens)
-            metrics.tokens(model, caller, "out").inc(call.completion_tokens)
+            if model not in call.inner:  # else the calls of own code have been counted
+                caller = call.caller.label if call.caller else "app"
+                metrics.tokens(model, caller, "in").inc(call.prompt_tokens)
+                metrics.tokens(model, caller, "out").inc(call.completion_tokens)
         if self._span:
             self._end_span(self._span, error)
         if self._totals:
@@ -177,6 +181,7 @@ def _count(told: Any) -> int:
 def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
     """Record how many tokens a call took. What its provider does not tell, or what can't be so, is estimated.
 
+    What an own model takes is the sum of the calls that it has made, exactly.
     Some providers leave what a model thought out of `completion_tokens`, and count it in `total_tokens` alone.
 
     Args:
@@ -184,6 +189,9 @@ def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
         usage: the provider's.
         seen: returns about how many tokens of the answer have come.
     """
+    if inner := call.inner.get(call.answered_by.name):
+        call.prompt_tokens, call.completion_tokens = inner.prompt_tokens, inner.completion_tokens
+        return
     told = usage if isinstance(usage, dict) else {}
     prompt, completion, total = (_count(told.get(f"{what}_tokens")) for what in ("prompt", "completion", "total"))
     if not prompt:

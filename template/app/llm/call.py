@@ -28,6 +28,7 @@ class Call:
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         admissions: what admits the call, for its own model and for each fallback that was tried.
         unsettled: names of the models that may have used more tokens than anybody has told.
+        inner: the sum of the calls that each own model has made for this one.
         headers: what a response tells about this call: `X-Model` and `x-ratelimit-*`.
         stream: what the stream of the newest attempt has said so far; None where a whole answer is asked for.
         response_model: the provider's name of the model that answered.
@@ -46,6 +47,7 @@ class Call:
     began_at: float | None = None
     admissions: list[tuple[Target, Admission]] = field(default_factory=list)
     unsettled: set[str] = field(default_factory=set)
+    inner: "dict[str, CallTotals]" = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     stream: StreamState | None = None
     response_model: str | None = None
@@ -107,6 +109,7 @@ class CallTotals:
         prompt_tokens: tokens of all requests to models.
         completion_tokens: tokens of all answers.
         calls: how many calls there were.
+        unsettled: whether one of them may have used more tokens than anybody has told.
     """
 
     models: list[str] = field(default_factory=list)
@@ -114,6 +117,7 @@ class CallTotals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 0
+    unsettled: bool = False
 
     def add(self, call: Call) -> None:
         """Count a call that has ended."""

@@ -63,7 +63,8 @@ class Own:
             OwnModelFailed: the function raised an exception that is none of ours.
             AppError: what the function raised.
         """
-        turn, totals = Turn(), CallTotals()
+        turn = Turn()
+        totals = call.inner[target.name] = CallTotals()
         async with aclosing(self._chunks(call, target, totals)) as chunks:
             async for chunk, _ in chunks:
                 turn.add(chunk)
@@ -73,7 +74,7 @@ class Own:
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
-        totals = CallTotals()
+        totals = call.inner[target.name] = CallTotals()
         head = _head(target, "chat.completion.chunk")
         async with aclosing(self._chunks(call, target, totals)) as chunks:
             async for chunk, extra in chunks:

@@ -8,20 +8,16 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from app.dependencies import get_caller
-from app.errors import Unauthorized
-
-NEEDS_KEY = "A key is needed. Add a caller with `python -m app callers add NAME`."
 
 
 async def check_key(connection: HTTPConnection) -> None:
     """Find the caller, once.
 
     Raises:
-        Unauthorized, AuthUnavailable: as in `get_caller`; and where nobody has a key, since no caller is set up.
+        Unauthorized, AuthUnavailable: as in `get_caller`.
     """
     if not connection.scope.get("app.key_is_checked"):
-        if (await get_caller(connection)).anonymous:
-            raise Unauthorized(NEEDS_KEY)
+        await get_caller(connection)
         connection.scope["app.key_is_checked"] = True
 
 

@@ -37,6 +37,19 @@ class Ask:
         """Calls of callers with a limit on calls in flight that have not ended."""
         return sum(self._app.state.upstreams.limiter.in_flight.values())
 
+    def taken(self, limit: str) -> int:
+        """Return the tokens that are taken from a limit, such as `caller/test`, once no limited call is in flight."""
+        deadline = time.monotonic() + 60
+        while self.in_flight and time.monotonic() < deadline:
+            time.sleep(0.002)
+        storage = self._app.state.upstreams.limiter._own  # noqa: SLF001 - nobody else asks
+        return int(storage._counts[f"tokens/{limit}"][1])  # noqa: SLF001
+
+    @property
+    def metrics(self) -> list[str]:
+        """The lines of `/metrics`."""
+        return str(self._app.state.metrics.render().decode()).splitlines()
+
     @property
     def breakers(self) -> Any:
         """The circuit breakers of the models."""

@@ -245,7 +245,8 @@ def status_with(url: str, *lines: str) -> int:
     ],
 )
 def test_dev_serves_nobody_who_came_by_a_proxy(dev: str, line: str) -> None:
-    assert status_with(dev, "Host: 127.0.0.1", "Origin: http://localhost:3000", line) == 401
+    refused = 400 if line.startswith("Host") else 401  # several Hosts nobody may send
+    assert status_with(dev, "Host: 127.0.0.1", "Origin: http://localhost:3000", line) == refused
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_an_endpoint_that_asks_for_its_caller_needs_a_key_even_without_callers(m
     async def who(caller: CurrentCaller) -> str:
         return caller.name
 
-    monkeypatch.setattr(own, "routers", [routes])
+    monkeypatch.setattr(own, "public_routers", [routes], raising=False)
     settings = Settings(models={"demo": {"upstream": "demo/echo"}}, default_model="demo")  # type: ignore[dict-item]
     with TestClient(create_app(settings)) as client:
         refused = client.get("/own/who")
