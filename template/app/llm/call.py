@@ -7,6 +7,7 @@ from app.access.callers import Caller
 from app.llm.deadlines import Deadlines
 from app.llm.relay import StreamState
 from app.llm.targets import Target
+from app.llm.translator import Translator
 
 Operation = Literal["chat", "embeddings"]
 
@@ -21,6 +22,8 @@ class Call:
         fields: the request's fields, in OpenAI's terms.
         deadlines: the call's time limits.
         caller: who calls; None is the application itself.
+        translator: of the dialect that the request came in; None is chat.
+        left_out: what could not be translated for the model that was tried last.
         tried: the models that were tried, in order, one entry for each attempt.
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         headers: what a response tells about this call: `X-Model` and `x-ratelimit-*`.
@@ -36,6 +39,8 @@ class Call:
     fields: dict[str, Any]
     deadlines: Deadlines
     caller: Caller | None = None
+    translator: Translator | None = None
+    left_out: list[str] = field(default_factory=list)
     tried: list[Target] = field(default_factory=list)
     began_at: float | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -74,6 +79,7 @@ class CallTotals:
         prompt_tokens: tokens of all requests to models.
         completion_tokens: tokens of all answers.
         calls: how many calls there were.
+        left_out: what could not be translated to chat.
     """
 
     models: list[str] = field(default_factory=list)
@@ -81,6 +87,7 @@ class CallTotals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, call: Call) -> None:
         """Count a call that has ended."""
@@ -90,3 +97,4 @@ class CallTotals:
         self.tried += [target.name for target in call.tried]
         self.prompt_tokens += call.prompt_tokens
         self.completion_tokens += call.completion_tokens
+        self.left_out += call.left_out

@@ -22,6 +22,7 @@ from app.llm.relay import StreamState
 from app.llm.sse import Events, event_data
 from app.llm.structured import M, parse
 from app.llm.targets import Target
+from app.llm.translator import Translator
 from app.llm.upstreams import Upstreams
 from app.models import (
     ChatChunk,
@@ -117,16 +118,21 @@ class LLMClient:
         answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
         return _typed(EmbeddingResponse, answer.body, answer.call)
 
-    async def answer(self, request: ChatRequest) -> Answer:
-        """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`."""
+    async def answer(self, request: ChatRequest, translator: Translator | None = None) -> Answer:
+        """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`.
+
+        Args:
+            request: the request.
+            translator: of the dialect that it came in, if not chat: `translator.answer` makes the dialect's answer.
+        """
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         fields = _fields(request)
         fields.pop("stream", None)
-        call = self._call("chat", self._target(request.model, request), fields)
+        call = self._call("chat", self._target(request.model, request), fields, translator)
         async with self._accounted(call) as span:
             with current(span):
-                body = await self._retries.run(call, lambda target: self._adapter(target).complete(call, target))
+                body = await self._retries.run(call, lambda target: self._adapter(target, call).complete(call, target))
             _take_note(call, body)
             try:
                 body["content"] = text_of((body["choices"][0].get("message") or {}).get("content"))
@@ -139,28 +145,35 @@ class LLMClient:
         call = self._call("embeddings", self._target(request.model), _fields(request))
         async with self._accounted(call) as span:
             with current(span):
-                body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
+                body = await self._retries.run(call, lambda target: self._adapter(target, call).embed(call, target))
             _take_note(call, body)
             if request.encoding_format == "base64" and not encode_as_base64(body):
                 raise unreadable(call.answered_by.name)
         return Answer(body, call)
 
     @asynccontextmanager
-    async def open_stream(self, request: ChatRequest) -> AsyncIterator[OpenStream]:
+    async def open_stream(
+        self, request: ChatRequest, translator: Translator | None = None
+    ) -> AsyncIterator[OpenStream]:
         """Open a chat completion's stream of server-sent events; entering returns when its first event is there.
 
         Errors before the first event are raised on entering, later ones while the packets are read. Leaving closes the
         provider's connection.
 
+        Args:
+            request: the request.
+            translator: of the dialect that it came in, if not chat; the packets are in that dialect.
+
         Raises:
             AppError: as in `complete`.
         """
-        call = self._call("chat", self._target(request.model, request), {**_fields(request), "stream": True})
+        fields = {**_fields(request), "stream": True}
+        call = self._call("chat", self._target(request.model, request), fields, translator)
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
             choices = target.fields(call.fields).get("n") or 1
-            state = call.stream = StreamState(choices, wants_usage=request.wants_usage)
-            packets = self._adapter(target).stream(call, target, state)
+            state = call.stream = StreamState(choices, wants_usage=request.wants_usage or translator is not None)
+            packets = self._adapter(target, call).stream(call, target, state)
             return await anext(packets), packets
 
         async with self._accounted(call) as span:
@@ -175,14 +188,18 @@ class LLMClient:
     async def _ask(self, **fields: Any) -> Answer:
         return await self.answer(_request(ChatRequest, **fields))
 
-    def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
-        return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller)
+    def _call(
+        self, operation: Operation, target: Target, fields: dict[str, Any], translator: Translator | None = None
+    ) -> Call:
+        deadlines = Deadlines(self._upstreams.settings.timeouts)
+        return Call(operation, target, fields, deadlines, self._caller, translator)
 
     def _accounted(self, call: Call) -> AccountedCall:
         return AccountedCall(self._upstreams.accounting, call, self._totals)
 
-    def _adapter(self, target: Target) -> Adapter:
-        return self._upstreams.adapters[target.adapter]
+    def _adapter(self, target: Target, call: Call) -> Adapter:
+        adapter = self._upstreams.adapters[target.adapter]
+        return adapter if call.translator is None else self._upstreams.translated(adapter, target, call.translator)
 
     def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
         settings = self._upstreams.settings

@@ -8,10 +8,12 @@ from app.access.limits import Limiter
 from app.config import Settings
 from app.llm.accounting import Accounting
 from app.llm.adapter import Adapter
+from app.llm.bridge import Bridge
 from app.llm.demo import Demo
 from app.llm.direct import Direct
 from app.llm.retries import Retries
-from app.llm.targets import AdapterName, resolve
+from app.llm.targets import AdapterName, Target, resolve
+from app.llm.translator import Translator
 from app.llm.via_litellm import ViaLiteLLM
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Tracing
@@ -52,6 +54,10 @@ class Upstreams:
         """Close every connection."""
         for adapter in self.adapters.values():
             await adapter.close()
+
+    def translated(self, adapter: Adapter, target: Target, translator: Translator) -> Adapter:
+        """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""
+        return Bridge(adapter)
 
     def failing(self) -> list[str]:
         """Return what is not ready yet, one sentence each."""
