@@ -35,6 +35,8 @@ async def get_caller(request: Request) -> Caller:
     """
     state = state_of(request)
     scheme, _, key = _header(request, b"authorization").decode("latin-1").partition(" ")
+    if not key:
+        scheme, key = "bearer", _header(request, b"x-api-key").decode("latin-1")  # as Anthropic's clients send it
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())

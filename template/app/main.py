@@ -22,14 +22,14 @@ from app.http.problems import install_problem_handlers
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
-from app.routers import chat, embeddings, health, models, playground, responses
+from app.routers import chat, embeddings, health, messages, models, playground, responses
 from app.routers import metrics as metrics_router
 from app.telemetry.logs import configure_logs
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import check_sdk
 
 EXPOSED_HEADERS = [
-    *("X-Request-ID", "X-Model", "X-Left-Out", "Retry-After", "X-Should-Retry"),
+    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
 
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
         routes=[  # include_router would match each path twice
-            route for module in (chat, embeddings, responses) for route in module.router.routes
+            route for module in (chat, embeddings, messages, responses) for route in module.router.routes
         ],
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),

@@ -64,13 +64,23 @@ class Conversation:
     def _assistant(self, *, after_text: bool) -> dict[str, Any]:
         """Return the message of the assistant's turn: the last one, unless that is complete."""
         last = self.messages[-1] if self.messages else None
-        goes_on = last and last["role"] == "assistant" and (after_text or last["content"] is None or "tool_calls" in last)
-        if last is None or not goes_on or (self._thought and last["content"] is not None):
+        is_open = last and (after_text or last["content"] is None or "tool_calls" in last)
+        if (
+            last is None
+            or last["role"] != "assistant"
+            or not is_open
+            or (self._thought and last["content"] is not None)
+        ):
             last = {"role": "assistant", "content": None}
             self.messages.append(last)
         last.update(self._thought)
         self._thought = {}
         return last
+
+    def _is_open(self, message: dict[str, Any], *, after_text: bool) -> bool:
+        if message["content"] is None:
+            return True
+        return not self._thought and (after_text or "tool_calls" in message)
 
     def _flush(self, role: str) -> None:
         if self._media and role != "tool":

@@ -152,19 +152,17 @@ class ResponseEvents:
 
     def _say(self, kind: str, text: str, logprobs: Any) -> None:
         """Add text or a refusal to the open message."""
-        if self._part is None or self._part["type"] != kind:
-            self._begin_part(kind)
+        part = self._part if self._part and self._part["type"] == kind else self._begin_part(kind)
         self._said.append(text)
         found = logprobs.get("content") if isinstance(logprobs, dict) else None
         if found:
-            assert self._part is not None
-            self._part["logprobs"] += found
+            part["logprobs"] += found
         before, after = self._around
         probable = b',"logprobs":%b}\n\n' % to_json(found or []) if kind == "output_text" else b"}\n\n"
         self._out.append(b"%b%d%b%b%b" % (before, self._number, after, to_json(text), probable))
         self._number += 1
 
-    def _begin_part(self, kind: str) -> None:
+    def _begin_part(self, kind: str) -> dict[str, Any]:
         if self._item is None or self._item["type"] != "message":
             self._close_item("completed")
             item_id = f"msg_{self._token}{len(self.response['output'])}"
@@ -172,11 +170,12 @@ class ResponseEvents:
             self._at = self._open(self._item)
         self._close_part()
         text = {"annotations": [], "logprobs": [], "text": ""} if kind == "output_text" else {"refusal": ""}
-        self._part = {"type": kind, **text}
+        part = self._part = {"type": kind, **text}
         place = {**self._where(self._at), "content_index": len(self._item["content"])}
-        self._item["content"].append(self._part)
-        self._emit("response.content_part.added", **place, part=self._part)
+        self._item["content"].append(part)
+        self._emit("response.content_part.added", **place, part=part)
         self._prepare(f"response.{kind}.delta", place)
+        return part
 
     def _prepare(self, kind: str, place: dict[str, Any]) -> None:
         """Make what stands before and after the number of every delta, once: a stream is mostly deltas."""

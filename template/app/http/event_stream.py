@@ -39,9 +39,7 @@ class EventStream(Response):
         translator: of the dialect that the stream is in; None is chat.
     """
 
-    def __init__(
-        self, opening: AbstractAsyncContextManager[OpenStream], translator: Translator | None = None
-    ) -> None:
+    def __init__(self, opening: AbstractAsyncContextManager[OpenStream], translator: Translator | None = None) -> None:
         self._opening = opening
         self._end = translator.end if translator else DONE
         self._error_event = translator.failed if translator else error_event

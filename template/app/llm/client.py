@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from app.access.callers import Caller
+from app.access.limits import estimate
 from app.errors import InvalidRequest, ModelNotFound, invalid_request
 from app.llm.accounting import AccountedCall, tokens
 from app.llm.adapter import Adapter
@@ -184,6 +185,15 @@ class LLMClient:
             self._upstreams.metrics.first_chunk(call.answered_by.name).observe(call.began_at - started)
             async with aclosing(packets):
                 yield OpenStream(call, first, packets)
+
+    async def count_tokens(self, request: ChatRequest, translator: Translator) -> tuple[dict[str, Any], str]:
+        """Return `{"input_tokens": ...}` for a request that isn't sent, and who has counted: `provider` or `estimate`.
+
+        Raises:
+            AppError: as in `complete`.
+        """
+        target = self._target(request.model)
+        return {"input_tokens": estimate(_fields(request), target.entry.upstream)}, "estimate"
 
     async def _ask(self, **fields: Any) -> Answer:
         return await self.answer(_request(ChatRequest, **fields))
