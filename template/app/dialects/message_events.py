@@ -195,11 +195,11 @@ def _input(arguments: str) -> Any:
 def _usage(told: dict[str, Any]) -> dict[str, Any]:
     """Return Anthropic's usage: its `input_tokens` are those that no cache has had to do with."""
     details, answered = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
-    read = details.get("cached_tokens") or 0
-    made = told.get("cache_creation_input_tokens") or details.get("cache_creation_tokens") or 0
+    read = details.get("cached_tokens")
+    written = told.get("cache_creation_input_tokens", details.get("cache_write_tokens"))
     return {
-        "input_tokens": max(0, (told.get("prompt_tokens") or 0) - read - made),
-        "cache_creation_input_tokens": made,
+        "input_tokens": max(0, (told.get("prompt_tokens") or 0) - (read or 0) - (written or 0)),
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": read,
         "output_tokens": told.get("completion_tokens") or 0,
         "output_tokens_details": {"thinking_tokens": answered.get("reasoning_tokens") or 0},

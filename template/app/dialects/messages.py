@@ -24,7 +24,7 @@ FIELDS = {
 """What is translated below."""
 HINTS = {
     "betas", "cache_control", "container", "context_management", "inference_geo", "mcp_servers", "metadata",
-    "service_tier", "speed", "thinking",
+    "service_tier", "speed", "thinking", "top_k",
 }  # fmt: skip
 """What chat has no word for, and what an answer can do without."""
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -36,19 +36,24 @@ class MessageParam(Wire):
     content: str | Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)]
 
 
-class MessagesRequest(Wire):
-    """A request for a message. What isn't named here has no bounds of its own, and is passed on."""
+class TokensRequest(Wire):
+    """A request whose tokens are counted. What isn't named here has no bounds of its own, and is passed on."""
 
     model: Name | None = Field(default=None, description="A public name of the model table; left out, the default.")
     messages: Annotated[list[MessageParam], Field(min_length=1, max_length=4096, fail_fast=True)]
     system: str | list[dict[str, Any]] | None = None
-    max_tokens: Annotated[int, Field(ge=1), AS_INTEGER] | None = None
     stop_sequences: list[str] | None = Field(default=None, max_length=64)
     stream: bool | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
+
+
+class MessagesRequest(TokensRequest):
+    """A request for a message."""
+
+    max_tokens: Annotated[int, Field(ge=1), AS_INTEGER]
 
 
 class Messages(Translation):
@@ -64,7 +69,7 @@ class Messages(Translation):
     }
     defaults = frozenset({"temperature", "top_p", "max_tokens"})
 
-    def __init__(self, asked: MessagesRequest, versions: dict[str, str] | None = None) -> None:
+    def __init__(self, asked: TokensRequest, versions: dict[str, str] | None = None) -> None:
         super().__init__(asked, versions)
         self._model = asked.model or ""
         self.chat = self.chat_request(self._fields())
@@ -232,10 +237,7 @@ class Messages(Translation):
         return b"event: error\ndata: " + to_json(error_body(error.status, error.message, request_id)) + b"\n\n"
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole message for a chat completion, or the one that an upstream has sent itself."""
-        if "passed_through" in body:
-            answer: dict[str, Any] = body["passed_through"]
-            return answer
+        """Return the whole message for a chat completion."""
         self._stream.add(as_chunk(body))
         self._stream.finish()
         return self._stream.message

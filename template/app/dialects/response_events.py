@@ -12,7 +12,6 @@ from app.llm.sse import DONE
 
 REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Chat's finish reasons of an incomplete answer, and what Responses call them."""
-COUNTS = (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
 
 
 class ResponseEvents:
@@ -277,9 +276,10 @@ def _annotation(found: dict[str, Any]) -> dict[str, Any]:
 def _usage(told: dict[str, Any]) -> dict[str, Any]:
     prompt, answer = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
     asked, answered = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
+    written = told.get("cache_creation_input_tokens") or asked.get("cache_write_tokens") or 0
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": asked.get("cached_tokens") or 0},
+        "input_tokens_details": {"cached_tokens": asked.get("cached_tokens") or 0, "cache_write_tokens": written},
         "output_tokens": answer,
         "output_tokens_details": {"reasoning_tokens": answered.get("reasoning_tokens") or 0},
         "total_tokens": prompt + answer,

@@ -256,10 +256,7 @@ class Responses(Translation):
         return self._stream.take()
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole response for a chat completion, or the one that an upstream has sent itself."""
-        if "passed_through" in body:
-            answer: dict[str, Any] = body["passed_through"]
-            return answer
+        """Return the whole response for a chat completion."""
         self._stream.add(as_chunk(body))
         self._stream.finish()
         return self._stream.response

@@ -6,10 +6,15 @@ from typing import Any
 
 from app.llm.adapter import Adapter
 from app.llm.call import Call
+from app.llm.failures import unreadable
 from app.llm.relay import StreamState
 from app.llm.targets import Target
 from app.llm.translator import Translator
 
+TRANSLATED = "translated"
+"""The name of the dialect's answer in the body of an `Answer`."""
+MISREAD = (AttributeError, LookupError, TypeError, ValueError)
+"""What a translator raises at an answer that does not follow OpenAI's protocol."""
 LEFT_OUT = "X-Left-Out"
 """The header that tells what could not be translated."""
 
@@ -35,9 +40,13 @@ class Bridge:
         return []
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
-        """Return a chat completion; arguments and errors as in `Direct.complete`."""
-        _start(call, call.translator)
-        return await self._adapter.complete(call, target)
+        """Return a chat completion, and under TRANSLATED the dialect's answer; the rest is as in `Direct.complete`."""
+        translator = _start(call, call.translator)
+        body = await self._adapter.complete(call, target)
+        try:
+            return {**body, TRANSLATED: translator.answer(body)}
+        except MISREAD:
+            raise unreadable(target.name) from None
 
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """No dialect has embeddings of its own."""
@@ -48,7 +57,11 @@ class Bridge:
         translator = _start(call, call.translator)
         async with aclosing(self._adapter.stream(call, target, state)) as packets:
             async for packet in packets:
-                if events := translator.feed(packet):
+                try:
+                    events = translator.feed(packet)
+                except MISREAD:
+                    raise unreadable(target.name) from None
+                if events:
                     yield events
 
 

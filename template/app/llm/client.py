@@ -124,7 +124,7 @@ class LLMClient:
 
         Args:
             request: the request.
-            translator: of the dialect that it came in, if not chat: `translator.answer` makes the dialect's answer.
+            translator: of the dialect that it came in, if not chat; the body then has the dialect's answer too.
         """
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")

@@ -40,9 +40,9 @@ class Demo:
             ProviderRefused: a tool or a JSON schema can't be read.
         """
         fields = call.fields
-        message, finish_reason = _answer(fields)
+        message, ending = _answer(fields)
         choices = [
-            {"index": i, "message": {"refusal": None, **message}, "logprobs": None, "finish_reason": finish_reason}
+            {"index": i, "message": {"refusal": None, **message}, "logprobs": None, **ending}
             for i in range(fields.get("n") or 1)
         ]
         return {**_head(target, fields, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
@@ -50,7 +50,7 @@ class Demo:
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
         fields = call.fields
-        message, finish_reason = _answer(fields)
+        message, ending = _answer(fields)
         head = _head(target, fields, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         for i, tool_call in enumerate(message.get("tool_calls") or ()):
@@ -62,7 +62,7 @@ class Demo:
                     "index": i,
                     "delta": delta,
                     "logprobs": None,
-                    "finish_reason": finish_reason if number == len(deltas) else None,
+                    **(ending if number == len(deltas) else {"finish_reason": None}),
                 }
                 for i in range(fields.get("n") or 1)
             ]
@@ -96,15 +96,17 @@ def _head(target: Target, fields: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{digest}", "object": kind, "created": int(time.time()), "model": target.model}
 
 
-def _answer(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _answer(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    if fields.get("logprobs"):
+        raise ProviderRefused("The demo model has no logprobs.", param="logprobs")
     try:
         return _message(fields)
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ProviderRefused("The demo model can't read this tool or schema.") from None
 
 
-def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the assistant's message and its finish reason."""
+def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the assistant's message, and how its choice ends."""
     last = fields["messages"][-1]
     said = _text(last.get("content"))
     tools = [tool["function"] for tool in fields.get("tools") or () if isinstance(tool.get("function"), dict)]
@@ -119,17 +121,24 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
             "type": "function",
             "function": {"name": name, "arguments": arguments},
         }
-        return {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
+        return {"role": "assistant", "content": None, "tool_calls": [call]}, {"finish_reason": "tool_calls"}
     form = fields.get("response_format") or {}
     if form.get("type") == "json_schema" and isinstance(form.get("json_schema"), dict):
         schema = form["json_schema"].get("schema") or {}
-        return {"role": "assistant", "content": to_json(_instance(schema, schema)).decode()}, "stop"
+        return {"role": "assistant", "content": to_json(_instance(schema, schema)).decode()}, {"finish_reason": "stop"}
     if form.get("type") == "json_object":
-        return {"role": "assistant", "content": to_json({"echo": said}).decode()}, "stop"
-    words = re.findall(r"\S+\s*|\s+", f"You said: {said}" if said else "You said nothing.")
+        return {"role": "assistant", "content": to_json({"echo": said}).decode()}, {"finish_reason": "stop"}
+    echo = f"You said: {said}" if said else "You said nothing."
+    given = fields.get("stop") or []
+    stops = sorted((given,) if isinstance(given, str) else given, key=lambda stop: echo.find(stop) % (len(echo) + 1))
+    ending = {"finish_reason": "stop"}
+    if stops and stops[0] in echo:
+        echo, ending = echo.partition(stops[0])[0], {**ending, "stop_reason": stops[0]}  # by vLLM's name
+    words = re.findall(r"\S+\s*|\s+", echo)
     limit = fields.get("max_completion_tokens") or fields.get("max_tokens") or len(words)
-    text = "".join(words[:limit])
-    return {"role": "assistant", "content": text}, "length" if limit < len(words) else "stop"
+    if limit < len(words):
+        ending = {"finish_reason": "length"}
+    return {"role": "assistant", "content": "".join(words[:limit])}, ending
 
 
 def _text(content: Any) -> str:

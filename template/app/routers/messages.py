@@ -6,10 +6,11 @@ from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
 from app.dialects.message_objects import MessageObject, TokenCount
-from app.dialects.messages import Messages, MessagesRequest
+from app.dialects.messages import Messages, MessagesRequest, TokensRequest
 from app.http.event_stream import EventStream
 from app.http.openapi import described
 from app.http.routing import BytesRoute
+from app.llm.bridge import TRANSLATED
 
 router = APIRouter(tags=["messages"], route_class=BytesRoute)
 VERSIONS = ("anthropic-version", "anthropic-beta")
@@ -19,22 +20,22 @@ VERSIONS = ("anthropic-version", "anthropic-beta")
 async def messages(request: Request) -> Response:
     """Answer in Anthropic's Messages API: the whole message, or with `stream` its events."""
     llm = await get_llm(request)
-    asked = await _asked(request)
+    asked = await _asked(request, MessagesRequest)
     if asked.chat.stream:
         return EventStream(llm.open_stream(asked.chat, asked), asked)
     answer = await llm.answer(asked.chat, asked)
-    return Response(to_json(asked.answer(answer.body)), headers=answer.call.headers, media_type="application/json")
+    return Response(to_json(answer.body[TRANSLATED]), headers=answer.call.headers, media_type="application/json")
 
 
-@router.post("/v1/messages/count_tokens", **described(MessagesRequest, TokenCount))
+@router.post("/v1/messages/count_tokens", **described(TokensRequest, TokenCount))
 async def count_tokens(request: Request) -> Response:
     """Count the tokens of a request. The header `X-Counted-By` says who did: the provider, or an estimate."""
     llm = await get_llm(request)
-    asked = await _asked(request)
+    asked = await _asked(request, TokensRequest)
     body, counted_by = await llm.count_tokens(asked.chat, asked)
     return Response(to_json(body), headers={"X-Counted-By": counted_by}, media_type="application/json")
 
 
-async def _asked(request: Request) -> Messages:
+async def _asked(request: Request, kind: type[TokensRequest]) -> Messages:
     versions = {name: request.headers[name] for name in VERSIONS if name in request.headers}
-    return Messages(await read_body(request, MessagesRequest), versions)
+    return Messages(await read_body(request, kind), versions)

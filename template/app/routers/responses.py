@@ -9,6 +9,7 @@ from app.dialects.responses import ResponseObject, Responses, ResponsesRequest
 from app.http.event_stream import EventStream
 from app.http.openapi import described
 from app.http.routing import BytesRoute
+from app.llm.bridge import TRANSLATED
 
 router = APIRouter(tags=["responses"], route_class=BytesRoute)
 
@@ -21,7 +22,7 @@ async def responses(request: Request) -> Response:
     if asked.chat.stream:
         return EventStream(llm.open_stream(asked.chat, asked), asked)
     answer = await llm.answer(asked.chat, asked)
-    return Response(to_json(asked.answer(answer.body)), headers=answer.call.headers, media_type="application/json")
+    return Response(to_json(answer.body[TRANSLATED]), headers=answer.call.headers, media_type="application/json")
 
 
 @router.get("/v1/responses", include_in_schema=False)
