@@ -80,7 +80,7 @@ class Messages(Translation):
     def _fields(self) -> dict[str, Any]:
         """Return chat's fields for the request's."""
         sent = self.sent
-        for name in HINTS & sent.keys():
+        for name in sorted(HINTS & sent.keys()):
             self.leave_out(name)
         fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS}
         fields |= {name: sent.get(name) for name in ("model", "stream", "temperature", "top_p")}
@@ -104,6 +104,12 @@ class Messages(Translation):
             "stop": sent.get("stop_sequences") or None,
         }
         return fields
+
+    def lower(self, limit: int) -> bool:
+        """Ask for at most so many tokens: `max_tokens` is required here, so clients send one that is large enough."""
+        self.chat.max_completion_tokens = self.sent["max_tokens"] = limit
+        self.leave_out("max_tokens")
+        return True
 
     def _tool(self, tool: dict[str, Any], param: str) -> dict[str, Any] | None:
         """Return chat's function for a tool; None for one that Anthropic runs or knows by its type alone."""

@@ -94,7 +94,7 @@ class Responses(Translation):
         for name, instead in STATE.items():
             if sent.get(name):
                 self.cannot(f"{name}: {instead}", name)
-        for name in HINTS & sent.keys():
+        for name in sorted(HINTS & sent.keys()):
             self.leave_out(name)
         if sent.get("truncation", "disabled") != "disabled":
             self.leave_out("truncation")

@@ -36,6 +36,10 @@ class Translation:
         if self._refusal:
             raise self._refusal
 
+    def lower(self, limit: int) -> bool:
+        """Return False: what asks for more tokens than it may is refused, as in chat."""
+        return False
+
     def native(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Return the request for an upstream that speaks the dialect, with those of a row's defaults that fit."""
         known = {self.names.get(name, name): value for name, value in defaults.items()}

@@ -128,9 +128,10 @@ class LLMClient:
         """
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
+        target = self._target(request.model, request, translator)
         fields = _fields(request)
         fields.pop("stream", None)
-        call = self._call("chat", self._target(request.model, request), fields, translator)
+        call = self._call("chat", target, fields, translator)
         async with self._accounted(call) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target, call).complete(call, target))
@@ -168,8 +169,8 @@ class LLMClient:
         Raises:
             AppError: as in `complete`.
         """
-        fields = {**_fields(request), "stream": True}
-        call = self._call("chat", self._target(request.model, request), fields, translator)
+        target = self._target(request.model, request, translator)
+        call = self._call("chat", target, {**_fields(request), "stream": True}, translator)
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
             choices = target.fields(call.fields).get("n") or 1
@@ -211,7 +212,9 @@ class LLMClient:
         adapter = self._upstreams.adapters[target.adapter]
         return adapter if call.translator is None else self._upstreams.translated(adapter, target, call.translator)
 
-    def _target(self, name: str | None, request: ChatRequest | None = None) -> Target:
+    def _target(
+        self, name: str | None, request: ChatRequest | None = None, translator: Translator | None = None
+    ) -> Target:
         settings = self._upstreams.settings
         name = name or settings.default_model
         target = self._upstreams.targets.get(name)
@@ -223,7 +226,7 @@ class LLMClient:
         if request:
             limit = target.entry.max_tokens_limit or settings.max_tokens_limit
             for param in ("max_tokens", "max_completion_tokens"):
-                if (getattr(request, param) or 0) > limit:
+                if (getattr(request, param) or 0) > limit and not (translator and translator.lower(limit)):
                     raise InvalidRequest(f"{param}: at most {limit} (setting max_tokens_limit).", param=param)
         return target
 
