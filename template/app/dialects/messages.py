@@ -12,7 +12,7 @@ from app.dialects.chunks import as_chunk, chunks, unsealed
 from app.dialects.conversation import Conversation, Part, objects, text, web_only
 from app.dialects.message_events import END, MessageEvents, error_body, outlines
 from app.dialects.translation import Translation, hosted_choice
-from app.errors import AppError, InvalidRequest
+from app.errors import AppError
 from app.llm.relay import StreamState
 from app.llm.sse import Events
 from app.models import AS_INTEGER, Name, Wire
@@ -62,6 +62,7 @@ class Messages(Translation):
     dialect = "messages"
     path = "/messages"
     end = END
+    needs = "content"
     names: ClassVar[dict[str, str]] = {
         "max_completion_tokens": "max_tokens",
         "response_format": "output_config.format",
@@ -156,8 +157,8 @@ class Messages(Translation):
                 chat.say(message["role"], said)
         messages = chat.end()
         if not messages:
-            raise InvalidRequest("messages: there is nothing in them that this model can read.", param="messages")
-        return messages
+            self.cannot("messages: there is nothing in it that this model can read.", "messages")
+        return messages or [{"role": "user", "content": ""}]
 
     def _blocks(self, content: Any, param: str) -> list[Part]:
         """Return chat's parts for a message's content, with what is no part of chat's under names of our own."""

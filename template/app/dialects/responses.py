@@ -12,7 +12,7 @@ from app.dialects.conversation import Conversation, Part, objects, text, web_onl
 from app.dialects.response_events import ResponseEvents
 from app.dialects.tools import Tools, custom_arguments, flat_name
 from app.dialects.translation import Translation
-from app.errors import AppError, InvalidRequest
+from app.errors import AppError
 from app.llm.relay import StreamState
 from app.llm.sse import DONE, Events
 from app.models import Answered, Name, Wire
@@ -68,6 +68,7 @@ class Responses(Translation):
     dialect = "responses"
     path = "/responses"
     end = DONE
+    needs = "output"
     names: ClassVar[dict[str, str]] = {
         "max_completion_tokens": "max_output_tokens",
         "max_tokens": "max_output_tokens",
@@ -80,7 +81,6 @@ class Responses(Translation):
     def __init__(self, asked: ResponsesRequest, versions: dict[str, str] | None = None) -> None:
         super().__init__(asked, versions)
         self._seen: dict[str, Any] | None = None
-        self._last_number = -1
         self._model = asked.model or ""
         self.tools = Tools(self)
         self.chat = self.chat_request(self._fields())
@@ -138,8 +138,8 @@ class Responses(Translation):
                 self._item(chat, item, f"input.{index}")
         messages = chat.end()
         if not messages:
-            raise InvalidRequest("input: it has nothing in it that this model can read.", param="input")
-        return messages
+            self.cannot("input: there is nothing in it that this model can read.", "input")
+        return messages or [{"role": "user", "content": ""}]
 
     def _item(self, chat: Conversation, item: dict[str, Any], param: str) -> None:
         """Add one item of the input."""
@@ -251,7 +251,7 @@ class Responses(Translation):
     def failed(self, error: AppError, request_id: str) -> bytes:
         """Return the events that end a stream which has begun and has failed."""
         if self._seen:
-            self._stream.go_on(self._seen, self._last_number)
+            self._stream.go_on(self._seen, self.last_number)
         self._stream.fail(error.code, error.message)
         return self._stream.take()
 
@@ -265,7 +265,7 @@ class Responses(Translation):
 
     def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
         """Note what an event says that an upstream has sent; return whether it is the last."""
-        self._last_number = event.get("sequence_number") or self._last_number
+        self.last_number = event.get("sequence_number") or self.last_number
         if not isinstance(event.get("response"), dict):
             state.chunks += 1
             return False

@@ -30,6 +30,7 @@ class Translation:
         self.left_out: list[str] = []
         self._refusal: InvalidRequest | None = None
         self._events = Events()
+        self.last_number = -1
 
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""

@@ -194,6 +194,9 @@ class LLMClient:
             AppError: as in `complete`.
         """
         target = self._target(request.model)
+        if translator.dialect in target.speaks:
+            deadlines = Deadlines(self._upstreams.settings.timeouts)
+            return await self._upstreams.native.count_tokens(translator, target, deadlines), "provider"
         return {"input_tokens": estimate(_fields(request), target.entry.upstream)}, "estimate"
 
     async def _ask(self, **fields: Any) -> Answer:

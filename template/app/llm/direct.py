@@ -5,9 +5,10 @@ A whole answer is parsed once. A stream's events are checked, and passed on byte
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
@@ -36,9 +37,20 @@ ERROR_WITHIN = 2.0
 AFTER_DONE = 1.0
 """Seconds that a provider may take to end its response after `[DONE]`."""
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 READ_ERRORS = (aiohttp.ClientError, OSError)
 
 _url = cache(URL)
+
+
+class AnyRelay(Protocol):
+    """What a stream's packets pass through: `Relay`, or `app.llm.native.NativeRelay`."""
+
+    spoke: bool
+    ended: bool
+    failure: ProviderError | None
+
+    def feed(self, packet: bytes) -> bytes: ...
 
 
 class Direct:
@@ -92,7 +104,7 @@ class Direct:
         fields = target.in_vendors_terms(fields)
         return await self._answer(target, "/embeddings", fields, call.deadlines, needs="data")
 
-    async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, one or more whole ones at a time, `[DONE]` last.
 
         Usage is asked for too, unless the model's row says not to.
@@ -105,14 +117,26 @@ class Direct:
         Raises:
             ProviderError: the provider failed, before the first item or in mid-stream.
         """
-        deadlines = call.deadlines
         fields = call.fields
         if target.entry.stream_usage:
             fields = {**fields, "stream_options": {**(fields.get("stream_options") or {}), "include_usage": True}}
+        relay = Relay(target.name, state)
+        return self._relayed(call.deadlines, target, "/chat/completions", target.fields(fields), relay)
+
+    async def _relayed(
+        self,
+        deadlines: Deadlines,
+        target: Target,
+        path: str,
+        fields: dict[str, Any],
+        relay: AnyRelay,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield what a relay returns for a stream's packets."""
         deadlines.start_stream(target.name)
         try:
             async with deadlines.limit():
-                response = await self._post(target, "/chat/completions", target.fields(fields))
+                response = await self._post(target, path, fields, headers)
         except TimeoutError:
             raise deadlines.expired() from None
         if not 200 <= response.status < 300:
@@ -120,7 +144,6 @@ class Direct:
         _check_encoding(target, response)
         watchdog = Watchdog(deadlines, response.content.set_exception)
         try:
-            relay = Relay(target.name, state)
             is_first = True
             while not relay.ended:
                 if relay.spoke:
@@ -132,7 +155,7 @@ class Direct:
                     raise _broken(target, error) from None
                 watchdog.pause()
                 if is_first and packet.lstrip()[:1] in (b"{", b"["):
-                    yield await self._whole(target, packet, response, deadlines, state)
+                    yield await self._whole(target, packet, response, deadlines, relay)
                     return
                 is_first = is_first and not packet.strip()
                 if out := relay.feed(packet):
@@ -150,7 +173,7 @@ class Direct:
         packet: bytes,
         response: aiohttp.ClientResponse,
         deadlines: Deadlines,
-        state: StreamState,
+        relay: AnyRelay,
     ) -> bytes:
         """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
         try:
@@ -158,30 +181,41 @@ class Direct:
                 body = packet + await self._read(target, response)
         except TimeoutError:
             raise deadlines.expired() from None
-        return stream_of(self._parse(target, body), state, target.name)
+        answer = self._parse(target, body)
+        if not isinstance(relay, Relay):
+            raise unreadable(target.name)
+        return stream_of(answer, relay.state, target.name)
 
     async def _answer(
-        self, target: Target, path: str, fields: dict[str, Any], deadlines: Deadlines, needs: str
+        self,
+        target: Target,
+        path: str,
+        fields: dict[str, Any],
+        deadlines: Deadlines,
+        needs: str,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> dict[str, Any]:
         deadlines.start_answer(target.name)
         try:
             async with deadlines.limit():
-                response = await self._post(target, path, fields)
+                response = await self._post(target, path, fields, headers)
                 if 200 <= response.status < 300:
                     with contextlib.closing(response):
                         answer = self._parse(target, await self._read(target, response))
-                        if not isinstance(answer.get(needs), list):
+                        if not isinstance(answer.get(needs), int if needs == "input_tokens" else list):
                             raise unreadable(target.name)
                         return answer
         except TimeoutError:
             raise deadlines.expired() from None
         raise await self._failure(target, response)
 
-    async def _post(self, target: Target, path: str, fields: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def _post(
+        self, target: Target, path: str, fields: dict[str, Any], more: Mapping[str, str] = NO_HEADERS
+    ) -> aiohttp.ClientResponse:
         """Return the response to a request; whoever gets it reads and closes it."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **more}
         if target.key:
-            headers["Authorization"] = f"Bearer {target.key}"
+            headers[target.key_header] = target.key if target.key_header != "Authorization" else f"Bearer {target.key}"
         if self._traced:
             inject(headers)
         try:

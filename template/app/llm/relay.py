@@ -105,7 +105,7 @@ class Relay:
 
     def __init__(self, model: str, state: StreamState) -> None:
         self._model = model
-        self._state = state
+        self.state = state
         self._events = Events()
         self.spoke = False
         """Whether the last packet had a chunk in it, and not only comments."""
@@ -165,8 +165,8 @@ class Relay:
             return False
         if not len(chunks) == len(events) == lines.count(b"\n") + 1:  # an event of several lines
             return False
-        self._state.chunks += len(chunks)
-        self._state.model = chunks[-1].model
+        self.state.chunks += len(chunks)
+        self.state.model = chunks[-1].model
         return True
 
     def _passed(self, event: bytes) -> bytes:
@@ -196,14 +196,14 @@ class Relay:
             if _complete(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
             self.spoke = True
-            return event if self._state.see(chunk) else b""
+            return event if self.state.see(chunk) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
             raise unreadable(self._model) from None
 
     def _end(self, *, said_done: bool) -> None:
         """End the stream. It is complete if it says `[DONE]`, or if every choice has its finish reason."""
         self.ended = True
-        if self._state.lost_a_choice or not (said_done or self._state.finished):
+        if self.state.lost_a_choice or not (said_done or self.state.finished):
             raise cut_off(self._model)
 
 

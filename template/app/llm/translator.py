@@ -13,6 +13,8 @@ class Translator(Protocol):
         dialect: the dialect's name, as in a row's `speaks`.
         path: the dialect's address at an upstream that speaks it.
         end: the last event of a complete stream, as clients get it.
+        needs: the field that every whole answer has.
+        last_number: number of the last event that was passed on, where the dialect numbers them.
         sent: the request as it came.
         versions: the dialect's own version and beta headers of the request, which an upstream gets.
         left_out: what chat can't express, and what was therefore left out.
@@ -21,6 +23,8 @@ class Translator(Protocol):
     dialect: str
     path: str
     end: bytes
+    needs: str
+    last_number: int
     sent: dict[str, Any]
     versions: dict[str, str]
     left_out: list[str]

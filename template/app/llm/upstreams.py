@@ -11,6 +11,7 @@ from app.llm.adapter import Adapter
 from app.llm.bridge import Bridge
 from app.llm.demo import Demo
 from app.llm.direct import Direct
+from app.llm.native import Native
 from app.llm.retries import Retries
 from app.llm.targets import AdapterName, Target, resolve
 from app.llm.translator import Translator
@@ -42,22 +43,23 @@ class Upstreams:
         self.limiter = Limiter(settings, self.metrics)
         self.retries = Retries(self.targets, settings.retries, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
+        self.native = Native(settings.timeouts, traced=settings.telemetry)
         self.adapters = {name: self._adapter(name) for name in {target.adapter for target in self.targets.values()}}
 
     async def __aenter__(self) -> Self:
         """Open what the adapters need. LiteLLM goes on loading in a thread; `failing` tells when it is there."""
-        for adapter in self.adapters.values():
+        for adapter in (*self.adapters.values(), self.native):
             await adapter.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close every connection."""
-        for adapter in self.adapters.values():
+        for adapter in (*self.adapters.values(), self.native):
             await adapter.close()
 
     def translated(self, adapter: Adapter, target: Target, translator: Translator) -> Adapter:
         """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""
-        return Bridge(adapter)
+        return self.native if translator.dialect in target.speaks else Bridge(adapter)
 
     def failing(self) -> list[str]:
         """Return what is not ready yet, one sentence each."""
