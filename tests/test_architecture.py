@@ -27,6 +27,7 @@ LAYERS = {
             ("telemetry",),
             ("access",),
             ("llm",),
+            ("dialects",),
             ("http",),
             ("dependencies", "middleware"),
             ("routers",),
@@ -40,8 +41,8 @@ LAYERS = {
 """Rooms, and the modules beside them, from the lowest up. A module imports from its own layer and from lower ones."""
 
 FILES_AT_THE_TOP = 12
-LINES_OF_THE_PAGE = 130
-LINES_OF_THE_SPINE = 1500
+LINES_OF_THE_PAGE = 134
+LINES_OF_THE_SPINE = 1530
 
 WAITING = {"create_task", "call_later", "call_at", "to_thread", "timeout", "timeout_at"}
 """Of asyncio: what starts a task, a thread or a timer."""

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
@@ -22,7 +22,7 @@ from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
 from app.llm.json_text import read_json
-from app.llm.relay import Relay, StreamState, stream_of
+from app.llm.relay import Relay, StreamState
 from app.llm.sse import BYTE_ORDER_MARK, ENCODINGS
 from app.llm.targets import Target
 from app.telemetry.tracing import inject
@@ -41,16 +41,6 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 READ_ERRORS = (aiohttp.ClientError, OSError)
 
 _url = cache(URL)
-
-
-class AnyRelay(Protocol):
-    """What a stream's packets pass through: `Relay`, or `app.llm.native.NativeRelay`."""
-
-    spoke: bool
-    ended: bool
-    failure: ProviderError | None
-
-    def feed(self, packet: bytes) -> bytes: ...
 
 
 class Direct:
@@ -129,7 +119,7 @@ class Direct:
         target: Target,
         path: str,
         fields: dict[str, Any],
-        relay: AnyRelay,
+        relay: Relay,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> AsyncGenerator[bytes, None]:
         """Yield what a relay returns for a stream's packets."""
@@ -173,7 +163,7 @@ class Direct:
         packet: bytes,
         response: aiohttp.ClientResponse,
         deadlines: Deadlines,
-        relay: AnyRelay,
+        relay: Relay,
     ) -> bytes:
         """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
         try:
@@ -181,10 +171,7 @@ class Direct:
                 body = packet + await self._read(target, response)
         except TimeoutError:
             raise deadlines.expired() from None
-        answer = self._parse(target, body)
-        if not isinstance(relay, Relay):
-            raise unreadable(target.name)
-        return stream_of(answer, relay.state, target.name)
+        return relay.whole(self._parse(target, body))
 
     async def _answer(
         self,

@@ -7,15 +7,14 @@ from typing import Any
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
 
-from app.errors import ProviderError
 from app.llm.bridge import LEFT_OUT, TRANSLATED
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.direct import Direct
 from app.llm.failures import cut_off, failure_in_body, unreadable
 from app.llm.json_text import read_json
-from app.llm.relay import StreamState
-from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data
+from app.llm.relay import Relay, StreamState
+from app.llm.sse import BYTE_ORDER_MARK, DONE, event_data
 from app.llm.targets import Target
 from app.llm.translator import Translator
 
@@ -79,10 +78,8 @@ def _headers(translator: Translator) -> Mapping[str, str]:
     return default | translator.versions
 
 
-class NativeRelay:
-    """Passes on the events of a dialect's own stream, as `Relay` does with chat's.
-
-    Left out are pings and what has no data; the last event is the translator's own.
+class NativeRelay(Relay):
+    """Passes on the events of a dialect's own stream. Left out are pings and what has no data.
 
     Args:
         model: the model's public name, for errors.
@@ -91,60 +88,34 @@ class NativeRelay:
     """
 
     def __init__(self, model: str, state: StreamState, translator: Translator) -> None:
-        self.model = model
-        self.state = state
-        self.spoke = False
-        self.ended = False
-        self.failure: ProviderError | None = None
+        super().__init__(model, state)
+        self.end = translator.end
         self._translator = translator
-        self._events = Events()
 
-    def feed(self, packet: bytes) -> bytes:
-        """Return what the client gets for one packet; an empty packet means that the connection has ended."""
-        self.spoke = self._is_plain(packet)
-        if self.spoke:
-            return packet
-        out = []
-        try:
-            for event in self._events.feed(packet):
-                out.append(self._passed(event))
-                if self.ended:
-                    break
-            if not packet and not self.ended:
-                raise cut_off(self.model)
-        except ProviderError as failure:
-            self.failure = failure
-        except EventTooLong:
-            self.failure = unreadable(self.model)
-        self.ended = self.ended or self.failure is not None
-        return b"".join(out)
+    def whole(self, answer: dict[str, Any]) -> bytes:
+        """Raise our error: no server is known that answers a dialect's stream so."""
+        raise unreadable(self._model)
 
-    def _is_plain(self, packet: bytes) -> bool:
-        """Return whether a packet is nothing but whole deltas of one kind, as most packets are."""
+    def _plain(self, packet: bytes) -> int:
+        """Return a packet's length if it is nothing but whole deltas of one kind, as most packets are; else 0."""
         first = DELTA.match(packet)
         if first is None or self._events.rest or b"\r" in packet or not packet.endswith(b"\n\n"):
-            return False
+            return 0
         events = packet[first.end() : -2].split(b"\n\n" + first[0])
         lines = b"\n".join(events)
         try:
             found = read_plain(lines)
             lines.decode()  # the decoder does not check the encoding of fields that it does not read
         except (DecodeError, RecursionError, UnicodeDecodeError):
-            return False
+            return 0
         if not len(found) == len(events) == lines.count(b"\n") + 1:
-            return False
-        self.state.chunks += len(found)
+            return 0
+        self._state.chunks += len(found)
         self._translator.last_number = found[-1].sequence_number
-        return True
+        return len(packet)
 
     def _passed(self, event: bytes) -> bytes:
-        """Return what the client gets for one event.
-
-        Raises:
-            ProviderError: the event is an error, or can't be read.
-        """
-        event = event.removeprefix(BYTE_ORDER_MARK)
-        data = (event_data(event) or b"").strip()
+        data = (event_data(event.removeprefix(BYTE_ORDER_MARK)) or b"").strip()
         if not data or data == b"[DONE]":
             return b""
         try:
@@ -152,12 +123,13 @@ class NativeRelay:
             if not isinstance(told, dict) or told.get("type") == "ping":
                 return b""
             if (error := self._translator.error_in(told)) is not None:
-                raise failure_in_body(self.model, error)
+                raise failure_in_body(self._model, error)
             self.spoke = True
-            self.ended = self._translator.pass_on(told, self.state)
+            self.ended = self._translator.pass_on(told, self._state)
         except (ValueError, AttributeError, KeyError, TypeError):
-            raise unreadable(self.model) from None
-        if not self.ended:
-            return event
-        end = self._translator.end
-        return event + end if end == DONE else end
+            raise unreadable(self._model) from None
+        return b"" if self.ended and self.end != DONE else event
+
+    def _end(self, *, said_done: bool) -> None:
+        """End a stream whose last event has not come."""
+        raise cut_off(self._model)

@@ -103,9 +103,12 @@ class Relay:
         state: records every chunk.
     """
 
+    end = DONE
+    """What ends a complete stream."""
+
     def __init__(self, model: str, state: StreamState) -> None:
         self._model = model
-        self.state = state
+        self._state = state
         self._events = Events()
         self.spoke = False
         """Whether the last packet had a chunk in it, and not only comments."""
@@ -135,8 +138,16 @@ class Relay:
         if self.failure:
             self.ended = True
         elif self.ended:
-            out.append(DONE)
+            out.append(self.end)
         return b"".join(out)
+
+    def whole(self, answer: dict[str, Any]) -> bytes:
+        """Return the events of a stream for a whole answer, which some servers send though a stream was asked for.
+
+        Raises:
+            ProviderError: the answer is none.
+        """
+        return stream_of(answer, self._state, self._model)
 
     def _plain(self, packet: bytes) -> int:
         """Return how many bytes of a packet are whole events of plain chunks, which are passed on as they are.
@@ -165,8 +176,8 @@ class Relay:
             return False
         if not len(chunks) == len(events) == lines.count(b"\n") + 1:  # an event of several lines
             return False
-        self.state.chunks += len(chunks)
-        self.state.model = chunks[-1].model
+        self._state.chunks += len(chunks)
+        self._state.model = chunks[-1].model
         return True
 
     def _passed(self, event: bytes) -> bytes:
@@ -196,14 +207,14 @@ class Relay:
             if _complete(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
             self.spoke = True
-            return event if self.state.see(chunk) else b""
+            return event if self._state.see(chunk) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
             raise unreadable(self._model) from None
 
     def _end(self, *, said_done: bool) -> None:
         """End the stream. It is complete if it says `[DONE]`, or if every choice has its finish reason."""
         self.ended = True
-        if self.state.lost_a_choice or not (said_done or self.state.finished):
+        if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._model)
 
 
