@@ -5,9 +5,15 @@ Hypothesis makes up what the model says: text, refusals, reasoning and tool call
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import openresponses_types as spec
+from app.dialects.messages import Messages, MessagesRequest
+from app.dialects.responses import Responses, ResponsesRequest
+from app.errors import ProviderError
+from app.llm.relay import Relay, StreamState
+from app.llm.translator import Translator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import omit
@@ -15,12 +21,6 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 from openresponses_types import types as spec_types
 from pydantic import TypeAdapter
-
-from app.dialects.messages import Messages, MessagesRequest
-from app.dialects.responses import Responses, ResponsesRequest
-from app.errors import ProviderError
-from app.llm.relay import Relay, StreamState
-from app.llm.translator import Translator
 
 Json = dict[str, Any]
 
@@ -53,14 +53,14 @@ class Said:
 def cut(text: str, places: list[int]) -> list[str]:
     """Return a text in pieces."""
     edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 @st.composite
 def answers(draw: st.DrawFn, names: list[str]) -> Said:
     """Make up an answer."""
     places = st.lists(st.integers(0, 40), max_size=4)
-    text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=24)
+    text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=24)
     deltas: list[Json] = [{"role": "assistant", "content": ""}] * draw(st.booleans())
     for kind in draw(st.lists(st.sampled_from(["content", "refusal", "reasoning_content", "reasoning"]), max_size=4)):
         deltas += [{kind: piece} for piece in cut(draw(text), draw(places))]
@@ -96,7 +96,7 @@ def streamed(translator: Translator, stream: bytes, places: list[int]) -> list[J
     """Return the data of a stream's events, which a client gets for a provider's packets, cut anywhere."""
     relay, out = Relay("m", StreamState(wants_usage=True)), b""
     edges = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if packet := relay.feed(stream[start:end]):
             out += translator.feed(packet)
     assert relay.ended
@@ -127,12 +127,11 @@ def check_responses(events: list[Json], said: Said, tools: list[Json]) -> None:
     last = events[-1]
     ends = {"length": "incomplete", "content_filter": "incomplete"}
     assert last["type"] == f"response.{ends.get(said.reason, 'completed')}"
-    sdk = ResponseStreamState(input_tools=tools, text_format=omit)  # type: ignore[arg-type,var-annotated]
+    sdk = ResponseStreamState(input_tools=tools, text_format=omit)  # type: ignore[arg-type]
     for event in events:
         sdk.handle_event(SDK_EVENT.validate_python(event))
-    items = [event["item"] for event in sorted(events, key=lambda e: e.get("output_index", 0)) if "done" in event["type"]
-             and "item" in event]  # fmt: skip
-    assert last["response"]["output"] == items
+    done = [event for event in events if event["type"] == "response.output_item.done"]
+    assert last["response"]["output"] == [event["item"] for event in sorted(done, key=lambda e: int(e["output_index"]))]
     for kind, name in (("output_text", "content"), ("refusal", "refusal")):
         assert "".join(e["delta"] for e in events if e["type"] == f"response.{kind}.delta") == said.of(name)
     open_items: set[int] = set()
@@ -159,7 +158,7 @@ def test_every_event_and_object_of_a_response_fits_the_open_specification(said: 
 @MANY
 @given(answers(list(CALLED)), PLACES)
 def test_custom_and_namespaced_calls_come_back_as_what_they_are(said: Said, places: list[int]) -> None:
-    tools = [FUNCTION, CUSTOM, SPACE]
+    tools: list[Json] = [FUNCTION, CUSTOM, SPACE]
     events = streamed(responses(tools), wire(said), places)
     check_responses(events, said, tools)
     for item in events[-1]["response"]["output"]:
