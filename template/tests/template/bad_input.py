@@ -304,7 +304,7 @@ BAD |= {
     "a key that is no text": headed(401, "invalid_api_key", Authorization=b"Bearer \xff\xfe\x80"),
     "a key that is long": headed(401, "invalid_api_key", Authorization="Bearer " + CANARY * 1000),
     "a key that looks like a token": headed(401, "invalid_api_key", Authorization="Bearer a.b.c"),
-    "a key in another header": headed(401, "invalid_api_key", Authorization=None, X_Api_Key="sk-app-test"),
+    "a key in another header": headed(401, "invalid_api_key", Authorization=None, Api_Key="sk-app-test"),
     "a key that is its own hash": headed(
         401, "invalid_api_key", Authorization=f"Bearer {hashlib.sha256(b'sk-app-test').hexdigest()}"
     ),
