@@ -226,7 +226,7 @@ class Messages(Translation):
     def restart(self) -> None:
         """Forget what a failed attempt has said."""
         self._events = Events()
-        self._stream = MessageEvents(self._model)
+        self._stream = MessageEvents(self._model)  # little work, also where the answer is passed through
 
     def feed(self, packet: bytes) -> bytes:
         """Return the events for a packet of chat's whole events."""

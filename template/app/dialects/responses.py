@@ -201,11 +201,15 @@ class Responses(Translation):
         """Forget what a failed attempt has said."""
         self._seen = None
         self._events = Events()
-        self._stream = ResponseEvents(self._skeleton(), self.tools, self._model, self._is_sealed)
+        self._begun: ResponseEvents | None = None
 
     @property
-    def _is_sealed(self) -> bool:
-        return "reasoning.encrypted_content" in self.sent.get("include", ())
+    def _stream(self) -> ResponseEvents:
+        """The answer of the newest attempt; made when it is needed, since what is passed through needs none."""
+        if self._begun is None:
+            is_sealed = "reasoning.encrypted_content" in self.sent.get("include", ())
+            self._begun = ResponseEvents(self._skeleton(), self.tools, self._model, is_sealed)
+        return self._begun
 
     def _skeleton(self) -> dict[str, Any]:
         """Return the response object with all that the request says of it."""

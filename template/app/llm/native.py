@@ -97,24 +97,30 @@ class NativeRelay(Relay):
         raise unreadable(self._model)
 
     def _plain(self, packet: bytes) -> int:
-        """Return a packet's length if it is nothing but whole deltas of one kind, as most packets are; else 0."""
-        first = DELTA.match(packet)
-        if first is None or self._events.rest or b"\r" in packet or not packet.endswith(b"\n\n"):
-            return 0
-        events = packet[first.end() : -2].split(b"\n\n" + first[0])
-        lines = b"\n".join(events)
+        return len(packet) if not self._events.rest and self._takes_deltas(packet) else 0
+
+    def _takes_deltas(self, events: bytes) -> bool:
+        """Count events if they are nothing but whole deltas of one kind, as most are; return whether they are."""
+        first = DELTA.match(events)
+        if first is None or b"\r" in events or not events.endswith(b"\n\n"):
+            return False
+        data = events[first.end() : -2].split(b"\n\n" + first[0])
+        lines = b"\n".join(data)
         try:
             found = read_plain(lines)
             lines.decode()  # the decoder does not check the encoding of fields that it does not read
         except (DecodeError, RecursionError, UnicodeDecodeError):
-            return 0
-        if not len(found) == len(events) == lines.count(b"\n") + 1:
-            return 0
+            return False
+        if not len(found) == len(data) == lines.count(b"\n") + 1:
+            return False
         self._state.chunks += len(found)
         self._translator.last_number = found[-1].sequence_number
-        return len(packet)
+        return True
 
     def _passed(self, event: bytes) -> bytes:
+        if self._takes_deltas(event):
+            self.spoke = True
+            return event
         data = (event_data(event.removeprefix(BYTE_ORDER_MARK)) or b"").strip()
         if not data or data == b"[DONE]":
             return b""
