@@ -32,6 +32,12 @@ class Ask:
         """Send a request at once."""
         return self._calls.enter_context(Call(self.url, self._key, model=model, **fields))
 
+    @property
+    def metrics(self) -> str:
+        """All metrics of the app, as they are scraped."""
+        text: bytes = self._app.state.metrics.render()
+        return text.decode()
+
     @contextlib.contextmanager
     def waiting(self, **seconds: float) -> Iterator[None]:
         """Give the calls that start inside the `with` block other time limits; healthy calls outside keep the usual."""

@@ -257,6 +257,14 @@ def test_the_tokens_of_a_stream_are_counted(web: httpx2.Client, path: str, model
     assert (line["tokens_in"], line["tokens_out"]) == (7, 8)
 
 
+@EACH
+def test_the_metrics_name_the_dialect(web: httpx2.Client, served: Ask, path: str, model: str) -> None:
+    ask(web, path, model)
+    way = "passed_through" if model == "native" else "translated"
+    labels = f'dialect="{path.rpartition("/")[2]}",model="{model}",way="{way}"'
+    assert f"llm_dialect_calls_total{{{labels}}}" in served.metrics
+
+
 def test_a_conversation_with_tools_reaches_chat(web: httpx2.Client, upstream: Stub) -> None:
     patch = {"type": "custom", "name": "patch", "description": "Change.", "format": {"type": "text"}}
     inner = {"type": "function", "name": "open", "parameters": {"type": "object"}, "strict": False}
