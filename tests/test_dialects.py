@@ -9,9 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 import openresponses_types as spec
+import pytest
 from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
-from app.errors import ProviderError
+from app.errors import AppError, ProviderError
 from app.llm.relay import Relay, StreamState
 from app.llm.translator import Translator
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,7 @@ from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 from openresponses_types import types as spec_types
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 Json = dict[str, Any]
 
@@ -249,3 +250,109 @@ def test_the_blocks_of_a_message_begin_and_end_one_after_the_other(said: Said, p
     if said.usage:
         used = events[-2]["usage"]
         assert used["input_tokens"] + (used["cache_read_input_tokens"] or 0) == 9
+
+
+# --- Requests ---------------------------------------------------------------------------------------------------------
+
+TEXT_BLOCK = {"type": "text", "text": "Hi.", "cache_control": {"type": "ephemeral"}}
+FILLED_RESPONSES: Json = {
+    "model": "m",
+    "instructions": "Be nice.",
+    "input": [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Hi."}]},
+        {
+            "role": "user",
+            "content": [{"type": "input_image", "image_url": "data:,"}, {"type": "input_file", "file_data": ""}],
+        },
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "chat-1.e30="},
+        {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+        {"type": "function_call", "call_id": "1", "name": "open", "namespace": "web", "arguments": "{}"},
+        {"type": "custom_tool_call", "call_id": "2", "name": "patch", "input": "***"},
+        {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "."}]},
+        {"type": "custom_tool_call_output", "call_id": "2", "output": "done"},
+        {"type": "item_reference", "id": "msg_1"},
+    ],
+    "tools": [FUNCTION, CUSTOM | {"format": {"type": "grammar", "syntax": "lark", "definition": "a"}}, SPACE],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "look"}]},
+    "text": {"format": {"type": "json_schema", "name": "a", "schema": {}, "strict": True}, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "include": ["reasoning.encrypted_content", "message.output_text.logprobs"],
+    "metadata": {"a": "b"},
+    "max_output_tokens": 9,
+    "top_logprobs": 1,
+    "stream": True,
+}
+FILLED_MESSAGES: Json = {
+    "model": "m",
+    "max_tokens": 9,
+    "system": [TEXT_BLOCK],
+    "messages": [
+        {"role": "user", "content": [TEXT_BLOCK, {"type": "image", "source": {"type": "url", "url": "https://a.b/c"}}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "", "signature": "chat-1.e30="},
+                {"type": "tool_use", "id": "1", "name": "look", "input": {"a": 1}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "1", "is_error": True, "content": [TEXT_BLOCK]},
+                {"type": "document", "title": "a", "source": {"type": "content", "content": [TEXT_BLOCK]}},
+                {"type": "search_result", "title": "a", "source": "b", "content": [TEXT_BLOCK]},
+            ],
+        },
+        {"role": "system", "content": "Now."},
+    ],
+    "tools": [{"name": "look", "input_schema": {"type": "object"}}, {"type": "bash_20250124", "name": "bash"}],
+    "tool_choice": {"type": "tool", "name": "look", "disable_parallel_tool_use": True},
+    "stop_sequences": ["a"],
+    "thinking": {"type": "enabled", "budget_tokens": 4},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "text", "a"]), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, more in inner for place in places(more, (*path, key)))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
+    if not path:
+        return by
+    copied: Any = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = replaced(value[path[0]], path[1:], by)
+    return copied
+
+
+def translate(kind: type[Responses | Messages], asked: Json) -> Translator | None:
+    """Translate a request, if it is one; raise nothing but our own errors."""
+    request: Any = ResponsesRequest if kind is Responses else MessagesRequest
+    try:
+        translator = kind(request.model_validate(asked))
+        translator.check()
+    except (ValidationError, AppError):
+        return None
+    return translator
+
+
+@pytest.mark.parametrize(("kind", "filled"), [(Responses, FILLED_RESPONSES), (Messages, FILLED_MESSAGES)])
+def test_a_request_is_translated_or_refused_whatever_is_in_it(kind: type[Responses | Messages], filled: Json) -> None:
+    assert places(filled)
+
+    @MANY
+    @given(st.sampled_from(places(filled)[1:]), JSON)
+    def check(place: tuple[Any, ...], by: Any) -> None:
+        if translator := translate(kind, replaced(filled, place, by)):
+            translator.feed(wire(Said([{"content": "Hi."}])))
+
+    check()

@@ -121,6 +121,15 @@ def objects(value: Any, param: str) -> list[dict[str, Any]]:
     return value
 
 
+def an_object(value: Any, param: str) -> dict[str, Any]:
+    """Return an object of a request; an empty one for null.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    return objects([{} if value is None else value], param)[0]
+
+
 def web_only(part: Part, param: str) -> None:
     """Raise InvalidRequest if a part of a message leads a server to anything but the web."""
     if any(scheme not in ("http", "https") for scheme, _ in addresses(part)):

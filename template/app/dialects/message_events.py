@@ -45,7 +45,7 @@ class MessageEvents:
         model: the model's public name.
 
     Attributes:
-        message: the message so far.
+        whole: the message so far.
     """
 
     def __init__(self, model: str) -> None:
@@ -60,7 +60,7 @@ class MessageEvents:
         self._late: list[str] = []
         self._reason = ""
         self._stopped_by: str | None = None
-        self.message: dict[str, Any] = {
+        self.whole: dict[str, Any] = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",
@@ -82,7 +82,7 @@ class MessageEvents:
         if not self._begun:
             self._begin(chunk.model)
         if chunk.usage:
-            self.message["usage"] = _usage(chunk.usage)
+            self.whole["usage"] = _usage(chunk.usage)
         for choice in chunk.choices or ():
             if choice.index:
                 continue  # only the first one was asked for
@@ -109,17 +109,17 @@ class MessageEvents:
             self._close()
         reason = REASONS.get(self._reason) or ("tool_use" if self._calls.all else "end_turn")
         if reason == "end_turn" and self._stopped_by is not None:
-            reason, self.message["stop_sequence"] = "stop_sequence", self._stopped_by
-        self.message["stop_reason"] = reason
-        delta = {"stop_reason": reason, "stop_sequence": self.message["stop_sequence"]}
-        self._emit("message_delta", delta=delta, usage=self.message["usage"])
+            reason, self.whole["stop_sequence"] = "stop_sequence", self._stopped_by
+        self.whole["stop_reason"] = reason
+        delta = {"stop_reason": reason, "stop_sequence": self.whole["stop_sequence"]}
+        self._emit("message_delta", delta=delta, usage=self.whole["usage"])
         self._out.append(END)
 
     def _begin(self, model: Any) -> None:
         self._begun = True
         if isinstance(model, str) and model:
-            self.message["model"] = model
-        self._emit("message_start", message=self.message)
+            self.whole["model"] = model
+        self._emit("message_start", message=self.whole)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._out.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), to_json({"type": kind, **fields})))
@@ -147,16 +147,16 @@ class MessageEvents:
                 self._more(arguments)
 
     def _open_call(self, call: ToolCall) -> None:
-        call.place = len(self.message["content"])
+        call.place = len(self.whole["content"])
         block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
         self._open(block, b"input_json_delta", b"partial_json")
 
     def _open(self, block: dict[str, Any], kind: bytes, field: bytes) -> None:
         """Begin a block, and make what stands before every one of its deltas."""
         self._close()
-        place = len(self.message["content"])
+        place = len(self.whole["content"])
         self._block = block
-        self.message["content"].append(block)
+        self.whole["content"].append(block)
         self._emit("content_block_start", index=place, content_block=block)
         head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
         self._around = head % (place, kind, field)
@@ -173,7 +173,7 @@ class MessageEvents:
             return
         block, self._block, said = self._block, None, "".join(self._said)
         self._said = []
-        place = len(self.message["content"]) - 1
+        place = len(self.whole["content"]) - 1
         if block["type"] == "thinking":
             block |= {"thinking": said, "signature": sealed(self._thought, self._model)}
             delta = {"type": "signature_delta", "signature": block["signature"]}

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic_core import to_json
 
-from app.dialects.chunks import as_chunk, chunks, unsealed
-from app.dialects.conversation import Conversation, Part, objects, text, web_only
+from app.dialects.chunks import unsealed
+from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.message_events import END, MessageEvents, error_body, outlines
 from app.dialects.translation import Translation, hosted_choice
 from app.errors import AppError
@@ -63,6 +63,7 @@ class Messages(Translation):
     path = "/messages"
     end = END
     needs = "content"
+    bound = "max_tokens"
     names: ClassVar[dict[str, str]] = {
         "max_completion_tokens": "max_tokens",
         "response_format": "output_config.format",
@@ -85,7 +86,8 @@ class Messages(Translation):
             self.leave_out(name)
         fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS}
         fields |= {name: sent.get(name) for name in ("model", "stream", "temperature", "top_p")}
-        form = (sent.get("output_config") or {}).get("format") or sent.get("output_format") or {}
+        form = (sent.get("output_config") or {}).get("format") or sent.get("output_format")
+        form = an_object(form, "output_config.format")
         if form.get("type") == "json_schema":
             schema = {"name": "answer", "schema": form.get("schema"), "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -106,11 +108,10 @@ class Messages(Translation):
         }
         return fields
 
-    def lower(self, limit: int) -> bool:
+    def lower(self, limit: int) -> None:
         """Ask for at most so many tokens: `max_tokens` is required here, so clients send one that is large enough."""
         self.chat.max_completion_tokens = self.sent["max_tokens"] = limit
         self.leave_out("max_tokens")
-        return True
 
     def _tool(self, tool: dict[str, Any], param: str) -> dict[str, Any] | None:
         """Return chat's function for a tool; None for one that Anthropic runs or knows by its type alone."""
@@ -228,26 +229,10 @@ class Messages(Translation):
         self._events = Events()
         self._stream = MessageEvents(self._model)  # little work, also where the answer is passed through
 
-    def feed(self, packet: bytes) -> bytes:
-        """Return the events for a packet of chat's whole events."""
-        stream = self._stream
-        for chunk in chunks(self._events, packet):
-            if chunk is None:
-                stream.finish()
-            else:
-                stream.add(chunk)
-        return stream.take()
-
     @staticmethod
     def failed(error: AppError, request_id: str) -> bytes:
         """Return the event that ends a stream which has begun and has failed."""
         return b"event: error\ndata: " + to_json(error_body(error.status, error.message, request_id)) + b"\n\n"
-
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole message for a chat completion."""
-        self._stream.add(as_chunk(body))
-        self._stream.finish()
-        return self._stream.message
 
     # --- Passing through ----------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class ResponseEvents:
         is_sealed: whether the client wants reasoning as `encrypted_content`.
 
     Attributes:
-        response: the response so far.
+        whole: the response so far.
     """
 
     def __init__(self, skeleton: dict[str, Any], tools: Tools, model: str, is_sealed: bool) -> None:
@@ -45,7 +45,7 @@ class ResponseEvents:
         self._around = (b"", b"")
         self._thought: dict[str, Any] = {}
         self._reason = "stop"
-        self.response: dict[str, Any] = {
+        self.whole: dict[str, Any] = {
             "id": f"resp_{self._token}",
             "object": "response",
             "created_at": int(time.time()),
@@ -68,16 +68,16 @@ class ResponseEvents:
 
     def go_on(self, response: dict[str, Any], number: int) -> None:
         """Go on from a response that an upstream has begun itself, and from the number of its last event."""
-        self.response, self._number = dict(response), number + 1
+        self.whole, self._number = dict(response), number + 1
 
     def add(self, chunk: Chunk) -> None:
         """Take a chunk."""
         if not self._number:
             self._begin(chunk.model)
         if chunk.usage:
-            self.response["usage"] = _usage(chunk.usage)
+            self.whole["usage"] = _usage(chunk.usage)
         if isinstance(chunk.service_tier, str):
-            self.response["service_tier"] = chunk.service_tier
+            self.whole["service_tier"] = chunk.service_tier
         for choice in chunk.choices or ():
             if choice.index:
                 continue  # only the first one was asked for
@@ -95,32 +95,32 @@ class ResponseEvents:
         self._close_item(status)
         for call in self._calls.all:
             self._close_call(call, status)
-        self.response["status"] = status
+        self.whole["status"] = status
         if reason:
-            self.response["incomplete_details"] = {"reason": reason}
+            self.whole["incomplete_details"] = {"reason": reason}
         else:
-            self.response["completed_at"] = int(time.time())
-        self._emit(f"response.{status}", response=self.response)
+            self.whole["completed_at"] = int(time.time())
+        self._emit(f"response.{status}", response=self.whole)
         self._out.append(DONE)
 
     def fail(self, code: str, message: str) -> None:
         """End the response with an error. What has come so far stays in it, as incomplete."""
         if not self._number:
             self._begin(None)
-        for item in self.response.get("output") or ():
+        for item in self.whole.get("output") or ():
             if item.get("status") == "in_progress":
                 item["status"] = "incomplete"
-        self.response |= {"status": "failed", "error": {"code": code, "message": message}}
-        self._emit("response.failed", response=self.response)
+        self.whole |= {"status": "failed", "error": {"code": code, "message": message}}
+        self._emit("response.failed", response=self.whole)
         self._out.append(DONE)
 
     # --- Parts --------------------------------------------------------------------------------------------------------
 
     def _begin(self, model: Any) -> None:
         if isinstance(model, str) and model:
-            self.response["model"] = model
+            self.whole["model"] = model
         for kind in ("response.created", "response.in_progress"):
-            self._emit(kind, response=self.response)
+            self._emit(kind, response=self.whole)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         body = {"type": kind, "sequence_number": self._number, **fields}
@@ -141,13 +141,13 @@ class ResponseEvents:
 
     def _open(self, item: dict[str, Any]) -> int:
         """Add an item to the output; return where it stands."""
-        place = len(self.response["output"])
-        self.response["output"].append(item)
+        place = len(self.whole["output"])
+        self.whole["output"].append(item)
         self._emit("response.output_item.added", output_index=place, item=item)
         return place
 
     def _where(self, place: int) -> dict[str, Any]:
-        return {"item_id": self.response["output"][place]["id"], "output_index": place}
+        return {"item_id": self.whole["output"][place]["id"], "output_index": place}
 
     def _say(self, kind: str, text: str, logprobs: Any) -> None:
         """Add text or a refusal to the open message."""
@@ -164,7 +164,7 @@ class ResponseEvents:
     def _begin_part(self, kind: str) -> dict[str, Any]:
         if self._item is None or self._item["type"] != "message":
             self._close_item("completed")
-            item_id = f"msg_{self._token}{len(self.response['output'])}"
+            item_id = f"msg_{self._token}{len(self.whole['output'])}"
             self._item = {"type": "message", "id": item_id, "role": "assistant", "content": [], "status": "in_progress"}
             self._at = self._open(self._item)
         self._close_part()
@@ -199,7 +199,7 @@ class ResponseEvents:
         """Add reasoning to the open reasoning item. Its text is the item's summary, which all clients show."""
         if self._item is None or self._item["type"] != "reasoning":
             self._close_item("completed")
-            item_id = f"rs_{self._token}{len(self.response['output'])}"
+            item_id = f"rs_{self._token}{len(self.whole['output'])}"
             self._item = {"type": "reasoning", "id": item_id, "summary": []}
             self._thought = {}
             self._at = self._open(self._item)
@@ -241,17 +241,17 @@ class ResponseEvents:
         if call.place is None:
             if not call.name:
                 return  # its arguments wait for its name
-            item_id = f"fc_{self._token}{len(self.response['output'])}"
+            item_id = f"fc_{self._token}{len(self.whole['output'])}"
             call.place = self._open(self._tools.item(item_id, call.id, call.name))
             arguments = call.arguments
-        item = self.response["output"][call.place]
+        item = self.whole["output"][call.place]
         if arguments and item["type"] == "function_call":  # a custom tool's input is known when its JSON is complete
             self._emit("response.function_call_arguments.delta", **self._where(call.place), delta=arguments)
 
     def _close_call(self, call: Any, status: str) -> None:
         if call.place is None:
             return
-        item, where = self.response["output"][call.place], self._where(call.place)
+        item, where = self.whole["output"][call.place], self._where(call.place)
         item["status"] = status
         if item["type"] == "custom_tool_call":
             item["input"] = custom_input(call.arguments)

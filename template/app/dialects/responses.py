@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from app.dialects.chunks import as_chunk, chunks, unsealed
-from app.dialects.conversation import Conversation, Part, objects, text, web_only
+from app.dialects.chunks import unsealed
+from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.response_events import ResponseEvents
 from app.dialects.tools import Tools, custom_arguments, flat_name
 from app.dialects.translation import Translation
-from app.errors import AppError
+from app.errors import AppError, UnsupportedParameter
 from app.llm.relay import StreamState
 from app.llm.sse import DONE, Events
 from app.models import Answered, Name, Wire
@@ -31,10 +31,10 @@ HINTS = {
 STATE = {
     "previous_response_id": "Responses are not stored here: send the whole conversation as input, and store: false.",
     "conversation": "Conversations are not stored here: send the whole conversation as input, and store: false.",
-    "background": "Nothing is answered in the background here: leave background out, and stream the answer.",
     "prompt": "Prompts are not stored here: send the text itself as instructions and input.",
 }
 """What needs a memory, and what to do instead."""
+BACKGROUND = "Nothing is answered in the background here: leave background out, and stream the answer."
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
@@ -69,6 +69,7 @@ class Responses(Translation):
     path = "/responses"
     end = DONE
     needs = "output"
+    bound = "max_output_tokens"
     names: ClassVar[dict[str, str]] = {
         "max_completion_tokens": "max_output_tokens",
         "max_tokens": "max_output_tokens",
@@ -91,6 +92,8 @@ class Responses(Translation):
     def _fields(self) -> dict[str, Any]:
         """Return chat's fields for the request's."""
         sent = self.sent
+        if sent.get("background"):
+            raise UnsupportedParameter(f"background: {BACKGROUND}", param="background")
         for name, instead in STATE.items():
             if sent.get(name):
                 self.cannot(f"{name}: {instead}", name)
@@ -99,7 +102,7 @@ class Responses(Translation):
         if sent.get("truncation", "disabled") != "disabled":
             self.leave_out("truncation")
         choice = self.tools.choice()
-        form = self._text("format") or {}
+        form = an_object(self._text("format"), "text.format")
         if form.get("type") == "json_schema":
             named = ("name", "schema", "strict", "description")
             schema = {name: form[name] for name in named if form.get(name) is not None}
@@ -242,28 +245,12 @@ class Responses(Translation):
             "user": sent.get("user"),
         }
 
-    def feed(self, packet: bytes) -> bytes:
-        """Return the events for a packet of chat's whole events."""
-        stream = self._stream
-        for chunk in chunks(self._events, packet):
-            if chunk is None:
-                stream.finish()
-            else:
-                stream.add(chunk)
-        return stream.take()
-
     def failed(self, error: AppError, request_id: str) -> bytes:
         """Return the events that end a stream which has begun and has failed."""
         if self._seen:
             self._stream.go_on(self._seen, self.last_number)
         self._stream.fail(error.code, error.message)
         return self._stream.take()
-
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole response for a chat completion."""
-        self._stream.add(as_chunk(body))
-        self._stream.finish()
-        return self._stream.response
 
     # --- Passing through ----------------------------------------------------------------------------------------------
 

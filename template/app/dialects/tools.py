@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
-from app.dialects.conversation import objects, text
+from app.dialects.conversation import an_object, objects, text
 from app.dialects.translation import Translation, hosted_choice
 from app.llm.json_text import read_json
 
@@ -132,7 +132,7 @@ def custom_input(arguments: str) -> str:
 
 def _with_grammar(tool: dict[str, Any]) -> str:
     """Return a custom tool's description, with the grammar that its input follows."""
-    form = tool.get("format") or {}
+    form = an_object(tool.get("format"), "tools.format")
     words = [tool.get("description") or "", f"Put the whole input into the argument {CUSTOM_INPUT!r}, as text."]
     if form.get("definition"):
         words.append(f"It follows this grammar ({form.get('syntax')}):\n{form['definition']}")

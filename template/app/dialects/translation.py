@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
+from app.dialects.chunks import as_chunk, chunks
 from app.errors import InvalidRequest, UnsupportedParameter, invalid_request
 from app.llm.sse import Events
 from app.models import ChatRequest, Wire
@@ -22,6 +23,10 @@ class Translation:
 
     names: ClassVar[dict[str, str]] = {}
     """Chat's names of fields, and the dialect's own for the same."""
+    bound: ClassVar[str]
+    """The field that bounds an answer's tokens."""
+    _stream: Any
+    """The answer of the newest attempt: ResponseEvents, or MessageEvents."""
 
     def __init__(self, asked: Wire, versions: dict[str, str] | None = None) -> None:
         given = asked.model_dump(exclude_unset=True)
@@ -37,9 +42,9 @@ class Translation:
         if self._refusal:
             raise self._refusal
 
-    def lower(self, limit: int) -> bool:
-        """Return False: what asks for more tokens than it may is refused, as in chat."""
-        return False
+    def lower(self, limit: int) -> None:
+        """Refuse a request for more tokens than this, as chat does."""
+        raise InvalidRequest(f"{self.bound}: at most {limit} (setting max_tokens_limit).", param=self.bound)
 
     def native(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Return the request for an upstream that speaks the dialect, with those of a row's defaults that fit."""
@@ -58,6 +63,24 @@ class Translation:
     def cannot(self, message: str, param: str) -> None:
         """Note that chat can't express something, without which there is no answer."""
         self._refusal = self._refusal or UnsupportedParameter(message, param=param)
+
+    def feed(self, packet: bytes) -> bytes:
+        """Return the events for a packet of chat's whole events."""
+        stream = self._stream
+        for chunk in chunks(self._events, packet):
+            if chunk is None:
+                stream.finish()
+            else:
+                stream.add(chunk)
+        events: bytes = stream.take()
+        return events
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the whole answer for a chat completion."""
+        self._stream.add(as_chunk(body))
+        self._stream.finish()
+        whole: dict[str, Any] = self._stream.whole
+        return whole
 
     def chat_request(self, fields: dict[str, Any]) -> ChatRequest:
         """Return a chat request with these fields.

@@ -229,8 +229,11 @@ class LLMClient:
         if request:
             limit = target.entry.max_tokens_limit or settings.max_tokens_limit
             for param in ("max_tokens", "max_completion_tokens"):
-                if (getattr(request, param) or 0) > limit and not (translator and translator.lower(limit)):
+                if (getattr(request, param) or 0) <= limit:
+                    continue
+                if translator is None:
                     raise InvalidRequest(f"{param}: at most {limit} (setting max_tokens_limit).", param=param)
+                translator.lower(limit)
         return target
 
 

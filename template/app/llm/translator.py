@@ -32,8 +32,8 @@ class Translator(Protocol):
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""
 
-    def lower(self, limit: int) -> bool:
-        """Ask for at most so many tokens; return whether the dialect's clients expect that, and no refusal."""
+    def lower(self, limit: int) -> None:
+        """Ask for at most so many tokens, or raise InvalidRequest, if the dialect's clients expect a refusal."""
 
     def restart(self) -> None:
         """Forget what a failed attempt has said."""
