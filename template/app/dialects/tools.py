@@ -133,7 +133,8 @@ def custom_input(arguments: str) -> str:
 def _with_grammar(tool: dict[str, Any]) -> str:
     """Return a custom tool's description, with the grammar that its input follows."""
     form = an_object(tool.get("format"), "tools.format")
-    words = [tool.get("description") or "", f"Put the whole input into the argument {CUSTOM_INPUT!r}, as text."]
+    about = text(tool.get("description") or "", "tools.description")
+    words = [about, f"Put the whole input into the argument {CUSTOM_INPUT!r}, as text."]
     if form.get("definition"):
         words.append(f"It follows this grammar ({form.get('syntax')}):\n{form['definition']}")
     return "\n\n".join(filter(None, words))
