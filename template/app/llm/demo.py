@@ -152,12 +152,12 @@ def _tokens(text: str) -> int:
 
 
 def _usage(fields: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
-    """Return the usage. All messages but the last count as cached, as a provider counts when a conversation goes on."""
+    """Return the usage. Half of what comes before the last message counts as cached, for clients that show it."""
     *cached, last = (_tokens(_text(m.get("content"))) for m in fields["messages"])
     asked = sum(cached) + last
     answered = _tokens(message["content"] or str(message.get("tool_calls"))) * (fields.get("n") or 1)
     total = {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
-    return {**total, "prompt_tokens_details": {"cached_tokens": sum(cached)}}
+    return {**total, "prompt_tokens_details": {"cached_tokens": sum(cached) // 2}}
 
 
 def _instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
