@@ -101,12 +101,12 @@ class Messages(Translation):
             fields["parallel_tool_calls"] = False if choice.get("disable_parallel_tool_use") else None
         elif choice.get("type") in ("any", "tool"):
             self.cannot(hosted_choice(str(choice.get("name") or choice["type"])[:64]), "tool_choice")
-        fields |= {
+        translated = {
             "messages": self._messages(),
             "max_completion_tokens": sent.get("max_tokens"),
             "stop": sent.get("stop_sequences") or None,
         }
-        return fields
+        return fields | {name: value for name, value in translated.items() if value is not None}
 
     def lower(self, limit: int) -> None:
         """Ask for at most so many tokens: `max_tokens` is required here, so clients send one that is large enough."""

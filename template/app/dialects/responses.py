@@ -109,7 +109,7 @@ class Responses(Translation):
             form = {"type": "json_schema", "json_schema": schema}
         fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS | STATE.keys()}
         fields |= {name: sent.get(name) for name in ("model", "stream", "temperature", "top_p", "user")}
-        fields |= {
+        translated = {
             "messages": self._messages(),
             "max_completion_tokens": sent.get("max_output_tokens"),
             "reasoning_effort": (sent.get("reasoning") or {}).get("effort"),
@@ -119,12 +119,12 @@ class Responses(Translation):
         if sent.get("service_tier", "auto") not in ("auto", "default"):
             fields["service_tier"] = sent["service_tier"]
         if self.tools.functions:
-            fields |= {"tools": self.tools.functions, "tool_choice": choice}
-            fields["parallel_tool_calls"] = False if sent.get("parallel_tool_calls") is False else None
+            translated |= {"tools": self.tools.functions, "tool_choice": choice}
+            translated["parallel_tool_calls"] = False if sent.get("parallel_tool_calls") is False else None
         logprobs = sent.get("top_logprobs")
         if logprobs or "message.output_text.logprobs" in sent.get("include", ()):
-            fields |= {"logprobs": True, "top_logprobs": logprobs}
-        return fields
+            translated |= {"logprobs": True, "top_logprobs": logprobs}
+        return fields | {name: value for name, value in translated.items() if value is not None}
 
     def _text(self, name: str) -> Any:
         return (self.sent.get("text") or {}).get(name)
