@@ -42,7 +42,7 @@ LAYERS = {
 
 FILES_AT_THE_TOP = 12
 LINES_OF_THE_PAGE = 135
-LINES_OF_THE_SPINE = 1530
+LINES_OF_THE_SPINE = 1533
 
 WAITING = {"create_task", "call_later", "call_at", "to_thread", "timeout", "timeout_at"}
 """Of asyncio: what starts a task, a thread or a timer."""

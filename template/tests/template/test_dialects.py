@@ -262,7 +262,7 @@ def test_the_metrics_name_the_dialect(web: httpx2.Client, served: Ask, path: str
     ask(web, path, model)
     way = "passed_through" if model == "native" else "translated"
     labels = f'dialect="{path.rpartition("/")[2]}",model="{model}",way="{way}"'
-    assert f"llm_dialect_calls_total{{{labels}}}" in served.metrics
+    assert "llm_dialect_calls_total{" + labels in served.metrics
 
 
 def test_a_conversation_with_tools_reaches_chat(web: httpx2.Client, upstream: Stub) -> None:
