@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -26,6 +26,7 @@ BOTH = pytest.mark.parametrize("path", ASKED)
 ALL = [(path, model) for path in ASKED for model in ("bridged", "native")]
 EACH = pytest.mark.parametrize(("path", "model"), ALL)
 CALL = Behaviour(tool_calls=(("weather", '{"city": "Zürich"}'),))
+JSON = {"content-type": "application/json"}
 TYPES = {"response.completed", "response.incomplete", "message_stop"}
 """Events that end a complete answer."""
 
@@ -55,6 +56,8 @@ def served(upstream: Stub) -> Iterator[Ask]:
             "api_key_env": "CLAUDE_KEY",
             "max_tokens_limit": 64000,
         },
+        "keyless": {"upstream": "openai/gpt-4o"},
+        "rare": row(upstream, requests_per_minute=1),
         "narrow": row(upstream, max_tokens_limit=50),
         "demo": {"upstream": "demo/echo"},
     }
@@ -63,7 +66,7 @@ def served(upstream: Stub) -> Iterator[Ask]:
         for name in ("start", "close"):
             patch.setattr(f"app.llm.via_litellm.ViaLiteLLM.{name}", _nothing)
         patch.setattr("app.llm.via_litellm.ViaLiteLLM.failing", lambda _: [])
-        with running("sk-app-test", models) as ask:
+        with running("sk-app-test", models, max_body_bytes=100_000) as ask:
             yield ask
 
 
@@ -175,18 +178,33 @@ def test_a_providers_error_comes_before_the_first_byte(
         assert body["type"] == "about:blank"
 
 
-OURS: dict[str, tuple[Json, int, str]] = {
-    "no such model": ({"model": "none"}, 404, "not_found_error"),
-    "out of bounds": ({"temperature": 9}, 422, "invalid_request_error"),
+def _second(web: httpx2.Client) -> httpx2.Response:
+    """Ask a model that may be asked once a minute for the second time."""
+    ask(web, MESSAGES, "rare")
+    return ask(web, MESSAGES, "rare")
+
+
+OURS: dict[str, tuple[Callable[[httpx2.Client], httpx2.Response], int, str]] = {
+    "no such model": (lambda web: ask(web, MESSAGES, "none"), 404, "not_found_error"),
+    "no such path": (lambda web: web.post(f"{MESSAGES}/batches", json={}), 404, "not_found_error"),
+    "out of bounds": (lambda web: ask(web, MESSAGES, "demo", temperature=9), 422, "invalid_request_error"),
+    "no bound": (lambda web: ask(web, MESSAGES, "demo", max_tokens=None), 422, "invalid_request_error"),
+    "no JSON": (lambda web: web.post(MESSAGES, content=b"{", headers=JSON), 400, "invalid_request_error"),
+    "no media type": (lambda web: web.post(MESSAGES, content=b"{}"), 415, "invalid_request_error"),
+    "a wrong method": (lambda web: web.get(MESSAGES), 405, "invalid_request_error"),
+    "too large": (lambda web: ask(web, MESSAGES, "demo", system="x" * 200_000), 413, "request_too_large"),
+    "a caller's limit": (_second, 429, "rate_limit_error"),
+    "no provider key": (lambda web: ask(web, MESSAGES, "keyless"), 503, "overloaded_error"),
 }
 
 
 @pytest.mark.parametrize("case", OURS)
 def test_an_error_of_ours_is_anthropics_on_its_path(web: httpx2.Client, case: str) -> None:
-    fields, status, kind = OURS[case]
-    response = ask(web, MESSAGES, **({"model": "demo"} | fields))
+    provoke, status, kind = OURS[case]
+    response = provoke(web)
     assert response.status_code == status
     assert (response.json()["type"], response.json()["error"]["type"]) == ("error", kind)
+    assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
 def test_without_a_key_the_error_is_anthropics_too(web: httpx2.Client) -> None:
