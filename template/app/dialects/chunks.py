@@ -102,14 +102,19 @@ class ToolCall:
     Attributes:
         id: the provider's id, else one of ours.
         name: the function's name; empty until it has come.
-        arguments: the arguments that have come, JSON text.
+        parts: the arguments that have come, JSON text in pieces.
         place: where its item stands in the answer; None until the item has begun.
     """
 
     id: str = ""
     name: str = ""
-    arguments: str = ""
+    parts: list[str] = field(default_factory=list)
     place: int | None = None
+
+    @property
+    def arguments(self) -> str:
+        """The arguments that have come."""
+        return "".join(self.parts)
 
 
 @dataclass(slots=True)
@@ -133,7 +138,7 @@ class ToolCalls:
         call.name = call.name or str(name)
         arguments = function.get("arguments") or ""
         text = arguments if isinstance(arguments, str) else to_json(arguments).decode()
-        call.arguments += text
+        call.parts.append(text)
         return call, text
 
 
@@ -145,7 +150,7 @@ def add_thought(so_far: dict[str, Any], more: dict[str, Any]) -> str:
     """
     for name, value in more.items():
         if isinstance(value, str):
-            so_far[name] = so_far.get(name, "") + value
+            so_far.setdefault(name, []).append(value)
             continue
         parts = so_far.setdefault(name, [])
         for part in value if isinstance(value, list) else ():
@@ -165,10 +170,11 @@ def sealed(thought: dict[str, Any], model: str) -> str:
     """Return reasoning as opaque text, which a client sends back untouched.
 
     Args:
-        thought: the reasoning, by the names that the provider gave it.
+        thought: the reasoning, by the names that the provider gave it, as `add_thought` put it together.
         model: the model's public name: another model does not get it back.
     """
-    return SEAL + base64.urlsafe_b64encode(to_json({"model": model, **thought})).decode()
+    joined = {name: "".join(said) if isinstance(said[0], str) else said for name, said in thought.items() if said}
+    return SEAL + base64.urlsafe_b64encode(to_json({"model": model, **joined})).decode()
 
 
 def unsealed(text: Any, model: str) -> dict[str, Any] | None:

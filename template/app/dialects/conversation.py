@@ -12,7 +12,7 @@ class Conversation:
     """Builds the messages of a chat request. What one turn of the assistant consists of becomes one message.
 
     Attributes:
-        messages: the messages so far; complete after `end`.
+        messages: the messages so far; complete after `end`, which joins the texts of the assistant and the system.
     """
 
     def __init__(self) -> None:
@@ -23,17 +23,17 @@ class Conversation:
     def say(self, role: str, parts: list[Part]) -> None:
         """Add what a role says. System messages at the beginning become one, since many models take only one."""
         self._flush(role)
-        last = self.messages[-1] if self.messages else None
         if role == "assistant":
             message = self._assistant(after_text=False)
-            text = "".join(part["text"] for part in parts if part["type"] == "text")
-            message["content"] = (message["content"] or "") + text
+            message["content"] += [part["text"] for part in parts if part["type"] == "text"]
             if refusals := [part["refusal"] for part in parts if part["type"] == "refusal"]:
                 message["refusal"] = "".join(refusals)
-        elif role == "system" and last and len(self.messages) == 1 and last["role"] == "system":
-            last["content"] += "\n\n" + plain(parts)
-        else:
+        elif role != "system":
             self.messages.append({"role": role, "content": plain(parts) if _is_text(parts) else parts})
+        elif len(self.messages) == 1 and self.messages[0]["role"] == "system":
+            self.messages[0]["content"].append(plain(parts))
+        else:
+            self.messages.append({"role": role, "content": [plain(parts)]})
 
     def think(self, thought: dict[str, Any]) -> None:
         """Add the reasoning of the assistant's turn that begins."""
@@ -57,8 +57,11 @@ class Conversation:
         if self._thought:
             self._assistant(after_text=True)
         for message in self.messages:
-            if message["role"] == "assistant" and message["content"] is None and "tool_calls" not in message:
-                message["content"] = ""
+            texts = message["content"]
+            if message["role"] == "system":
+                message["content"] = "\n\n".join(texts)
+            elif message["role"] == "assistant":
+                message["content"] = "".join(texts) if texts or "tool_calls" not in message else None
         return self.messages
 
     def _assistant(self, *, after_text: bool) -> dict[str, Any]:
@@ -71,14 +74,14 @@ class Conversation:
             or not is_open
             or (self._thought and last["content"] is not None)
         ):
-            last = {"role": "assistant", "content": None}
+            last = {"role": "assistant", "content": []}
             self.messages.append(last)
         last.update(self._thought)
         self._thought = {}
         return last
 
     def _is_open(self, message: dict[str, Any], *, after_text: bool) -> bool:
-        if message["content"] is None:
+        if not message["content"]:
             return True
         return not self._thought and (after_text or "tool_calls" in message)
 

@@ -252,15 +252,16 @@ class ResponseEvents:
         if call.place is None:
             return
         item, where = self.whole["output"][call.place], self._where(call.place)
+        arguments = call.arguments
         item["status"] = status
         if item["type"] == "custom_tool_call":
-            item["input"] = custom_input(call.arguments)
+            item["input"] = custom_input(arguments)
             self._emit("response.custom_tool_call_input.delta", **where, delta=item["input"])
             self._emit("response.custom_tool_call_input.done", **where, input=item["input"])
         else:
-            if not call.arguments:
+            if not arguments:
                 self._emit("response.function_call_arguments.delta", **where, delta="{}")
-            item["arguments"] = call.arguments or "{}"
+            item["arguments"] = arguments or "{}"
             done = {"name": item["name"], "arguments": item["arguments"]}
             self._emit("response.function_call_arguments.done", **where, **done)
         self._emit("response.output_item.done", output_index=call.place, item=item)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import structlog
 
 from app.config import Settings
+from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import ProviderError
 from app.llm.targets import resolve
 from tests.stub import TEXT, Behaviour, Stub
@@ -459,3 +461,14 @@ def test_what_can_not_be_read_is_the_providers_error(web: httpx2.Client, upstrea
     for path in ASKED:
         response = ask(web, path, "bridged")
         assert (response.status_code, response.json()["error"]["code"]) == (502, ProviderError.code)
+
+
+def test_a_long_conversation_takes_no_more_than_its_length() -> None:
+    """A text that grows by appending would be copied again for each message: 20 GB here."""
+    system = [{"role": "developer", "content": "x" * 5000}] * 2000
+    turns = [{"type": "function_call", "call_id": "1", "name": "a", "arguments": "{}"}]
+    turns += [{"role": "assistant", "content": "x" * 5000}] * 2000
+    started = time.process_time()
+    asked = Responses(ResponsesRequest.model_validate({"input": [*system, *turns]}))
+    assert time.process_time() - started < 2
+    assert [len(str(message.content)) for message in asked.chat.messages] == [2000 * 5002 - 2, 2000 * 5000]
