@@ -83,6 +83,7 @@ class ModelEntry(Limits):
         api_base: address of the API, if it is not the vendor's own; without a key in it.
         api_key_env: the environment variable that holds the key for `api_base`.
         protocol: how to speak to it; None chooses by provider.
+        speaks: the dialects that are passed through to it, besides chat; None chooses by provider.
         max_tokens_limit: upper bound on a request's `max_tokens` for this model; None takes the setting of that name.
         stream_usage: ask for usage in streams; turn it off for servers that refuse `stream_options`.
     """
@@ -93,6 +94,7 @@ class ModelEntry(Limits):
     api_base: str | None = Field(default=None, pattern=ADDRESS)
     api_key_env: str | None = None
     protocol: Literal["openai", "litellm"] | None = None
+    speaks: list[Literal["responses", "messages"]] | None = None
     max_tokens_limit: int | None = Field(default=None, gt=0)
     stream_usage: bool = True
 

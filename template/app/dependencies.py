@@ -43,6 +43,8 @@ async def find_caller(request: Request) -> Caller:
     """Return who calls, as `get_caller` does; while there are no callers, anybody, who may use only the demo model."""
     state = state_of(request)
     scheme, _, key = _header(request, b"authorization").decode("latin-1").partition(" ")
+    if not key:
+        scheme, key = "bearer", _header(request, b"x-api-key").decode("latin-1")  # as Anthropic's clients send it
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())

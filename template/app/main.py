@@ -25,7 +25,7 @@ from app.http.problems import install_problem_handlers
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
-from app.routers import chat, embeddings, health, models, playground
+from app.routers import chat, embeddings, health, messages, models, playground, responses
 from app.routers import metrics as metrics_router
 from app.telemetry.logs import configure_logs
 from app.telemetry.metrics import Metrics
@@ -33,7 +33,7 @@ from app.telemetry.metrics_port import metrics_port
 from app.telemetry.tracing import check_exporter
 
 EXPOSED_HEADERS = [
-    *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
+    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
 
@@ -64,7 +64,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=_telemetry(settings),
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
-        routes=[*chat.router.routes, *embeddings.router.routes],  # include_router would match each path twice
+        routes=[  # include_router would match each path twice
+            route for module in (chat, embeddings, messages, responses) for route in module.router.routes
+        ],
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
             Middleware(

@@ -11,6 +11,7 @@ from app.errors import AppError, error_event
 from app.http.exchange import exchange_of
 from app.llm.client import OpenStream
 from app.llm.sse import DONE
+from app.llm.translator import Translator
 from app.telemetry.logs import exception_fields
 
 FIRST_EVENT = 10.0
@@ -35,10 +36,13 @@ class EventStream(Response):
 
     Args:
         opening: from `LLMClient.open_stream`; entered when the response begins.
+        translator: of the dialect that the stream is in; None is chat.
     """
 
-    def __init__(self, opening: AbstractAsyncContextManager[OpenStream]) -> None:
+    def __init__(self, opening: AbstractAsyncContextManager[OpenStream], translator: Translator | None = None) -> None:
         self._opening = opening
+        self._end = translator.end if translator else DONE
+        self._error_event = translator.failed if translator else error_event
         self._start_headers = STREAM_HEADERS
         self._started = False
         self._done_sent = False
@@ -82,25 +86,24 @@ class EventStream(Response):
         if not self._started:
             raise failure
         self._exchange.error = failure.code
-        await self._write(error_event(failure, self._exchange.request_id))
+        await self._write(self._error_event(failure, self._exchange.request_id), is_last=True)
 
     async def _pass_on(self, packet: bytes) -> None:
         if self._ping:
             await self._until_pinged()
         self._sending = True
-        await self._write(packet)
+        await self._write(packet, is_last=packet.endswith(self._end))
         self._sending = False
         self._sent_at = self._loop.time()
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send whole events or a comment, so that a ping can be sent between any two.
 
-        `[DONE]` completes the response: what the client does after it is no leaving.
+        The last event completes the response: what the client does after it is no leaving.
         """
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._start_headers})
-        is_last = data.endswith(DONE)
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._done_sent = is_last
 

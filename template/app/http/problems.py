@@ -5,10 +5,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from app.dialects.message_events import error_type
 from app.errors import PROBLEM_JSON, AppError, InvalidJSON, invalid_request, phrase, problem
 
 CODES = {
@@ -30,7 +32,7 @@ TEXTS = {
 
 
 def problem_response(error: AppError | HTTPException, scope: Scope | None, request_id: str = "none") -> Response:
-    """Return the response for an error.
+    """Return the response for an error: problem details with OpenAI's error in it; on /v1/messages, it is Anthropic's.
 
     Args:
         error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint; its detail is shown if it is
@@ -49,8 +51,12 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None, reque
         message = TEXTS.get(message, message)
     if exchange:
         exchange.error = code
-    body = problem(status, code, message, param, request_id=exchange.request_id if exchange else request_id)
-    return Response(body.model_dump_json(), status, headers, PROBLEM_JSON)
+    request_id = exchange.request_id if exchange else request_id
+    body = problem(status, code, message, param, request_id=request_id).model_dump()
+    if scope and scope["path"].startswith("/v1/messages"):
+        body |= {"type": "error", "request_id": request_id}
+        body["error"]["type"] = error_type(status)
+    return Response(to_json(body), status, headers, PROBLEM_JSON)
 
 
 def _leaves(group: ExceptionGroup[Any]) -> Iterator[Any]:

@@ -121,6 +121,10 @@ class AccountedCall:
             caller = call.caller.label if call.caller else "app"
             metrics.tokens(model, caller, "in").inc(call.prompt_tokens)
             metrics.tokens(model, caller, "out").inc(call.completion_tokens)
+        if call.translator:
+            dialect = call.translator.dialect
+            way = "passed_through" if dialect in call.answered_by.speaks else "translated"
+            metrics.dialects(call.answered_by.name, dialect, way).inc()
         if self._span:
             self._end_span(self._span, error)
         if self._totals:

@@ -8,6 +8,7 @@ from app.access.limits import Admission
 from app.llm.deadlines import Deadlines
 from app.llm.relay import StreamState
 from app.llm.targets import Target
+from app.llm.translator import Translator
 
 Operation = Literal["chat", "embeddings"]
 
@@ -23,6 +24,8 @@ class Call:
         deadlines: the call's time limits.
         caller: who calls; None is the application itself.
         prepaid: as in `Admission`.
+        translator: of the dialect that the request came in; None is chat.
+        left_out: what could not be translated for the model that was tried last.
         tried: the models that were tried, in order, one entry for each attempt.
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         admissions: what admits the call, for its own model and for each fallback that was tried.
@@ -41,6 +44,8 @@ class Call:
     deadlines: Deadlines
     caller: Caller | None = None
     prepaid: dict[str, str] | None = None
+    translator: Translator | None = None
+    left_out: list[str] = field(default_factory=list)
     tried: list[Target] = field(default_factory=list)
     began_at: float | None = None
     admissions: list[tuple[Target, Admission]] = field(default_factory=list)
@@ -86,6 +91,7 @@ class CallTotals:
         prompt_tokens: tokens of all requests to models.
         completion_tokens: tokens of all answers.
         calls: how many calls there were.
+        left_out: what could not be translated to chat.
     """
 
     models: list[str] = field(default_factory=list)
@@ -93,6 +99,7 @@ class CallTotals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, call: Call) -> None:
         """Count a call that has ended."""
@@ -102,3 +109,4 @@ class CallTotals:
         self.tried += [target.name for target in call.tried]
         self.prompt_tokens += call.prompt_tokens
         self.completion_tokens += call.completion_tokens
+        self.left_out += call.left_out

@@ -46,6 +46,11 @@ def message(request: Json, behaviour: Behaviour) -> Json:
     }
 
 
+def token_count(_: Json, __: Behaviour) -> Json:
+    """Answer `POST /v1/messages/count_tokens`."""
+    return {"input_tokens": PROMPT_TOKENS}
+
+
 def events(request: Json, behaviour: Behaviour) -> Iterator[Event]:
     """Answer `POST /v1/messages` with `stream`."""
     whole = message(request, behaviour)

@@ -42,6 +42,12 @@ class Ask:
         """The circuit breakers of the models."""
         return self._app.state.upstreams.retries._breakers  # noqa: SLF001 - nobody else asks
 
+    @property
+    def metrics(self) -> str:
+        """All metrics of the app, as they are scraped."""
+        text: bytes = self._app.state.metrics.render()
+        return text.decode()
+
     @contextlib.contextmanager
     def waiting(self, **seconds: float) -> Iterator[None]:
         """Give the calls that start inside the `with` block other time limits; healthy calls outside keep the usual."""
