@@ -212,8 +212,6 @@ def status_with(url: str, *lines: str) -> int:
 @pytest.mark.parametrize(
     "line",
     [
-        "Host: evil.example",
-        "Host: localhost",
         "Origin: https://evil.example",
         "Forwarded: for=_hidden",
         "X-Forwarded-For: unknown",
@@ -246,6 +244,11 @@ def status_with(url: str, *lines: str) -> int:
 )
 def test_dev_serves_nobody_who_came_by_a_proxy(dev: str, line: str) -> None:
     assert status_with(dev, "Host: 127.0.0.1", "Origin: http://localhost:3000", line) == 401
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost"])
+def test_dev_serves_nobody_with_two_hosts(dev: str, host: str) -> None:
+    assert status_with(dev, "Host: 127.0.0.1", f"Host: {host}") == 400
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,10 @@ def problem(response: http.client.HTTPResponse, status: int) -> str:
 @contextlib.contextmanager
 def served(key: str, stub: Stub, **given: Any) -> Iterator[str]:
     """Serve the app, with two endpoints more."""
-    callers = {"test": {"key_sha256": hash_key(key)}, "narrow": {"key_sha256": hash_key("narrow"), "max_in_flight": 1}}
+    callers = {
+        "test": {"key_sha256": hash_key(key), "metrics": True},
+        "narrow": {"key_sha256": hash_key("narrow"), "max_in_flight": 1},
+    }
     models = {"m": row(stub), "demo": {"upstream": "demo/echo"}}
     settings = Settings.model_validate(
         {"models": models, "default_model": "m", "callers": callers, "retries": 0} | given
@@ -352,7 +355,9 @@ def test_a_broken_body_is_a_problem_like_any_other(line: Line) -> None:
 @pytest.mark.parametrize(
     "request_", [b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\r\nA\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n"]
 )
-def test_what_is_no_http_is_a_problem_with_a_log_line_and_a_count(line: Line, patient: str, request_: bytes) -> None:
+def test_what_is_no_http_is_a_problem_with_a_log_line_and_a_count(
+    line: Line, patient: str, key: str, request_: bytes
+) -> None:
     with capture_logs() as lines:
         line.send(request_)
         response = line.response()
@@ -361,7 +366,7 @@ def test_what_is_no_http_is_a_problem_with_a_log_line_and_a_count(line: Line, pa
     [said] = [one for one in lines if one["event"] == "request refused"]
     assert (said["status"], said["request_id"]) == (400, response.headers["x-request-id"])
     with Line(patient) as other:
-        other.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        other.send(f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
         numbers = other.response().body  # type: ignore[attr-defined]
     assert b'http_request_duration_seconds_count{model="none",route="none",status="400"}' in numbers
 
