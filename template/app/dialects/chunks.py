@@ -188,3 +188,8 @@ def unsealed(text: Any, model: str) -> dict[str, Any] | None:
         return {name: thought[name] for name in REASONING if name in thought}
     except (ValueError, AttributeError, KeyError):
         return None
+
+
+def counts(usage: Any) -> dict[str, Any]:
+    """Return the numbers that a usage tells by their names; of what can't be read, none."""
+    return {k: v for k, v in usage.items() if type(v) in (int, float)} if isinstance(usage, dict) else {}

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.dialects.chunks import Chunk, Delta, ToolCall, ToolCalls, add_thought, sealed
+from app.dialects.chunks import Chunk, Delta, ToolCall, ToolCalls, add_thought, counts, sealed
 from app.llm.json_text import read_json
 
 END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -209,10 +209,10 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
 
 def outlines(body: dict[str, Any]) -> dict[str, Any]:
     """Return the outlines of a chat completion for a message: its model, its end, and all tokens that it took."""
-    told = body.get("usage") or {}
+    told = counts(body.get("usage"))
     names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
     usage = {
-        "prompt_tokens": sum(told.get(name) or 0 for name in names),
+        "prompt_tokens": sum(told.get(name, 0) for name in names),
         "completion_tokens": told.get("output_tokens"),
     }
     choice: dict[str, Any] = {"finish_reason": body.get("stop_reason"), "message": {}}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic_core import to_json
 
-from app.dialects.chunks import unsealed
+from app.dialects.chunks import counts, unsealed
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.message_events import END, MessageEvents, error_body, outlines
 from app.dialects.translation import Translation, hosted_choice
@@ -83,7 +83,7 @@ class Messages(Translation):
         """Return chat's fields for the request's."""
         sent = self.sent
         for name in sorted(HINTS & sent.keys()):
-            self.leave_out(name)
+            self.leave_out(name, sent[name])
         fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS}
         fields |= {name: sent.get(name) for name in ("model", "stream", "temperature", "top_p")}
         form = (sent.get("output_config") or {}).get("format") or sent.get("output_format")
@@ -116,7 +116,7 @@ class Messages(Translation):
     def _tool(self, tool: dict[str, Any], param: str) -> dict[str, Any] | None:
         """Return chat's function for a tool; None for one that Anthropic runs or knows by its type alone."""
         if tool.get("type", "custom") != "custom":
-            self.leave_out(str(tool["type"]))
+            self.leave_out(str(tool["type"]), tool)
             return None
         function = {
             "name": text(tool.get("name"), f"{param}.name"),
@@ -182,7 +182,7 @@ class Messages(Translation):
                 if thought:
                     found.append({"type": "thinking", "thought": thought})
                 else:
-                    self.leave_out("thinking")
+                    self.leave_out("thinking", block)
             else:
                 found += self._part(block, where)
         return found
@@ -203,7 +203,7 @@ class Messages(Translation):
             title = f"{block.get('title')} ({block.get('source')})"
             return [{"type": "text", "text": title}, *self._parts(block.get("content"), f"{param}.content")]
         if kind not in ("image", "document"):
-            self.leave_out(str(kind))
+            self.leave_out(str(kind), block)
             return []
         web_only(block, param)
         source: dict[str, Any] = block["source"] if isinstance(block.get("source"), dict) else {}
@@ -246,7 +246,7 @@ class Messages(Translation):
         elif kind == "message_delta":
             if event["delta"].get("stop_reason"):
                 state.finish_reasons[0] = str(event["delta"]["stop_reason"])
-            told = {name: value for name, value in (event.get("usage") or {}).items() if value is not None}
+            told = counts(event.get("usage"))
             state.usage = (state.usage or {}) | {"completion_tokens": told.get("output_tokens")}
             if "input_tokens" in told:
                 state.usage |= {"prompt_tokens": outlines({"usage": told})["usage"]["prompt_tokens"]}

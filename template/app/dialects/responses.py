@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from app.dialects.chunks import unsealed
+from app.dialects.chunks import counts, unsealed
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.response_events import ResponseEvents
 from app.dialects.tools import Tools, custom_arguments, flat_name
@@ -35,6 +35,7 @@ STATE = {
 }
 """What needs a memory, and what to do instead."""
 BACKGROUND = "Nothing is answered in the background here: leave background out, and stream the answer."
+USAGE = {"prompt": "input", "completion": "output", "total": "total"}
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
@@ -98,7 +99,7 @@ class Responses(Translation):
             if sent.get(name):
                 self.cannot(f"{name}: {instead}", name)
         for name in sorted(HINTS & sent.keys()):
-            self.leave_out(name)
+            self.leave_out(name, sent[name])
         if sent.get("truncation", "disabled") != "disabled":
             self.leave_out("truncation")
         choice = self.tools.choice()
@@ -164,11 +165,11 @@ class Responses(Translation):
             if thought:
                 chat.think(thought)
             else:
-                self.leave_out("reasoning")
+                self.leave_out("reasoning", item)
         elif kind == "item_reference":
             self.cannot("Items are not stored here: send the items themselves, and store: false.", param)
         else:
-            self.leave_out(str(kind)[:64])
+            self.leave_out(str(kind)[:64], item)
 
     def _parts(self, content: Any, param: str) -> list[Part]:
         if isinstance(content, str):
@@ -195,6 +196,7 @@ class Responses(Translation):
         elif kind == "input_audio":
             return part
         else:
+            self.unseen.append(part)
             self.cannot(f"{param}: this model takes no part of type {str(kind)[:64]!r}.", param)
         return None
 
@@ -279,8 +281,8 @@ class Responses(Translation):
     @staticmethod
     def as_chat(body: dict[str, Any]) -> dict[str, Any]:
         """Return the outlines of a chat completion for a whole response."""
-        told = body.get("usage") or {}
-        usage = {"prompt_tokens": told.get("input_tokens"), "completion_tokens": told.get("output_tokens")}
+        told = counts(body.get("usage"))
+        usage = {f"{ours}_tokens": told.get(f"{theirs}_tokens") for ours, theirs in USAGE.items()}
         reason = (body.get("incomplete_details") or {}).get("reason") or "stop"
         called = any(item.get("type") == "function_call" for item in body.get("output") or ())
         reason = {"max_output_tokens": "length", "stop": "tool_calls" if called else "stop"}.get(reason, reason)

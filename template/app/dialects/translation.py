@@ -33,6 +33,7 @@ class Translation:
         self.sent: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.versions = versions or {}
         self.left_out: list[str] = []
+        self.unseen: list[Any] = []
         self._refusal: InvalidRequest | None = None
         self._events = Events()
         self.last_number = -1
@@ -54,8 +55,15 @@ class Translation:
     defaults: ClassVar[frozenset[str]] = frozenset({"temperature", "top_p"})
     """Fields of a row's `defaults` that the dialect has too, by its own names."""
 
-    def leave_out(self, name: str) -> None:
-        """Note that chat can't express something, and that the answer can do without it."""
+    def leave_out(self, name: str, value: Any = None) -> None:
+        """Note that chat can't express something, and that the answer can do without it.
+
+        Args:
+            name: its name, for the client.
+            value: what was left out, if it may be long.
+        """
+        if value is not None:
+            self.unseen.append(value)
         name = UNFIT_FOR_HEADERS.sub("", name)[:64]
         if name not in self.left_out:
             self.left_out.append(name)

@@ -44,7 +44,7 @@ class Accounting:
         """
         if target.exceeded(call.fields):
             return False
-        admission = self.limiter.admit(None, target.name, target.entry, target.fields(call.fields))
+        admission = self.limiter.admit(None, target.name, target.entry, _sent(call, target))
         try:
             await admission.__aenter__()
         except RateLimited:
@@ -70,7 +70,7 @@ class AccountedCall:
         self._accounting = accounting
         self._call = call
         self._totals = totals
-        self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, target.fields(call.fields))
+        self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, _sent(call, target))
         self._admission.prepaid = call.prepaid
         self._admission.held = held
         self._span: Span | None = None
@@ -153,6 +153,14 @@ class AccountedCall:
             output_tokens=call.completion_tokens,
             tried=[target.name for target in call.tried],
         )
+
+
+def _sent(call: Call, target: Target) -> dict[str, Any]:
+    """Return the fields that a provider gets, as far as they matter to limits."""
+    fields = target.fields(call.fields)
+    if call.translator and call.translator.dialect in target.speaks and call.translator.unseen:
+        fields["unseen"] = call.translator.unseen
+    return fields
 
 
 def _outcome(error: BaseException | None) -> str:

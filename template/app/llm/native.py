@@ -46,7 +46,9 @@ class Native(Direct):
         body = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
         if (error := translator.error_in(body)) is not None:
             raise failure_in_body(target.name, error)
-        return {**translator.as_chat(body), TRANSLATED: body}
+        outlines = translator.as_chat(body)
+        outlines["choices"][0]["message"]["said"] = body[translator.needs]  # its tokens are estimated, if need be
+        return {**outlines, TRANSLATED: body}
 
     async def count_tokens(self, translator: Translator, target: Target, deadlines: Deadlines) -> dict[str, Any]:
         """Return the upstream's count of a request's tokens; errors as in `Direct.complete`."""

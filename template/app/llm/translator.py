@@ -17,7 +17,8 @@ class Translator(Protocol):
         last_number: number of the last event that was passed on, where the dialect numbers them.
         sent: the request as it came.
         versions: the dialect's own version and beta headers of the request, which an upstream gets.
-        left_out: what chat can't express, and what was therefore left out.
+        left_out: names of what chat can't express, and what was therefore left out.
+        unseen: what of it may be long, and is sent where the request is passed through.
     """
 
     dialect: str
@@ -28,6 +29,7 @@ class Translator(Protocol):
     sent: dict[str, Any]
     versions: dict[str, str]
     left_out: list[str]
+    unseen: list[Any]
 
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""

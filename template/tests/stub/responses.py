@@ -21,6 +21,13 @@ def response(request: Json, behaviour: Behaviour) -> Json:
         for index, (name, arguments) in enumerate(behaviour.tool_calls)
     ]
     tokens = behaviour.completion_tokens
+    usage = {
+        "input_tokens": PROMPT_TOKENS,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": PROMPT_TOKENS + tokens,
+    }
     return {
         "id": "resp_stub",
         "object": "response",
@@ -30,13 +37,7 @@ def response(request: Json, behaviour: Behaviour) -> Json:
         "incomplete_details": None,
         "model": request["model"] + MODEL_SUFFIX,
         "output": [item | {"status": "completed"} for item in calls or [message]],
-        "usage": {
-            "input_tokens": PROMPT_TOKENS,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": PROMPT_TOKENS + tokens,
-        },
+        "usage": usage if behaviour.usage else None,
     }
 
 

@@ -38,6 +38,11 @@ class Ask:
         return sum(self._app.state.upstreams.limiter.in_flight.values())
 
     @property
+    def state(self) -> Any:
+        """What the app holds."""
+        return self._app.state
+
+    @property
     def breakers(self) -> Any:
         """The circuit breakers of the models."""
         return self._app.state.upstreams.retries._breakers  # noqa: SLF001 - nobody else asks

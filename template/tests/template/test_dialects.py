@@ -1,6 +1,7 @@
 """Responses and Messages over the network: bridged onto chat, or passed through to an upstream that speaks them."""
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +11,14 @@ import httpx2
 import pytest
 import structlog
 
+from app.access.callers import hash_key
 from app.config import Settings
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import ProviderError
 from app.llm.targets import resolve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, request_line, row, running
+from tests.wire import Call
 
 Json = dict[str, Any]
 
@@ -68,7 +71,7 @@ def served(upstream: Stub) -> Iterator[Ask]:
         for name in ("start", "close"):
             patch.setattr(f"app.llm.via_litellm.ViaLiteLLM.{name}", _nothing)
         patch.setattr("app.llm.via_litellm.ViaLiteLLM.failing", lambda _: [])
-        with running("sk-app-test", models, max_body_bytes=100_000) as ask:
+        with running("sk-app-test", models, max_body_bytes=180_000) as ask:
             yield ask
 
 
@@ -212,6 +215,111 @@ def test_an_error_of_ours_is_anthropics_on_its_path(web: httpx2.Client, case: st
 def test_without_a_key_the_error_is_anthropics_too(web: httpx2.Client) -> None:
     response = web.post(MESSAGES, json=ASKED[MESSAGES], headers={"x-api-key": "sk-unknown"})
     assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
+
+
+def _as_each_client(error: Json, path: str) -> Any:
+    """Return what tells a dialect's clients the kind of an error: Anthropic's type, or OpenAI's code."""
+    return error["error"]["type" if path == MESSAGES else "code"]
+
+
+@contextlib.contextmanager
+def _limited(upstream: Stub, **given: Any) -> Iterator[tuple[Ask, httpx2.Client]]:
+    """Serve a caller with limits."""
+    hashed = {"key_sha256": hash_key("sk-app-test")}
+    bounds = {"places": "max_in_flight", "memory": "max_body_memory"}
+    settings = {name: given.pop(ours) for ours, name in bounds.items() if ours in given}
+    models = {"bridged": row(upstream), "native": row(upstream, speaks=["responses", "messages"])}
+    with (
+        running("sk-app-test", models, callers={"test": hashed | given}, **settings) as ask,
+        httpx2.Client(base_url=ask.url, headers={"x-api-key": "sk-app-test"}, timeout=60) as client,
+    ):
+        yield ask, client
+
+
+REACHED = {RESPONSES: "rate_limit_exceeded", MESSAGES: "rate_limit_error"}
+
+
+@EACH
+def test_a_caller_stays_within_its_requests_in_each_dialect(upstream: Stub, path: str, model: str) -> None:
+    with _limited(upstream, requests_per_minute=3) as (_, web):
+        first = ask(web, path, model)
+        assert first.headers["x-ratelimit-remaining-requests"] == "2"
+        assert web.post(path, content=b"{", headers=JSON).status_code == 400, "charged before its body is read"
+        assert ask(web, path, model, stream=True).headers["x-ratelimit-remaining-requests"] == "0"
+        refused = [ask(web, path, model, stream=stream) for stream in (False, True)]
+        if path == MESSAGES:
+            refused.append(web.post(f"{MESSAGES}/count_tokens", json=ASKED[MESSAGES] | {"model": model}))
+        for response in refused:
+            assert (response.status_code, _as_each_client(response.json(), path)) == (429, REACHED[path])
+            assert 1 <= int(response.headers["retry-after"]) <= 60
+        assert len(upstream.requests) == 2
+
+
+@EACH
+def test_a_caller_stays_within_its_tokens_in_each_dialect(upstream: Stub, path: str, model: str) -> None:
+    bound = "max_tokens" if path == MESSAGES else "max_output_tokens"
+    with _limited(upstream, tokens_per_minute=1000) as (_, web):
+        assert ask(web, path, model, **{bound: 900}).status_code == 200, "of which 15 are charged in the end"
+        response = ask(web, path, model, **{bound: 1000})
+        assert (response.status_code, _as_each_client(response.json(), path)) == (429, REACHED[path])
+        assert "lower max_tokens" in response.json()["detail"]
+        assert ask(web, path, model, **{bound: 900}).status_code == 200
+
+
+@EACH
+def test_a_caller_stays_within_its_calls_in_flight_in_each_dialect(upstream: Stub, path: str, model: str) -> None:
+    with _limited(upstream, max_in_flight=1) as (served, web):
+        upstream.queue(Behaviour(stall_after=2))
+        with Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True) as call:
+            assert next(call.events)
+            response = ask(web, path, model)
+            assert (response.status_code, _as_each_client(response.json(), path)) == (429, REACHED[path])
+        assert upstream.wait_until(lambda: served.in_flight == 0)
+        assert ask(web, path, model).status_code == 200
+        assert served.in_flight == 0
+
+
+REFUSALS = {
+    "a model that the caller may not use": (403, "model_not_allowed", "permission_error"),
+    "a large body while others are held": (503, "overloaded", "overloaded_error"),
+    "a server that is full": (503, "overloaded", "overloaded_error"),
+    "a server that drains": (503, "draining", "overloaded_error"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+@BOTH
+def test_a_server_that_can_not_answer_says_so_in_each_dialect(
+    upstream: Stub, monkeypatch: pytest.MonkeyPatch, path: str, why: str
+) -> None:
+    monkeypatch.setattr("app.middleware.WAIT_FOR_PLACE", 0.05)
+    status, code, kind = REFUSALS[why]
+    with _limited(upstream, models=["bridged"], places=1, memory=100_000) as (served, web):
+        model, more, calls = "bridged", {}, contextlib.ExitStack()
+        if status == 403:
+            model = "native"
+        elif "large" in why:
+            more = {"metadata": {"of": "x" * 99_000}}
+            served.state.bodies.hold(object(), 1)
+        elif "full" in why:
+            upstream.queue(Behaviour(stall_after=2))
+            call = calls.enter_context(Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True))
+            assert next(call.events)
+        else:
+            served.state.drain.draining = True
+        with calls:
+            response = ask(web, path, model, **more)
+        assert response.status_code == status
+        assert _as_each_client(response.json(), path) == (kind if path == MESSAGES else code)
+        assert response.json()["type"] == ("error" if path == MESSAGES else "about:blank")
+        served.state.drain.draining = False
+
+
+@BOTH
+def test_a_body_of_a_dialect_has_a_bounded_number_of_values(web: httpx2.Client, path: str) -> None:
+    response = ask(web, path, "bridged", metadata={"of": [[]] * 50_001})
+    assert response.status_code == 422
+    assert "more than 50000 objects" in response.json()["detail"]
 
 
 @BOTH
