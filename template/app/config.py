@@ -88,6 +88,7 @@ class ModelEntry(Limits):
         api_base: address of the API, if it is not the vendor's own; without a key in it.
         api_key_env: the environment variable that holds the key for `api_base`.
         protocol: how to speak to it; None chooses by provider.
+        speaks: the dialects that are passed through to it, besides chat; None chooses by provider.
         max_tokens_limit: upper bound on a request's `max_tokens` for this model; None takes the setting of that name.
         stream_usage: ask for usage in streams; turn it off for servers that refuse `stream_options`.
     """
@@ -98,6 +99,7 @@ class ModelEntry(Limits):
     api_base: str | None = Field(default=None, pattern=ADDRESS)
     api_key_env: str | None = None
     protocol: Literal["openai", "litellm"] | None = None
+    speaks: list[Literal["responses", "messages"]] | None = None
     max_tokens_limit: int | None = Field(default=None, gt=0)
     stream_usage: bool = True
 
@@ -203,8 +205,7 @@ class Settings(BaseSettings):
         "gpt-4o": ModelEntry(upstream="openai/gpt-4o", defaults={"temperature": 0.7, "max_tokens": 1024}),
         "demo": ModelEntry(upstream="demo/echo"),
     }
-    default_embedding_model: str | None = None
-    """None takes `default_model`."""
+    default_embedding_model: str | None = None  # None takes default_model
     callers: dict[str, CallerEntry] = {}
     auth: Auth = Auth()
     own: Own = Field(default={}, repr=False)
@@ -252,11 +253,10 @@ class Settings(BaseSettings):
             raise ValueError("metrics_port and port are the same")
         if self.default_model not in self.models:
             raise ValueError(f"default_model {self.default_model!r} has no [models.{json.dumps(self.default_model)}]")
-        if self.default_embedding_model not in (None, *self.models):
-            raise ValueError(f"default_embedding_model {self.default_embedding_model!r} is not in the model table")
         references = {f"models.{name}.fallbacks": model.fallbacks for name, model in self.models.items()}
         references |= {f"callers.{name}.models": caller.models or [] for name, caller in self.callers.items()}
         references["auth.jwt.models"] = (self.auth.jwt.models if self.auth.jwt else None) or []
+        references["default_embedding_model"] = [self.default_embedding_model or self.default_model]
         for place, names in references.items():
             if unknown := [name for name in names if name not in self.models]:
                 raise ValueError(f"{place} names {unknown[0]!r}, which is not in the model table")

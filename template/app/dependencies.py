@@ -45,6 +45,8 @@ async def find_caller(request: HTTPConnection) -> Caller:
     state = state_of(request)
     exchange = exchange_of(request.scope) if request.scope["type"] == "http" else None  # a WebSocket has none
     scheme, _, key = _header(request, b"authorization").decode("latin-1").partition(" ")
+    if not key:
+        scheme, key = "bearer", _header(request, b"x-api-key").decode("latin-1")  # as Anthropic's clients send it
     caller: Caller | None = None
     if scheme.lower() == "bearer" and key:
         caller = state.keys.find(key.strip())

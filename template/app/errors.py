@@ -3,9 +3,11 @@
 AppError                    500 internal_error
 ├── InvalidJSON             400 invalid_json
 ├── InvalidRequest          422 invalid_request
+│   └── UnsupportedParameter    400 unsupported_parameter
 ├── Unauthorized            401 invalid_api_key
 ├── ModelNotAllowed         403 model_not_allowed
 ├── ModelNotFound           404 model_not_found
+├── UnknownEndpoint         404 unknown_endpoint
 ├── RateLimited             429 rate_limit_exceeded
 ├── Overloaded              503 overloaded
 ├── AuthUnavailable         503 auth_unavailable
@@ -92,6 +94,12 @@ class InvalidRequest(AppError):
     status, code = 422, "invalid_request"
 
 
+class UnsupportedParameter(InvalidRequest):
+    """The request asks for what this model can't do; another one, or another way of asking, may."""
+
+    status, code = 400, "unsupported_parameter"
+
+
 def invalid_request(errors: Iterable[Any]) -> InvalidRequest:
     """Return the error for what Pydantic found wrong: where and why, never what was sent.
 
@@ -135,6 +143,10 @@ class ModelNotAllowed(AppError):
 
 class ModelNotFound(AppError):
     status, code = 404, "model_not_found"
+
+
+class UnknownEndpoint(AppError):
+    status, code = 404, "unknown_endpoint"
 
 
 class RateLimited(AppError):

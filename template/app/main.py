@@ -26,7 +26,7 @@ from app.llm.client import LLMClient
 from app.llm.own_model import connect
 from app.llm.upstreams import Upstreams
 from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
-from app.routers import chat, embeddings, health, models, playground
+from app.routers import chat, embeddings, health, messages, models, playground, responses
 from app.routers import metrics as metrics_router
 from app.routers.closed import Closed, include_public
 from app.telemetry.logs import configure_logs
@@ -35,7 +35,7 @@ from app.telemetry.metrics_port import metrics_port
 from app.telemetry.tracing import check_exporter
 
 EXPOSED_HEADERS = [
-    *("X-Request-ID", "X-Model", "Retry-After", "X-Should-Retry"),
+    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
 
@@ -66,7 +66,9 @@ def create_app(settings: Settings | None = None) -> App:
         telemetry=_telemetry(settings),
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
-        routes=[*chat.router.routes, *embeddings.router.routes],  # include_router would match each path twice
+        routes=[  # include_router would match each path twice
+            route for module in (chat, embeddings, messages, responses) for route in module.router.routes
+        ],
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
             Middleware(

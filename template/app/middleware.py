@@ -97,6 +97,8 @@ class RequestContext:
             line["calls"] = totals.calls
         if len(totals.tried) > totals.calls:  # a retry or a fallback
             line["tried"] = totals.tried
+        if totals.left_out:
+            line["left_out"] = totals.left_out
         if exchange.error:
             line["error"] = exchange.error
         if self._log is None:

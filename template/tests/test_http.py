@@ -216,9 +216,16 @@ def test_a_body_of_the_largest_size_is_taken(web: httpx2.Client) -> None:
     assert response.status_code == 200
 
 
-def test_responses_are_told_to_use_chat_completions(web: httpx2.Client) -> None:
-    message = check_problem(web.post("/v1/responses", json={"model": "gpt-4o", "input": "Hello"}), 404, "not_found")
-    assert "/v1/chat/completions" in message
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_every_dialect_is_answered(web: httpx2.Client, path: str) -> None:
+    asked = {"input": "Hello"} if path == "/v1/responses" else {"messages": HELLO["messages"], "max_tokens": 99}
+    assert TEXT in json.dumps(web.post(path, json=asked | {"model": "gpt-4o"}).json(), ensure_ascii=False)
+
+
+def test_a_key_may_come_as_anthropics_clients_send_it(web: httpx2.Client, key: str) -> None:
+    with httpx2.Client(base_url=web.base_url) as stranger:
+        assert stranger.get("/v1/models", headers={"x-api-key": key}).status_code == 200
+        assert stranger.get("/v1/models", headers={"x-api-key": "sk-unknown"}).status_code == 401
 
 
 def test_a_model_without_its_key_names_the_variable(web: httpx2.Client) -> None:

@@ -85,10 +85,10 @@ ERRORS: dict[str, tuple[Callable[[openai.OpenAI], object], int, str, str]] = {
         "not_found",
         "invalid_request_error",
     ),
-    "responses, which aren't there yet": (
-        lambda client: client.responses.create(model="direct", input="Hello"),
+    "completions, which came before chat": (
+        lambda client: client.completions.create(model="direct", prompt="Hello"),
         404,
-        "not_found",
+        "unknown_endpoint",
         "invalid_request_error",
     ),
     "a wrong method": (

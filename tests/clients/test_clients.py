@@ -1,4 +1,4 @@
-"""One session each with OpenAI's clients: two generations of the one for Python, and the one for Node."""
+"""One session each with real clients: OpenAI's and Anthropic's SDKs, agent frameworks, and coding agents."""
 
 import contextlib
 import hashlib
@@ -27,8 +27,31 @@ CALL = Behaviour(tool_calls=(("weather", '{"city": "Zürich"}'),))
 
 _odd: Any = importlib.import_module("tests.template.test_events")
 ODD_EVENTS = _odd.HEAD + "".join(_odd.HARMLESS.values()) + _odd.TAIL + _odd.END + _odd.HARMLESS["null"] + _odd.DONE
+DIALECT_STEPS = (
+    "responses responses_tools responses_errors messages messages_tools messages_errors "
+    "openai_agents pydantic_ai langchain"
+).split()
+LIBRARIES = (
+    "openai==3.57.0", "anthropic==2.14.0", "openai-agents==0.24.0", "pydantic-ai-slim[openai,anthropic]==2.68.0",
+    "langchain-openai==1.7.4",
+)  # fmt: skip
+SHELLS = {"exec_command": "cmd", "Bash": "command"}
+"""The shell tools of coding agents, and the argument that holds the command."""
+COMMAND = "echo written by the agent > proof.txt"
+
+
+def agent(body: Any) -> Any:
+    """Call a tool that is offered, a shell or the weather, and answer when its result is there."""
+    names = [tool["function"]["name"] for tool in body.get("tools") or ()]
+    if not names or body["messages"][-1]["role"] == "tool":
+        return Behaviour(text="Sunny.")
+    shell = next((name for name in names if name in SHELLS), None)
+    arguments = {SHELLS[shell]: COMMAND} if shell else {"city": "Zürich"}
+    return Behaviour(tool_calls=((shell or "weather", json.dumps(arguments)),))
+
 
 PROVIDERS = {
+    "agent": agent,
     "stub": Behaviour(),
     "odd": Behaviour(body=ODD_EVENTS.encode(), headers=_odd.SSE),
     "anthropic": Behaviour(),
@@ -110,6 +133,59 @@ def test_openai_for_node(backend: Backend, stubs: dict[str, Any], tmp_path: Path
     run(TOOLS / "npm", "ci", "--no-audit", "--no-fund", cwd=folder, env=trusting)
     shutil.copy(HERE / "session.mjs", folder)
     check(run(TOOLS / "node", "session.mjs", backend[0], KEY, cwd=folder), stubs)
+
+
+def test_clients_of_the_other_dialects(backend: Backend, stubs: dict[str, Any], tmp_path: Path) -> None:
+    script = shutil.copy(HERE / "dialects.py", tmp_path)
+    uv = os.environ.get("UV", "uv")
+    client = [uv, "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable]
+    options = [option for library in LIBRARIES for option in ("--with", library)]
+    output = run(*client, *options, "python", script, backend[0], KEY, cwd=tmp_path)
+    assert output.split() == DIALECT_STEPS
+    for name, stub in stubs.items():
+        assert stub.wait_until(lambda stub=stub: stub.in_flight == 0), f"a call to {name} is still open"
+
+
+@pytest.fixture(scope="module")
+def coding_agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where npm has put the coding agents' own programs."""
+    folder = shutil.copytree(HERE / "agents", tmp_path_factory.mktemp("agents") / "npm")
+    trusting = os.environ | {"NODE_USE_SYSTEM_CA": "1"}
+    run(TOOLS / "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder, env=trusting)
+    return folder / "node_modules"
+
+
+@pytest.mark.skipif("FULL_MATRIX" not in os.environ, reason="800 MB of programs: nightly")
+@pytest.mark.skipif(sys.platform != "linux", reason="these programs are built for each platform")
+@pytest.mark.parametrize("name", ["codex", "codex with a WebSocket", "claude"])
+def test_a_coding_agent_runs_a_tool_and_finishes(
+    backend: Backend, stubs: dict[str, Any], coding_agents: Path, tmp_path: Path, name: str
+) -> None:
+    url = backend[0]
+    (tmp_path / "home").mkdir()
+    ours = ("OPENAI_", "ANTHROPIC_", "CLAUDE", "CODEX")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env |= {"HOME": str(tmp_path / "home"), "CODEX_HOME": str(tmp_path / "home"), "IS_SANDBOX": "1"}
+    if name == "claude":
+        env |= {"ANTHROPIC_BASE_URL": url.removesuffix("/v1"), "ANTHROPIC_API_KEY": KEY}
+        env |= {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
+        [program] = (coding_agents / "@anthropic-ai").glob("claude-code-linux-*/claude")
+        program.chmod(0o755)
+        options = ["-p", "Write the file.", "--model", "agent", "--allowedTools", "Bash"]
+    else:
+        program = coding_agents / ".bin/codex"
+        env |= {"OPENAI_API_KEY": KEY, "CODEX_API_KEY": KEY, "PATH": f"{TOOLS}:{os.environ['PATH']}"}
+        provider = f'{{name="app", base_url="{url}", env_key="OPENAI_API_KEY", wire_api="responses"}}'
+        settings = ["model_provider=app", f"model_providers.app={provider}"]
+        if name != "codex":
+            settings = [f'openai_base_url="{url}"']  # its own provider, which tries a WebSocket first
+        options = ["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "-m", "agent"]
+        options += [*(word for setting in settings for word in ("-c", setting)), "Write the file."]
+    output = run(program, *options, cwd=tmp_path, env=env)
+    assert "Sunny." in output
+    assert (tmp_path / "proof.txt").read_text() == "written by the agent\n"
+    *_, last = (request.body["messages"][-1] for request in stubs["agent"].requests)
+    assert last["role"] == "tool"
 
 
 def check(output: str, stubs: dict[str, Any]) -> None:

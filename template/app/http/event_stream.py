@@ -16,6 +16,7 @@ from app.http.own_events import OwnStream, named_error_event, open_events
 from app.http.problems import as_app_error, cause_of
 from app.llm.call import OpenStream
 from app.llm.sse import DONE
+from app.llm.translator import Translator
 from app.telemetry.logs import exception_fields
 
 FIRST_EVENT = 10.0
@@ -42,6 +43,7 @@ class EventStream(Response):
     Args:
         events: texts, dicts, Pydantic models, `ServerSentEvent`s or bytes of whole events: each becomes an event. Or
             what `LLMClient.open_stream` returns, which is entered when the response begins.
+        translator: of the dialect that a model's stream is in; None is chat.
         headers: further response headers.
         error: makes the event that an error becomes, from the error and the request id; `[DONE]` follows it.
     """
@@ -49,15 +51,17 @@ class EventStream(Response):
     def __init__(
         self,
         events: AbstractAsyncContextManager[OpenStream] | AsyncIterator[Any],
+        translator: Translator | None = None,
         *,
         headers: Mapping[str, str] | None = None,
         error: Callable[[AppError, str], bytes] | None = None,
     ) -> None:
         self._opening: AbstractAsyncContextManager[OpenStream | OwnStream]
         if isinstance(events, AbstractAsyncContextManager):
-            self._opening, self._error = events, error or error_event
+            self._opening, self._error = events, translator.failed if translator else error or error_event
         else:
             self._opening, self._error = open_events(events), error or named_error_event
+        self._end = translator.end if translator else DONE
         more = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
         self.raw_headers = [*STREAM_HEADERS, *more]
         self.background: BackgroundTask | None = None
@@ -105,25 +109,24 @@ class EventStream(Response):
         if not self._started:
             raise failure
         self._exchange.error = failure.code
-        await self._write(self._error(failure, self._exchange.request_id))
+        await self._write(self._error(failure, self._exchange.request_id), is_last=True)
 
     async def _pass_on(self, packet: bytes) -> None:
         if self._ping:
             await self._until_pinged()
         self._sending = True
-        await self._write(packet)
+        await self._write(packet, is_last=packet.endswith(self._end))
         self._sending = False
         self._sent_at = self._loop.time()
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send whole events or a comment, so that a ping can be sent between any two.
 
-        `[DONE]` completes the response: what the client does after it is no leaving.
+        The last event completes the response: what the client does after it is no leaving.
         """
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        is_last = data.endswith(DONE)
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._done_sent = is_last
 

@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json, to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from app.dialects.message_events import error_type
 from app.errors import PROBLEM_JSON, AppError, InvalidJSON, invalid_request, phrase, problem
 
 CODES = {
@@ -48,7 +49,7 @@ class HTTPFailure(AppError):
 
 
 def problem_response(error: AppError | HTTPException, scope: Scope | None, request_id: str = "none") -> Response:
-    """Return the response for an error.
+    """Return the response for an error: problem details with OpenAI's error in it; on /v1/messages, it is Anthropic's.
 
     Args:
         error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint.
@@ -60,10 +61,13 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None, reque
     if exchange:
         exchange.error = error.code
     request_id = exchange.request_id if exchange else request_id
-    body = problem(error.status, error.code, error.message, error.param, request_id=request_id)
+    body = problem(error.status, error.code, error.message, error.param, request_id=request_id).model_dump()
     if isinstance(error, HTTPFailure) and error.details is not None:
-        body = body.model_copy(update={"details": error.details})
-    return Response(body.model_dump_json(), error.status, error.headers, PROBLEM_JSON)
+        body["details"] = error.details
+    if scope and scope["path"].startswith("/v1/messages"):
+        body |= {"type": "error", "request_id": request_id}
+        body["error"]["type"] = error_type(error.status)
+    return Response(to_json(body), error.status, error.headers, PROBLEM_JSON)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -44,7 +44,7 @@ class Accounting:
         """
         if target.exceeded(call.fields):
             return False
-        admission = self.limiter.admit(None, target.name, target.entry, target.fields(call.fields))
+        admission = self.limiter.admit(None, target.name, target.entry, _sent(call, target))
         try:
             await admission.__aenter__()
         except RateLimited:
@@ -70,7 +70,7 @@ class AccountedCall:
         self._accounting = accounting
         self._call = call
         self._totals = totals
-        self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, target.fields(call.fields))
+        self._admission = accounting.limiter.admit(call.caller, target.name, target.entry, _sent(call, target))
         self._admission.prepaid = call.prepaid
         self._admission.held = held
         self._span: Span | None = None
@@ -125,6 +125,10 @@ class AccountedCall:
                 caller = call.caller.label if call.caller else "app"
                 metrics.tokens(model, caller, "in").inc(call.prompt_tokens)
                 metrics.tokens(model, caller, "out").inc(call.completion_tokens)
+        if call.translator:
+            dialect = call.translator.dialect
+            way = "passed_through" if dialect in call.answered_by.speaks else "translated"
+            metrics.dialects(call.answered_by.name, dialect, way).inc()
         if self._span:
             self._end_span(self._span, error)
         if self._totals:
@@ -153,6 +157,14 @@ class AccountedCall:
             output_tokens=call.completion_tokens,
             tried=[target.name for target in call.tried],
         )
+
+
+def _sent(call: Call, target: Target) -> dict[str, Any]:
+    """Return the fields that a provider gets, as far as they matter to limits."""
+    fields = target.fields(call.fields)
+    if call.translator and call.translator.dialect in target.speaks and call.translator.unseen:
+        fields["unseen"] = call.translator.unseen
+    return fields
 
 
 def _outcome(error: BaseException | None) -> str:

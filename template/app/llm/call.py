@@ -9,6 +9,7 @@ from app.access.limits import Admission
 from app.llm.deadlines import Deadlines
 from app.llm.relay import StreamState
 from app.llm.targets import Target
+from app.llm.translator import Translator
 
 Operation = Literal["chat", "embeddings"]
 
@@ -24,6 +25,8 @@ class Call:
         deadlines: the call's time limits.
         caller: who calls; None is the application itself.
         prepaid: as in `Admission`.
+        translator: of the dialect that the request came in; None is chat.
+        left_out: what could not be translated for the model that was tried last.
         tried: the models that were tried, in order, one entry for each attempt.
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         admissions: what admits the call, for its own model and for each fallback that was tried.
@@ -43,6 +46,8 @@ class Call:
     deadlines: Deadlines
     caller: Caller | None = None
     prepaid: dict[str, str] | None = None
+    translator: Translator | None = None
+    left_out: list[str] = field(default_factory=list)
     tried: list[Target] = field(default_factory=list)
     began_at: float | None = None
     admissions: list[tuple[Target, Admission]] = field(default_factory=list)
@@ -110,6 +115,7 @@ class CallTotals:
         completion_tokens: tokens of all answers.
         calls: how many calls there were.
         unsettled: whether one of them may have used more tokens than anybody has told.
+        left_out: what could not be translated to chat.
     """
 
     models: list[str] = field(default_factory=list)
@@ -118,6 +124,7 @@ class CallTotals:
     completion_tokens: int = 0
     calls: int = 0
     unsettled: bool = False
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, call: Call) -> None:
         """Count a call that has ended."""
@@ -127,3 +134,4 @@ class CallTotals:
         self.tried += [target.name for target in call.tried]
         self.prompt_tokens += call.prompt_tokens
         self.completion_tokens += call.completion_tokens
+        self.left_out += call.left_out

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.access.callers import Caller
+from app.access.estimate import estimate
 from app.access.limits import Admission, Held
 from app.errors import InvalidRequest, ModelNotFound
 from app.llm.accounting import AccountedCall, count_tokens
@@ -18,6 +19,7 @@ from app.llm.embeddings import encode_as_base64
 from app.llm.failures import unreadable
 from app.llm.relay import StreamState
 from app.llm.targets import Target
+from app.llm.translator import Translator
 from app.llm.typed_calls import TypedCalls
 from app.llm.upstreams import Upstreams
 from app.models import ChatRequest, EmbeddingRequest, text_of
@@ -59,22 +61,25 @@ class LLMClient(TypedCalls):
         target, caller = self._target(model), self._caller
         return [target.name, *(name for name in target.entry.fallbacks if caller is None or caller.may_use(name))]
 
-    async def answer(self, request: ChatRequest, held: Held | None = None) -> Answer:
+    async def answer(
+        self, request: ChatRequest, held: Held | None = None, translator: Translator | None = None
+    ) -> Answer:
         """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`.
 
         Args:
             request: the request.
             held: what is put into it gives back the call's places in flight, once the answer is sent; None gives them
                 back at once.
+            translator: of the dialect that it came in, if not chat; the body then has the dialect's answer too.
         """
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         fields = _fields(request)
         fields.pop("stream", None)
-        call = self._call("chat", self._target(request.model), fields)
+        call = self._call("chat", self._target(request.model), fields, translator)
         async with self._accounted(call, held) as span:
             with current(span):
-                body = await self._retries.run(call, lambda target: self._adapter(target).complete(call, target))
+                body = await self._retries.run(call, lambda target: self._adapter(target, call).complete(call, target))
             _take_note(call, body)
             try:
                 body["content"] = text_of((body["choices"][0].get("message") or {}).get("content"))
@@ -88,28 +93,34 @@ class LLMClient(TypedCalls):
         call = self._call("embeddings", self._target(model), _fields(request))
         async with self._accounted(call, held) as span:
             with current(span):
-                body = await self._retries.run(call, lambda target: self._adapter(target).embed(call, target))
+                body = await self._retries.run(call, lambda target: self._adapter(target, call).embed(call, target))
             _take_note(call, body)
             if request.encoding_format == "base64" and not encode_as_base64(body):
                 raise unreadable(call.answered_by.name)
         return Answer(body, call)
 
     @asynccontextmanager
-    async def open_stream(self, request: ChatRequest) -> AsyncIterator[OpenStream]:
+    async def open_stream(
+        self, request: ChatRequest, translator: Translator | None = None
+    ) -> AsyncIterator[OpenStream]:
         """Open a chat completion's stream of server-sent events; entering returns when its first event is there.
 
         Errors before the first event are raised on entering, later ones while the packets are read. Leaving closes the
         provider's connection.
 
+        Args:
+            request: the request.
+            translator: of the dialect that it came in, if not chat; the packets are in that dialect.
+
         Raises:
             AppError: as in `complete`.
         """
-        call = self._call("chat", self._target(request.model), {**_fields(request), "stream": True})
+        call = self._call("chat", self._target(request.model), {**_fields(request), "stream": True}, translator)
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
             choices = target.fields(call.fields).get("n") or 1
-            state = call.stream = StreamState(choices, wants_usage=request.wants_usage)
-            packets = self._adapter(target).stream(call, target, state)
+            state = call.stream = StreamState(choices, wants_usage=request.wants_usage or translator is not None)
+            packets = self._adapter(target, call).stream(call, target, state)
             return await anext(packets), packets
 
         async with self._accounted(call) as span:
@@ -121,18 +132,40 @@ class LLMClient(TypedCalls):
             async with aclosing(packets):
                 yield OpenStream(call, first, packets)
 
-    def _call(self, operation: Operation, target: Target, fields: dict[str, Any]) -> Call:
-        if param := target.exceeded(fields):
-            message = f"{param}: at most {target.entry.max_tokens_limit} (setting max_tokens_limit)."
-            raise InvalidRequest(message, param=param)
+    async def count_tokens(self, request: ChatRequest, translator: Translator) -> tuple[dict[str, Any], str]:
+        """Return `{"input_tokens": ...}` for a request that isn't sent, and who has counted: `provider` or `estimate`.
+
+        Raises:
+            AppError: as in `complete`.
+        """
+        target = self._target(request.model)
+        if translator.dialect in target.speaks:
+            admission = self._upstreams.limiter.admit(self._caller, target.name, target.entry, {})
+            admission.prepaid, self._prepaid = self._prepaid, None
+            deadlines = Deadlines(self._upstreams.settings.timeouts)
+            async with admission:
+                return await self._upstreams.native.count_tokens(translator, target, deadlines), "provider"
+        return {"input_tokens": estimate(_fields(request), target.entry.upstream)}, "estimate"
+
+    def _call(
+        self, operation: Operation, target: Target, fields: dict[str, Any], translator: Translator | None = None
+    ) -> Call:
+        while param := target.exceeded(fields):
+            limit = target.entry.max_tokens_limit or 0
+            if translator is None:
+                raise InvalidRequest(f"{param}: at most {limit} (setting max_tokens_limit).", param=param)
+            translator.lower(limit)
+            fields[param] = limit
         prepaid, self._prepaid = self._prepaid, None
-        return Call(operation, target, fields, Deadlines(self._upstreams.settings.timeouts), self._caller, prepaid)
+        deadlines = Deadlines(self._upstreams.settings.timeouts)
+        return Call(operation, target, fields, deadlines, self._caller, prepaid, translator)
 
     def _accounted(self, call: Call, held: Held | None = None) -> AccountedCall:
         return AccountedCall(self._upstreams.accounting, call, self._totals, held)
 
-    def _adapter(self, target: Target) -> Adapter:
-        return self._upstreams.adapters[target.adapter]
+    def _adapter(self, target: Target, call: Call) -> Adapter:
+        adapter = self._upstreams.adapters[target.adapter]
+        return adapter if call.translator is None else self._upstreams.translated(adapter, target, call.translator)
 
     def _target(self, name: str | None) -> Target:
         name = name or self._upstreams.settings.default_model

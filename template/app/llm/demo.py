@@ -49,9 +49,9 @@ class Demo:
             ProviderRefused: a tool or a JSON schema can't be read.
         """
         fields = call.fields
-        message, finish_reason = _answer(fields)
+        message, ending = _answer(fields)
         choices = [
-            {"index": i, "message": {"refusal": None, **message}, "logprobs": None, "finish_reason": finish_reason}
+            {"index": i, "message": {"refusal": None, **message}, "logprobs": None, **ending}
             for i in range(fields.get("n") or 1)
         ]
         return {**_head(target, message, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
@@ -59,7 +59,7 @@ class Demo:
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
         fields = call.fields
-        message, finish_reason = _answer(fields)
+        message, ending = _answer(fields)
         head = _head(target, message, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         for i, tool_call in enumerate(message.get("tool_calls") or ()):
@@ -71,7 +71,7 @@ class Demo:
                     "index": i,
                     "delta": delta,
                     "logprobs": None,
-                    "finish_reason": finish_reason if number == len(deltas) else None,
+                    **(ending if number == len(deltas) else {"finish_reason": None}),
                 }
                 for i in range(fields.get("n") or 1)
             ]
@@ -108,15 +108,17 @@ def _head(target: Target, message: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{digest}", "object": kind, "created": int(time.time()), "model": target.model}
 
 
-def _answer(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _answer(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    if fields.get("logprobs"):
+        raise ProviderRefused("The demo model has no logprobs.", param="logprobs")
     try:
         return _message(fields)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise ProviderRefused("The demo model can't read this tool or schema.") from None
 
 
-def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the assistant's message and its finish reason."""
+def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the assistant's message, and how its choice ends."""
     choices = fields.get("n") or 1
     most = MOST_CHARACTERS // choices
     last = fields["messages"][-1]
@@ -135,17 +137,24 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
             "type": "function",
             "function": {"name": name, "arguments": arguments},
         }
-        return {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
+        return {"role": "assistant", "content": None, "tool_calls": [call]}, {"finish_reason": "tool_calls"}
     form = fields.get("response_format") or {}
     if form.get("type") == "json_schema" and isinstance(form.get("json_schema"), dict):
         schema = form["json_schema"].get("schema") or {}
-        return {"role": "assistant", "content": to_json(_instance(schema, schema, _Budget(most))).decode()}, "stop"
+        text = to_json(_instance(schema, schema, _Budget(most))).decode()
+        return {"role": "assistant", "content": text}, {"finish_reason": "stop"}
     if form.get("type") == "json_object":
-        return {"role": "assistant", "content": to_json({"echo": said}).decode()}, "stop"
+        return {"role": "assistant", "content": to_json({"echo": said}).decode()}, {"finish_reason": "stop"}
+    echo = f"You said: {said}" if said else "You said nothing."
+    given = fields.get("stop") or []
+    stops = sorted((given,) if isinstance(given, str) else given, key=lambda stop: echo.find(stop) % (len(echo) + 1))
+    ending = {"finish_reason": "length" if len(told) > most else "stop"}
+    if stops and stops[0] in echo:
+        echo, ending = echo.partition(stops[0])[0], {"finish_reason": "stop", "stop_reason": stops[0]}  # by vLLM's name
+    words = _words(echo)
     limit = min(fields.get("max_completion_tokens") or fields.get("max_tokens") or MOST_WORDS, MOST_WORDS // choices)
-    words = _words(f"You said: {said}" if said else "You said nothing.")
     text = "".join(itertools.islice(words, limit))
-    return {"role": "assistant", "content": text}, "length" if next(words, None) or len(told) > most else "stop"
+    return {"role": "assistant", "content": text}, {"finish_reason": "length"} if next(words, None) else ending
 
 
 def _text(content: Any) -> str:
@@ -162,10 +171,13 @@ def _tokens(text: str) -> int:
     return len(text.split()) if len(text) <= COUNTED else len(text) // 4
 
 
-def _usage(fields: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
-    asked = sum(_tokens(_text(m.get("content"))) for m in fields["messages"])
+def _usage(fields: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
+    """Return the usage. Half of what comes before the last message counts as cached, for clients that show it."""
+    *cached, last = (_tokens(_text(m.get("content"))) for m in fields["messages"])
+    asked = sum(cached) + last
     answered = _tokens(message["content"] or str(message.get("tool_calls"))) * (fields.get("n") or 1)
-    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+    total = {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+    return {**total, "prompt_tokens_details": {"cached_tokens": sum(cached) // 2}}
 
 
 class _Budget:

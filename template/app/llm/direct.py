@@ -5,8 +5,9 @@ A whole answer is parsed once. A stream's events are checked, and passed on byte
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -21,7 +22,7 @@ from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
 from app.llm.json_text import read_json
-from app.llm.relay import Relay, StreamState, stream_of
+from app.llm.relay import Relay, StreamState
 from app.llm.sse import BYTE_ORDER_MARK, ENCODINGS
 from app.llm.targets import Target
 from app.telemetry.tracing import inject
@@ -37,7 +38,7 @@ AFTER_DONE = 1.0
 """Seconds that a provider may take to end its response after `[DONE]`."""
 
 PROXY_REFUSES = 407
-
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 READ_ERRORS = (aiohttp.ClientError, OSError)
 
 _url = cache(URL)
@@ -94,7 +95,7 @@ class Direct:
         fields = target.in_vendors_terms(fields)
         return await self._answer(target, "/embeddings", fields, call.deadlines, needs="data")
 
-    async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, one or more whole ones at a time, `[DONE]` last.
 
         Usage is asked for too, unless the model's row says not to.
@@ -107,14 +108,26 @@ class Direct:
         Raises:
             ProviderError: the provider failed, before the first item or in mid-stream.
         """
-        deadlines = call.deadlines
         fields = call.fields
         if target.entry.stream_usage:
             fields = {**fields, "stream_options": {**(fields.get("stream_options") or {}), "include_usage": True}}
+        relay = Relay(target.name, state)
+        return self._relayed(call.deadlines, target, "/chat/completions", target.fields(fields), relay)
+
+    async def _relayed(
+        self,
+        deadlines: Deadlines,
+        target: Target,
+        path: str,
+        fields: dict[str, Any],
+        relay: Relay,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield what a relay returns for a stream's packets."""
         deadlines.start_stream(target.name)
         try:
             async with deadlines.limit():
-                response = await self._post(target, "/chat/completions", target.fields(fields))
+                response = await self._post(target, path, fields, headers)
         except TimeoutError:
             raise deadlines.expired() from None
         if not 200 <= response.status < 300:
@@ -122,7 +135,6 @@ class Direct:
         _check_encoding(target, response)
         watchdog = Watchdog(deadlines, response.content.set_exception)
         try:
-            relay = Relay(target.name, state)
             is_first = True
             while not relay.ended:
                 if relay.spoke:
@@ -134,7 +146,7 @@ class Direct:
                     raise _broken(target, error) from None
                 watchdog.pause()
                 if is_first and packet.lstrip()[:1] in (b"{", b"["):
-                    yield await self._whole(target, packet, response, deadlines, state)
+                    yield await self._whole(target, packet, response, deadlines, relay)
                     return
                 is_first = is_first and not packet.strip()
                 if out := relay.feed(packet):
@@ -152,7 +164,7 @@ class Direct:
         packet: bytes,
         response: aiohttp.ClientResponse,
         deadlines: Deadlines,
-        state: StreamState,
+        relay: Relay,
     ) -> bytes:
         """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
         try:
@@ -160,30 +172,38 @@ class Direct:
                 body = packet + await self._read(target, response)
         except TimeoutError:
             raise deadlines.expired() from None
-        return stream_of(self._parse(target, body), state, target.name)
+        return relay.whole(self._parse(target, body))
 
     async def _answer(
-        self, target: Target, path: str, fields: dict[str, Any], deadlines: Deadlines, needs: str
+        self,
+        target: Target,
+        path: str,
+        fields: dict[str, Any],
+        deadlines: Deadlines,
+        needs: str,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> dict[str, Any]:
         deadlines.start_answer(target.name)
         try:
             async with deadlines.limit():
-                response = await self._post(target, path, fields)
+                response = await self._post(target, path, fields, headers)
                 if 200 <= response.status < 300:
                     with contextlib.closing(response):
                         answer = self._parse(target, await self._read(target, response))
-                        if not isinstance(answer.get(needs), list):
+                        if not isinstance(answer.get(needs), int if needs == "input_tokens" else list):
                             raise unreadable(target.name)
                         return answer
         except TimeoutError:
             raise deadlines.expired() from None
         raise await self._failure(target, response)
 
-    async def _post(self, target: Target, path: str, fields: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def _post(
+        self, target: Target, path: str, fields: dict[str, Any], more: Mapping[str, str] = NO_HEADERS
+    ) -> aiohttp.ClientResponse:
         """Return the response to a request; whoever gets it reads and closes it."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **more}
         if target.key:
-            headers["Authorization"] = f"Bearer {target.key}"
+            headers[target.key_header] = target.key if target.key_header != "Authorization" else f"Bearer {target.key}"
         if self._traced:
             inject(headers)
         try:

@@ -121,6 +121,9 @@ class Relay:
         state: records every chunk.
     """
 
+    end = DONE
+    """What ends a complete stream."""
+
     def __init__(self, model: str, state: StreamState) -> None:
         self._model = model
         self._state = state
@@ -153,8 +156,16 @@ class Relay:
         if self.failure:
             self.ended = True
         elif self.ended:
-            out.append(DONE)
+            out.append(self.end)
         return b"".join(out)
+
+    def whole(self, answer: dict[str, Any]) -> bytes:
+        """Return the events of a stream for a whole answer, which some servers send though a stream was asked for.
+
+        Raises:
+            ProviderError: the answer is none.
+        """
+        return stream_of(answer, self._state, self._model)
 
     def _plain(self, packet: bytes) -> int:
         """Return how many bytes of a packet are whole events of plain chunks, which are passed on as they are.

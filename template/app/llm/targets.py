@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from app.config import ModelEntry, SettingsError
 from app.errors import ProviderNotConfigured
-from app.llm.vendors import LITELLM_KEYS, VENDORS, Vendor
+from app.llm.vendors import ANTHROPIC, LITELLM_KEYS, VENDORS, Vendor
 from app.network import ADDRESS, HOST, proxy_for
 
 AdapterName = Literal["direct", "litellm", "demo", "own"]
@@ -28,6 +28,9 @@ class Target:
         key: our key at the provider; None sends none.
         missing: the environment variable that must be set before the model can be called.
         proxy: the HTTP proxy between us and the provider.
+        key_header: the header that the key is sent in; in `Authorization`, as a Bearer token.
+        speaks: the dialects that are passed through to it, besides chat.
+        native: how it is reached in these; None is as for chat.
     """
 
     name: str
@@ -40,6 +43,9 @@ class Target:
     key: str | None = field(default=None, repr=False)
     missing: str | None = None
     proxy: str | None = field(default=None, repr=False)
+    key_header: str = "Authorization"
+    speaks: frozenset[str] = frozenset()
+    native: "Target | None" = None
 
     def fields(self, sent: dict[str, Any], known: Container[str] | None = None) -> dict[str, Any]:
         """Return the fields that the provider gets: the request's, and those of the row's `defaults` that it left out.
@@ -84,6 +90,46 @@ def resolve(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
     Raises:
         SettingsError: the row can't work.
     """
+    target = _for_chat(name, entry, environ)
+    native = _anthropic(target, environ) if target.provider == "anthropic" and target.adapter == "litellm" else None
+    if native is None and target.adapter != "direct":
+        if entry.speaks:
+            raise SettingsError(f"models.{name}: only a model that is called directly can have speaks")
+        return target
+    vendor = ANTHROPIC if native else target.vendor
+    is_vendors_own = vendor and (native or target).api_base == (vendor.base or target.api_base or "").rstrip("/")
+    default = vendor.speaks if vendor and (native or (is_vendors_own and entry.api_base is None)) else frozenset()
+    speaks = default if entry.speaks is None else frozenset(entry.speaks)
+    return replace(target, speaks=speaks, native=native)
+
+
+def _anthropic(target: Target, environ: Mapping[str, str]) -> Target:
+    """Return how an Anthropic model is reached in Anthropic's own dialect."""
+    entry = target.entry
+    base = (entry.api_base or _address(environ, ANTHROPIC.bases) or ANTHROPIC.base or "").rstrip("/")
+    base = base if base.endswith(ANTHROPIC.path) else base + ANTHROPIC.path
+    key, header = _first(environ, [entry.api_key_env or ""]), "x-api-key"
+    if entry.api_base is None and not entry.api_key_env:
+        key = _first(environ, ANTHROPIC.keys)
+        if key is None and (key := _first(environ, ["ANTHROPIC_AUTH_TOKEN"])):
+            header = "Authorization"
+    model = target.model.partition("/")[2]
+    return Target(
+        target.name,
+        target.provider,
+        model,
+        "direct",
+        entry,
+        None,
+        base,
+        key,
+        proxy=_proxy(base),
+        key_header=header,
+    )
+
+
+def _for_chat(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:
+    """Return the target for a row, as far as chat needs it."""
     provider, _, model = entry.upstream.partition("/")
     if not model:
         provider, model = "openai", entry.upstream

@@ -8,12 +8,15 @@ from app.access.limits import Limiter
 from app.config import Settings
 from app.llm.accounting import Accounting
 from app.llm.adapter import Adapter
+from app.llm.bridge import Bridge
 from app.llm.demo import Demo
 from app.llm.direct import Direct
 from app.llm.failures import KEYS, SHORTEST_KEY
+from app.llm.native import Native
 from app.llm.own_adapter import Answer, Own
 from app.llm.retries import Retries
-from app.llm.targets import AdapterName, resolve
+from app.llm.targets import AdapterName, Target, resolve
+from app.llm.translator import Translator
 from app.llm.via_litellm import ViaLiteLLM
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Tracing
@@ -48,23 +51,29 @@ class Upstreams:
             name: resolve(name, entry if entry.max_tokens_limit else entry.model_copy(update=bound), environ)
             for name, entry in settings.models.items()
         }
-        KEYS.update(key for target in self.targets.values() if len(key := target.key or "") >= SHORTEST_KEY)
+        ways = [way for target in self.targets.values() for way in (target, target.native) if way]
+        KEYS.update(key for way in ways if len(key := way.key or "") >= SHORTEST_KEY)
         self.limiter = Limiter(settings, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
         self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_fallback)
         self._own = Own(own(self))
+        self.native = Native(settings.timeouts, traced=settings.telemetry)
         self.adapters = {name: self._adapter(name) for name in {target.adapter for target in self.targets.values()}}
 
     async def __aenter__(self) -> Self:
         """Open what the adapters need. LiteLLM goes on loading in a thread; `failing` tells when it is there."""
-        for adapter in self.adapters.values():
+        for adapter in (*self.adapters.values(), self.native):
             await adapter.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close every connection."""
-        for adapter in self.adapters.values():
+        for adapter in (*self.adapters.values(), self.native):
             await adapter.close()
+
+    def translated(self, adapter: Adapter, target: Target, translator: Translator) -> Adapter:
+        """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""
+        return self.native if translator.dialect in target.speaks else Bridge(adapter)
 
     def failing(self) -> list[str]:
         """Return what is not ready yet, one sentence each."""

@@ -23,6 +23,7 @@ class Vendor:
         needs_key: whether the vendor's own address refuses requests without a key.
         renames: fields of OpenAI's that the vendor calls otherwise.
         refuses: fields of ours that the vendor refuses, and that nobody misses.
+        speaks: the dialects, besides chat, that the vendor's own address speaks.
     """
 
     keys: tuple[str, ...]
@@ -32,14 +33,16 @@ class Vendor:
     needs_key: bool = True
     renames: Mapping[str, str] = field(default_factory=dict)
     refuses: frozenset[str] = frozenset()
+    speaks: frozenset[str] = frozenset()
 
 
+RESPONSES = frozenset({"responses"})
 NO_STREAM_OPTIONS = frozenset({"stream_options"})
 """Of vendors that send a stream's usage without being asked, and refuse to be asked."""
 
 VENDORS: Mapping[str, Vendor] = {
-    "openai": Vendor(("OPENAI_API_KEY",), "https://api.openai.com/v1", ("OPENAI_BASE_URL",)),
-    "azure": Vendor(("AZURE_API_KEY",), None, ("AZURE_API_BASE",), path="/openai/v1"),
+    "openai": Vendor(("OPENAI_API_KEY",), "https://api.openai.com/v1", ("OPENAI_BASE_URL",), speaks=RESPONSES),
+    "azure": Vendor(("AZURE_API_KEY",), None, ("AZURE_API_BASE",), path="/openai/v1", speaks=RESPONSES),
     "cerebras": Vendor(
         ("CEREBRAS_API_KEY",),
         "https://api.cerebras.ai/v1",
@@ -94,7 +97,7 @@ VENDORS: Mapping[str, Vendor] = {
         "https://api.together.ai/v1",
         ("TOGETHER_AI_API_BASE",),
     ),
-    "xai": Vendor(("XAI_API_KEY",), "https://api.x.ai/v1", ("XAI_API_BASE",), renames=MAX_TOKENS),
+    "xai": Vendor(("XAI_API_KEY",), "https://api.x.ai/v1", ("XAI_API_BASE",), renames=MAX_TOKENS, speaks=RESPONSES),
     # Servers of one's own.
     "hosted_vllm": Vendor(("HOSTED_VLLM_API_KEY",), None, ("HOSTED_VLLM_API_BASE",), path="/v1", needs_key=False),
     "lm_studio": Vendor(
@@ -105,6 +108,15 @@ VENDORS: Mapping[str, Vendor] = {
         ("OLLAMA_API_KEY",), "http://localhost:11434", ("OLLAMA_API_BASE",), path="/v1", needs_key=False
     ),
 }
+
+ANTHROPIC = Vendor(
+    ("ANTHROPIC_API_KEY",),
+    "https://api.anthropic.com",
+    ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"),
+    path="/v1",
+    speaks=frozenset({"messages"}),
+)
+"""Reached through LiteLLM for chat; its own dialect is passed through."""
 
 LITELLM_KEYS: Mapping[str, tuple[str, ...]] = {
     "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),

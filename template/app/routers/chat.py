@@ -1,10 +1,11 @@
-"""POST /v1/chat/completions, and a clear 404 for /v1/responses."""
+"""POST /v1/chat/completions, and a clear 404 for /v1/completions."""
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
+from app.errors import UnknownEndpoint
 from app.http.event_stream import EventStream
 from app.http.exchange import exchange_of
 from app.http.openapi import described
@@ -25,7 +26,7 @@ async def chat_completions(request: Request) -> Response:
     return Response(to_json(answer.body), headers=answer.call.headers, media_type="application/json")
 
 
-@router.api_route("/v1/responses", methods=["GET", "POST"], include_in_schema=False)
-async def responses(_: Request) -> Response:
-    """Say what to use instead, since OpenAI's SDKs expect this API."""
-    raise HTTPException(404, "The responses API is not served here. Use chat completions: POST /v1/chat/completions.")
+@router.post("/v1/completions", include_in_schema=False)
+async def completions(_: Request) -> Response:
+    """Say what to use instead of the API that came before chat."""
+    raise UnknownEndpoint("Completions are not served here. Use chat completions: POST /v1/chat/completions.")

@@ -90,6 +90,8 @@ class Metrics:
                 "llm_upstream_calls", "Attempts by outcome: ok, cancelled, or an error.", ["model", "outcome"]
             ).labels
         )
+        about = "Calls in other dialects than chat: passed_through or translated."
+        self.dialects = cache(counter("llm_dialect_calls", about, ["model", "dialect", "way"]).labels)
         self.retries = cache(counter("llm_retries", "Attempts after the first one.", ["model"]).labels)
         self.fallbacks = cache(
             counter("llm_fallbacks", "Calls passed on to a fallback, by the model that failed.", ["model"]).labels

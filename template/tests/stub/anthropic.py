@@ -42,8 +42,17 @@ def message(request: Json, behaviour: Behaviour) -> Json:
         "content": calls or [{"type": "text", "text": behaviour.said}],
         "stop_reason": "tool_use" if calls else "end_turn",
         "stop_sequence": None,
-        "usage": {"input_tokens": PROMPT_TOKENS, "output_tokens": behaviour.completion_tokens},
+        "usage": _usage(behaviour, behaviour.completion_tokens),
     }
+
+
+def _usage(behaviour: Behaviour, tokens: int) -> Json:
+    return {"input_tokens": PROMPT_TOKENS, "output_tokens": tokens} if behaviour.usage else {}
+
+
+def token_count(_: Json, __: Behaviour) -> Json:
+    """Answer `POST /v1/messages/count_tokens`."""
+    return {"input_tokens": PROMPT_TOKENS}
 
 
 def events(request: Json, behaviour: Behaviour) -> Iterator[Event]:
@@ -53,7 +62,7 @@ def events(request: Json, behaviour: Behaviour) -> Iterator[Event]:
     def event(kind: str, **rest: Any) -> Event:
         return kind, dump({"type": kind} | rest)
 
-    begun = whole | {"content": [], "stop_reason": None, "usage": whole["usage"] | {"output_tokens": 1}}
+    begun = whole | {"content": [], "stop_reason": None, "usage": _usage(behaviour, 1)}
     yield event("message_start", message=begun)
     for index, (block, deltas) in enumerate(_blocks(behaviour)):
         yield event("content_block_start", index=index, content_block=block)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tests.stub import anthropic, bedrock, cohere, dialects, gemini, ollama, openai
+from tests.stub import anthropic, bedrock, cohere, dialects, gemini, ollama, openai, responses
 from tests.stub.behaviour import Behaviour, Event, Json, dump
 
 SSE_TYPE = "text/event-stream; charset=utf-8"
@@ -68,6 +68,8 @@ _PATHS: dict[str, Family] = {
     r"POST .*/models/[^/:]+:batchEmbedContents": Family(answer=gemini.embeddings, error=gemini.error),
     "POST .*/api/embed": Family(answer=ollama.embeddings, error=ollama.error),
     "GET .*/models": Family(answer=openai.models),
+    "POST .*/responses": Family(answer=responses.response, events=responses.events, error_event=responses.error_event),
+    "POST .*/messages/count_tokens": Family(answer=anthropic.token_count, error=anthropic.error),
     "POST /v1/messages": Family(
         answer=anthropic.message,
         events=anthropic.events,

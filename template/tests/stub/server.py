@@ -55,7 +55,7 @@ class Stub:
     A context manager: it listens inside the `with` block.
 
     Args:
-        default: how to answer the requests that find the queue empty.
+        default: how to answer the requests that find the queue empty; or what decides that, given a request's body.
         port: port to listen on; 0 picks a free one.
 
     Attributes:
@@ -67,7 +67,7 @@ class Stub:
 
     url: str
 
-    def __init__(self, default: Behaviour | None = None, *, port: int = 0) -> None:
+    def __init__(self, default: Behaviour | Callable[[Any], Behaviour] | None = None, *, port: int = 0) -> None:
         self.default = default or Behaviour()
         self.requests: list[Received] = []
         self.open_connections = 0
@@ -169,8 +169,9 @@ class Stub:
         fields = (line.partition(":") for line in lines)
         headers = {name.strip().lower(): value.strip() for name, _, value in fields}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
-        behaviour = self._queue.popleft() if self._queue else self.default
-        request = Received(method, path, headers, json.loads(body or b"{}"), behaviour)
+        asked = json.loads(body or b"{}")
+        default = self.default if isinstance(self.default, Behaviour) else self.default(asked)
+        request = Received(method, path, headers, asked, self._queue.popleft() if self._queue else default)
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()

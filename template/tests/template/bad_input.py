@@ -304,7 +304,7 @@ BAD |= {
     "a key that is no text": headed(401, "invalid_api_key", Authorization=b"Bearer \xff\xfe\x80"),
     "a key that is long": headed(401, "invalid_api_key", Authorization="Bearer " + CANARY * 1000),
     "a key that looks like a token": headed(401, "invalid_api_key", Authorization="Bearer a.b.c"),
-    "a key in another header": headed(401, "invalid_api_key", Authorization=None, X_Api_Key="sk-app-test"),
+    "a key in another header": headed(401, "invalid_api_key", Authorization=None, Api_Key="sk-app-test"),
     "a key that is its own hash": headed(
         401, "invalid_api_key", Authorization=f"Bearer {hashlib.sha256(b'sk-app-test').hexdigest()}"
     ),
@@ -360,8 +360,8 @@ BAD |= {
     "a slash at the end": Bad(404, "not_found", path=CHAT + "/", body=PLAIN),
     "two slashes": Bad(404, "not_found", path="//v1/chat/completions", body=PLAIN),
     "capitals": Bad(404, "not_found", path="/V1/CHAT/COMPLETIONS", body=PLAIN),
-    "an API that is not served": Bad(404, "not_found", path="/v1/responses", body=PLAIN),
-    "an older API": Bad(404, "not_found", path="/v1/completions", body=PLAIN),
+    "an API that is not served": Bad(404, "not_found", path="/v1/audio/speech", body=PLAIN),
+    "an older API": Bad(404, "unknown_endpoint", path="/v1/completions", body=PLAIN),
     "files": get(404, "not_found", "/v1/files"),
     "up and out": get(404, "not_found", "/../../etc/passwd"),
     "up and out, encoded": get(404, "not_found", "/%2e%2e/%2e%2e/etc/passwd"),

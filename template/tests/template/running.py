@@ -51,6 +51,11 @@ class Ask:
         return str(self._app.state.metrics.render().decode()).splitlines()
 
     @property
+    def state(self) -> Any:
+        """What the app holds."""
+        return self._app.state
+
+    @property
     def breakers(self) -> Any:
         """The circuit breakers of the models."""
         return self._app.state.upstreams.retries._breakers  # noqa: SLF001 - nobody else asks

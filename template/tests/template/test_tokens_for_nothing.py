@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from tests.stub import Behaviour, Stub
 from tests.template.running import Ask, row, running
 from tests.wire import CHAT, HELLO, Call
 
-EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS, RESPONSES, MESSAGES = "/v1/embeddings", "/v1/responses", "/v1/messages"
 WORDS = 300
 SAID = "word " * WORDS
 ASKED = 2000
@@ -34,6 +34,7 @@ def ask(provider: Stub, key: str) -> Iterator[Ask]:
         "direct": row(provider),
         "litellm": row(provider, protocol="litellm"),
         "anthropic": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": provider.url},
+        "native": row(provider, speaks=["responses", "messages"]),
         "with a fallback": row(provider, fallbacks=["direct"]),
         "demo": {"upstream": "demo/echo"},
     }
@@ -43,7 +44,7 @@ def ask(provider: Stub, key: str) -> Iterator[Ask]:
         yield ask
 
 
-def taken_by(ask: Ask, act: Callable[[], None]) -> int:
+def taken_by(ask: Ask, act: Callable[[], object]) -> int:
     """Return the tokens that were taken from the caller's limit when what `act` does has ended."""
 
     def remaining() -> int:
@@ -80,8 +81,10 @@ class Way:
     path: str = CHAT
     fields: dict[str, Any] = field(default_factory=dict)
 
-    def try_it(self, ask: Ask, provider: Stub, model: str) -> None:
-        fields = {"messages": HELLO, "max_tokens": ASKED} if self.path == CHAT else {"input": SAID}
+    def try_it(self, ask: Ask, provider: Stub, model: str) -> int | None:
+        fields: dict[str, Any] = {"messages": HELLO, "max_tokens": ASKED}
+        if self.path in (EMBEDDINGS, RESPONSES):
+            fields = {"input": SAID} if self.path == EMBEDDINGS else {"input": "Hello", "max_output_tokens": ASKED}
         provider.forget()
         provider.queue(self.behaviour, *self.then)
         with ask.waiting(**self.waits) if self.waits else contextlib.nullcontext():
@@ -92,6 +95,7 @@ class Way:
                 for _ in range(self.leaves_after or 0):
                     next(call.events)
                 assert provider.wait_until(lambda: len(provider.requests) > sent)
+                return call.status if self.leaves_after is None else None
 
 
 def usage(**counts: Any) -> Behaviour:
@@ -263,3 +267,71 @@ HONEST = {
 def test_what_is_known_is_charged_and_no_more(ask: Ask, provider: Stub, name: str) -> None:
     tokens, way = HONEST[name]
     assert taken_by(ask, lambda: way.try_it(ask, provider, "direct")) == tokens
+
+
+def told(**usage: Any) -> dict[str, Behaviour]:
+    """Answer whole with a usage of one's own, in each dialect."""
+    text = {"type": "output_text", "text": SAID, "annotations": []}
+    message = {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": [text]}
+    response = {"id": "r", "object": "response", "status": "completed", "model": "m", "output": [message]}
+    content = [{"type": "text", "text": SAID}]
+    answer = {"id": "m", "type": "message", "role": "assistant", "stop_reason": "end_turn", "content": content}
+    return {
+        RESPONSES: Behaviour(body=json.dumps(response | usage).encode()),
+        MESSAGES: Behaviour(body=json.dumps(answer | usage).encode()),
+    }
+
+
+MANY = {"input_tokens": "seven", "output_tokens": "many"}
+UNTOLD = {"type": "a thing of tomorrow", "text": "word " * 8000}
+IN_DIALECTS: dict[str, Callable[[str], Way]] = {
+    "no usage": lambda _: Way(WORDS, SPEAKS),
+    "usage is words": lambda path: Way(WORDS, told(usage=MANY)[path]),
+    "usage is a list": lambda path: Way(WORDS, told(usage=[7, 300])[path]),
+    "usage is negative": lambda path: Way(WORDS, told(usage={"input_tokens": -7, "output_tokens": -300})[path]),
+    "the answer is cut off": lambda _: Way(ASKED, Behaviour(text=SAID, cut_after=2)),
+    "the client leaves": lambda _: Way(ASKED, WAITS, leaves_after=0),
+    "a stream without usage": lambda _: Way(WORDS, SPEAKS, fields=STREAM),
+    "a stream that is cut off": lambda _: Way(ASKED, Behaviour(text=SAID, cut_after=8), fields=STREAM),
+    "a stream that ends in an error": lambda _: Way(ASKED, Behaviour(text=SAID, error_at=8), fields=STREAM),
+    "a stream that falls silent": lambda _: Way(ASKED, SLOW, waits={"idle": 0.3}, fields=STREAM),
+    "a stream that is left in mid-text": lambda _: Way(ASKED, SLOW, leaves_after=7, fields=STREAM),
+    "a long stream that is left": lambda path: Way(
+        WORDS - 20,
+        Behaviour(text=SAID, stall_after=WORDS),
+        leaves_after=WORDS - 10,
+        fields=STREAM | {"max_output_tokens" if path == RESPONSES else "max_tokens": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_DIALECTS)
+@pytest.mark.parametrize("model", ["direct", "native"])
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+def test_no_dialect_gets_tokens_for_nothing(ask: Ask, provider: Stub, path: str, model: str, name: str) -> None:
+    if model == "direct" and name.startswith("usage"):
+        return  # chat's own answers have been seen above
+    way = replace(IN_DIALECTS[name](path), path=path)
+    statuses: list[int | None] = []
+    assert taken_by(ask, lambda: statuses.append(way.try_it(ask, provider, model))) >= way.least
+    if "usage" in name:
+        assert statuses == [200]
+
+
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+def test_what_chat_has_no_word_for_is_reserved_where_it_is_sent(ask: Ask, provider: Stub, path: str) -> None:
+    said = {"role": "user", "content": [UNTOLD | {"text": ""}, {"type": "text", "text": "Hi"}, UNTOLD]}
+    fields = {"input": [{"role": "user", "content": "Hi"}, UNTOLD]} if path == RESPONSES else {"messages": [said]}
+    way = Way(ASKED + 8000, WAITS, leaves_after=0, path=path, fields=fields)
+    assert taken_by(ask, lambda: way.try_it(ask, provider, "native")) >= way.least
+    assert taken_by(ask, lambda: way.try_it(ask, provider, "direct")) < way.least
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["direct", "native"])
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+def test_in_each_dialect_what_is_known_is_charged(
+    ask: Ask, provider: Stub, path: str, model: str, *, stream: bool
+) -> None:
+    way = Way(0, Behaviour(text="Hello"), path=path, fields={"stream": stream})
+    assert taken_by(ask, lambda: way.try_it(ask, provider, model)) == 1 + 7 + 1

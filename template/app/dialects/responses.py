@@ -1,0 +1,290 @@
+"""OpenAI's Responses, bridged onto chat: the request. The answer is in response_events.py.
+
+Source: OpenAI's reference, and the open specification (openresponses.org), version 2026-04-24.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from app.dialects.chunks import counts, unsealed
+from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
+from app.dialects.response_events import ResponseEvents
+from app.dialects.tools import Tools, custom_arguments, flat_name
+from app.dialects.translation import Translation
+from app.errors import AppError, UnsupportedParameter
+from app.llm.relay import StreamState
+from app.llm.sse import DONE, Events
+from app.models import Answered, Name, Wire
+
+FIELDS = {
+    "model", "input", "instructions", "stream", "stream_options", "temperature", "top_p", "max_output_tokens", "tools",
+    "tool_choice", "parallel_tool_calls", "text", "reasoning", "include", "store", "metadata", "truncation", "user",
+    "top_logprobs", "background", "service_tier",
+}  # fmt: skip
+"""What is translated below, or echoed."""
+HINTS = {
+    "client_metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "max_tool_calls",
+    "context_management",
+}  # fmt: skip
+"""What chat has no word for, and what an answer can do without."""
+STATE = {
+    "previous_response_id": "Responses are not stored here: send the whole conversation as input, and store: false.",
+    "conversation": "Conversations are not stored here: send the whole conversation as input, and store: false.",
+    "prompt": "Prompts are not stored here: send the text itself as instructions and input.",
+}
+"""What needs a memory, and what to do instead."""
+BACKGROUND = "Nothing is answered in the background here: leave background out, and stream the answer."
+USAGE = {"prompt": "input", "completion": "output", "total": "total"}
+TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+
+
+class ResponsesRequest(Wire):
+    """A request for a response. What isn't named here has no bounds of its own, and is passed on."""
+
+    model: Name | None = Field(default=None, description="A public name of the model table; left out, the default.")
+    input: str | Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)]
+    instructions: str | None = None
+    stream: bool | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=512, fail_fast=True)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    include: list[str] | None = Field(default=None, max_length=64)
+    metadata: dict[str, Any] | None = None
+
+
+class ResponseObject(Answered):
+    """A whole response."""
+
+    id: str
+    object: Literal["response"]
+    status: Literal["completed", "incomplete", "failed", "in_progress"]
+    output: list[dict[str, Any]]
+
+
+class Responses(Translation):
+    """Translates one request of the Responses API. See `app.llm.translator.Translator`."""
+
+    dialect = "responses"
+    path = "/responses"
+    end = DONE
+    needs = "output"
+    bound = "max_output_tokens"
+    names: ClassVar[dict[str, str]] = {
+        "max_completion_tokens": "max_output_tokens",
+        "max_tokens": "max_output_tokens",
+        "messages": "input",
+        "reasoning_effort": "reasoning.effort",
+        "response_format": "text.format",
+    }
+    defaults = frozenset({"temperature", "top_p", "max_output_tokens", "reasoning"})
+
+    def __init__(self, asked: ResponsesRequest, versions: dict[str, str] | None = None) -> None:
+        super().__init__(asked, versions)
+        self._seen: dict[str, Any] | None = None
+        self._model = asked.model or ""
+        self.tools = Tools(self)
+        self.chat = self.chat_request(self._fields())
+        self.restart()
+
+    # --- The request --------------------------------------------------------------------------------------------------
+
+    def _fields(self) -> dict[str, Any]:
+        """Return chat's fields for the request's."""
+        sent = self.sent
+        if sent.get("background"):
+            raise UnsupportedParameter(f"background: {BACKGROUND}", param="background")
+        for name, instead in STATE.items():
+            if sent.get(name):
+                self.cannot(f"{name}: {instead}", name)
+        for name in sorted(HINTS & sent.keys()):
+            self.leave_out(name, sent[name])
+        if sent.get("truncation", "disabled") != "disabled":
+            self.leave_out("truncation")
+        choice = self.tools.choice()
+        form = an_object(self._text("format"), "text.format")
+        if form.get("type") == "json_schema":
+            named = ("name", "schema", "strict", "description")
+            schema = {name: form[name] for name in named if form.get(name) is not None}
+            form = {"type": "json_schema", "json_schema": schema}
+        fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS | STATE.keys()}
+        fields |= {name: sent.get(name) for name in ("model", "stream", "temperature", "top_p", "user")}
+        translated = {
+            "messages": self._messages(),
+            "max_completion_tokens": sent.get("max_output_tokens"),
+            "reasoning_effort": (sent.get("reasoning") or {}).get("effort"),
+            "response_format": form if form.get("type") in ("json_schema", "json_object") else None,
+            "verbosity": self._text("verbosity"),
+        }
+        if sent.get("service_tier", "auto") not in ("auto", "default"):
+            fields["service_tier"] = sent["service_tier"]
+        if self.tools.functions:
+            translated |= {"tools": self.tools.functions, "tool_choice": choice}
+            translated["parallel_tool_calls"] = False if sent.get("parallel_tool_calls") is False else None
+        logprobs = sent.get("top_logprobs")
+        if logprobs or "message.output_text.logprobs" in sent.get("include", ()):
+            translated |= {"logprobs": True, "top_logprobs": logprobs}
+        return fields | {name: value for name, value in translated.items() if value is not None}
+
+    def _text(self, name: str) -> Any:
+        return (self.sent.get("text") or {}).get(name)
+
+    def _messages(self) -> list[dict[str, Any]]:
+        chat = Conversation()
+        if self.sent.get("instructions"):
+            chat.say("system", [{"type": "text", "text": self.sent["instructions"]}])
+        given = self.sent.get("input", "")
+        if isinstance(given, str):
+            chat.say("user", [{"type": "text", "text": given}])
+        else:
+            for index, item in enumerate(given):
+                self._item(chat, item, f"input.{index}")
+        messages = chat.end()
+        if not messages:
+            self.cannot("input: there is nothing in it that this model can read.", "input")
+        return messages or [{"role": "user", "content": ""}]
+
+    def _item(self, chat: Conversation, item: dict[str, Any], param: str) -> None:
+        """Add one item of the input."""
+        kind = item.get("type") or "message"
+        if kind == "message":
+            role = text(item.get("role"), f"{param}.role")
+            chat.say("system" if role == "developer" else role, self._parts(item.get("content"), f"{param}.content"))
+        elif kind in ("function_call", "custom_tool_call"):
+            field = "input" if kind == "custom_tool_call" else "arguments"
+            given = text(item.get(field), f"{param}.{field}")
+            name = flat_name(text(item.get("name"), f"{param}.name"), item.get("namespace"))
+            arguments = custom_arguments(given) if field == "input" else given
+            chat.call(text(item.get("call_id"), f"{param}.call_id"), name, arguments)
+        elif kind in ("function_call_output", "custom_tool_call_output"):
+            parts = self._parts(item.get("output"), f"{param}.output")
+            chat.result(text(item.get("call_id"), f"{param}.call_id"), parts)
+        elif kind == "reasoning":
+            thought = unsealed(item.get("encrypted_content"), self._model)
+            if thought:
+                chat.think(thought)
+            else:
+                self.leave_out("reasoning", item)
+        elif kind == "item_reference":
+            self.cannot("Items are not stored here: send the items themselves, and store: false.", param)
+        else:
+            self.leave_out(str(kind)[:64], item)
+
+    def _parts(self, content: Any, param: str) -> list[Part]:
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        found = (self._part(part, f"{param}.{i}") for i, part in enumerate(objects(content, param)))
+        return [part for part in found if part]
+
+    def _part(self, part: dict[str, Any], param: str) -> Part | None:
+        """Return chat's part for a part of a message or of a tool's output."""
+        kind = part.get("type")
+        if kind in TEXT_PARTS:
+            return {"type": "text", "text": text(part.get("text"), f"{param}.text")}
+        if kind == "refusal":
+            return {"type": "refusal", "refusal": text(part.get("refusal"), f"{param}.refusal")}
+        web_only(part, param)
+        if kind == "input_image" and isinstance(part.get("image_url"), str):
+            image = {"url": part["image_url"], "detail": part.get("detail")}
+            return {"type": "image_url", "image_url": {name: value for name, value in image.items() if value}}
+        if kind == "input_file" and isinstance(part.get("file_data"), str):
+            file = {"filename": part.get("filename") or "file", "file_data": part["file_data"]}
+            return {"type": "file", "file": file}
+        if kind in ("input_image", "input_file"):
+            self.cannot(f"{param}: files are not stored here: send image_url, or file_data.", param)
+        elif kind == "input_audio":
+            return part
+        else:
+            self.unseen.append(part)
+            self.cannot(f"{param}: this model takes no part of type {str(kind)[:64]!r}.", param)
+        return None
+
+    # --- The answer ---------------------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Forget what a failed attempt has said."""
+        self._seen = None
+        self._events = Events()
+        self._begun: ResponseEvents | None = None
+
+    @property
+    def _stream(self) -> ResponseEvents:
+        """The answer of the newest attempt; made when it is needed, since what is passed through needs none."""
+        if self._begun is None:
+            is_sealed = "reasoning.encrypted_content" in self.sent.get("include", ())
+            self._begun = ResponseEvents(self._skeleton(), self.tools, self._model, is_sealed)
+        return self._begun
+
+    def _skeleton(self) -> dict[str, Any]:
+        """Return the response object with all that the request says of it."""
+        sent = self.sent
+        form = self._text("format") or {"type": "text"}
+        if form.get("type") == "json_schema":
+            form = {"description": None, "strict": False, **form}
+        reasoning = sent.get("reasoning") or {}
+        return {
+            "instructions": sent.get("instructions"),
+            "tools": self.tools.echo,
+            "tool_choice": sent.get("tool_choice") or "auto",
+            "truncation": "disabled",
+            "parallel_tool_calls": sent.get("parallel_tool_calls", True),
+            "text": {"format": form, "verbosity": self._text("verbosity") or "medium"},
+            "top_p": sent.get("top_p", 1.0),
+            "presence_penalty": sent.get("presence_penalty", 0.0),
+            "frequency_penalty": sent.get("frequency_penalty", 0.0),
+            "top_logprobs": sent.get("top_logprobs", 0),
+            "temperature": sent.get("temperature", 1.0),
+            "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+            "max_output_tokens": sent.get("max_output_tokens"),
+            "max_tool_calls": sent.get("max_tool_calls"),
+            "store": False,
+            "background": False,
+            "service_tier": "default",
+            "metadata": sent.get("metadata") or {},
+            "safety_identifier": sent.get("safety_identifier"),
+            "prompt_cache_key": sent.get("prompt_cache_key"),
+            "user": sent.get("user"),
+        }
+
+    def failed(self, error: AppError, request_id: str) -> bytes:
+        """Return the events that end a stream which has begun and has failed."""
+        if self._seen:
+            self._stream.go_on(self._seen, self.last_number)
+        self._stream.fail(error.code, error.message)
+        return self._stream.take()
+
+    # --- Passing through ----------------------------------------------------------------------------------------------
+
+    def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
+        """Note what an event says that an upstream has sent; return whether it is the last."""
+        self.last_number = event.get("sequence_number") or self.last_number
+        if not isinstance(event.get("response"), dict):
+            state.chunks += 1
+            return False
+        self._seen = event["response"]
+        state.model = self._seen.get("model") or state.model
+        if event["type"] not in ("response.completed", "response.incomplete"):
+            return False
+        outlines = self.as_chat(self._seen)
+        state.usage = outlines["usage"] or None
+        state.finish_reasons[0] = outlines["choices"][0]["finish_reason"]
+        return True
+
+    @staticmethod
+    def error_in(event: dict[str, Any]) -> Any:
+        """Return the error that an event tells; None if it tells none."""
+        if event.get("type") == "response.failed":
+            return event["response"].get("error") or {"code": "server_error"}
+        return event.get("error") or event if event.get("type") == "error" else None
+
+    @staticmethod
+    def as_chat(body: dict[str, Any]) -> dict[str, Any]:
+        """Return the outlines of a chat completion for a whole response."""
+        told = counts(body.get("usage"))
+        usage = {f"{ours}_tokens": told.get(f"{theirs}_tokens") for ours, theirs in USAGE.items()}
+        reason = (body.get("incomplete_details") or {}).get("reason") or "stop"
+        called = any(item.get("type") == "function_call" for item in body.get("output") or ())
+        reason = {"max_output_tokens": "length", "stop": "tool_calls" if called else "stop"}.get(reason, reason)
+        choice: dict[str, Any] = {"finish_reason": reason, "message": {}}
+        return {"model": body.get("model"), "choices": [choice], "usage": usage if told else None}

@@ -1,0 +1,111 @@
+"""What the translators of both dialects share."""
+
+import re
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from app.dialects.chunks import as_chunk, chunks
+from app.errors import InvalidRequest, UnsupportedParameter, unfit
+from app.llm.sse import Events
+from app.models import ChatRequest, Wire
+
+UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class Translation:
+    """A request of another dialect, and what chat is asked for it. See `app.llm.translator.Translator`.
+
+    Args:
+        asked: the request.
+        versions: the dialect's version and beta headers of the request.
+    """
+
+    names: ClassVar[dict[str, str]] = {}
+    """Chat's names of fields, and the dialect's own for the same."""
+    bound: ClassVar[str]
+    """The field that bounds an answer's tokens."""
+    _stream: Any
+    """The answer of the newest attempt: ResponseEvents, or MessageEvents."""
+
+    def __init__(self, asked: Wire, versions: dict[str, str] | None = None) -> None:
+        given = asked.model_dump(exclude_unset=True)
+        self.sent: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self.versions = versions or {}
+        self.left_out: list[str] = []
+        self.unseen: list[Any] = []
+        self._refusal: InvalidRequest | None = None
+        self._events = Events()
+        self.last_number = -1
+
+    def check(self) -> None:
+        """Raise InvalidRequest if chat can't express this request at all."""
+        if self._refusal:
+            raise self._refusal
+
+    def lower(self, limit: int) -> None:
+        """Refuse a request for more tokens than this, as chat does."""
+        raise InvalidRequest(f"{self.bound}: at most {limit} (setting max_tokens_limit).", param=self.bound)
+
+    def native(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        """Return the request for an upstream that speaks the dialect, with those of a row's defaults that fit."""
+        known = {self.names.get(name, name): value for name, value in defaults.items()}
+        return {**{name: value for name, value in known.items() if name in type(self).defaults}, **self.sent}
+
+    defaults: ClassVar[frozenset[str]] = frozenset({"temperature", "top_p"})
+    """Fields of a row's `defaults` that the dialect has too, by its own names."""
+
+    def leave_out(self, name: str, value: Any = None) -> None:
+        """Note that chat can't express something, and that the answer can do without it.
+
+        Args:
+            name: its name, for the client.
+            value: what was left out, if it may be long.
+        """
+        if value is not None:
+            self.unseen.append(value)
+        name = UNFIT_FOR_HEADERS.sub("", name)[:64]
+        if name not in self.left_out:
+            self.left_out.append(name)
+
+    def cannot(self, message: str, param: str) -> None:
+        """Note that chat can't express something, without which there is no answer."""
+        self._refusal = self._refusal or UnsupportedParameter(message, param=param)
+
+    def feed(self, packet: bytes) -> bytes:
+        """Return the events for a packet of chat's whole events."""
+        stream = self._stream
+        for chunk in chunks(self._events, packet):
+            if chunk is None:
+                stream.finish()
+            else:
+                stream.add(chunk)
+        events: bytes = stream.take()
+        return events
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the whole answer for a chat completion."""
+        self._stream.add(as_chunk(body))
+        self._stream.finish()
+        whole: dict[str, Any] = self._stream.whole
+        return whole
+
+    def chat_request(self, fields: dict[str, Any]) -> ChatRequest:
+        """Return a chat request with these fields.
+
+        Raises:
+            InvalidRequest: a field is out of its bounds; it is named as the dialect names it.
+        """
+        try:
+            return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+        except ValidationError as error:
+            refusal = unfit(error)
+            param = refusal.param or ""
+            first, dot, rest = param.partition(".")
+            name = self.names.get(first, first) + dot + rest
+            raise InvalidRequest(refusal.message.replace(param, name, 1), param=name or None) from None
+
+
+def hosted_choice(kind: str) -> str:
+    """Return the sentence for a tool that was asked for, and that a bridge can't run."""
+    return f"tool_choice asks for the tool {kind!r}, which this model's provider does not run. Choose a function."

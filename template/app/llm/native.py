@@ -1,0 +1,144 @@
+"""The adapter that passes another dialect through to an upstream that speaks it itself."""
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from msgspec import DecodeError, Struct
+from msgspec.json import Decoder
+
+from app.llm.bridge import LEFT_OUT, TRANSLATED
+from app.llm.call import Call
+from app.llm.deadlines import Deadlines
+from app.llm.direct import Direct
+from app.llm.failures import cut_off, failure_in_body, unreadable
+from app.llm.json_text import read_json
+from app.llm.relay import Relay, StreamState
+from app.llm.sse import BYTE_ORDER_MARK, DONE, event_data
+from app.llm.targets import Target
+from app.llm.translator import Translator
+
+ANTHROPIC_VERSION = "2023-06-01"
+"""What a request gets that names none (Anthropic's reference, versions)."""
+DELTA = re.compile(rb"event: (?:response\.[a-z_.]+\.|content_block_)delta\ndata: ")
+
+
+class PlainEvent(Struct, gc=False):
+    """An event that adds to the answer. Its other fields are not read."""
+
+    type: str
+    sequence_number: int = -1
+    error: None = None
+
+
+read_plain = Decoder(PlainEvent).decode_lines
+
+
+class Native(Direct):
+    """Calls upstreams in the dialect of the request. The answer is passed on as it came, and checked as chat's is."""
+
+    async def complete(self, call: Call, target: Target) -> dict[str, Any]:
+        """Return the outlines of a chat completion, and under TRANSLATED the upstream's answer."""
+        translator, upstream = _start(call, target)
+        fields = {**translator.native(target.entry.defaults), "model": upstream.model}
+        fields.pop("stream", None)
+        headers = _headers(translator)
+        body = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
+        if (error := translator.error_in(body)) is not None:
+            raise failure_in_body(target.name, error)
+        outlines = translator.as_chat(body)
+        outlines["choices"][0]["message"]["said"] = body[translator.needs]  # its tokens are estimated, if need be
+        return {**outlines, TRANSLATED: body}
+
+    async def count_tokens(self, translator: Translator, target: Target, deadlines: Deadlines) -> dict[str, Any]:
+        """Return the upstream's count of a request's tokens; errors as in `Direct.complete`."""
+        target.check_configured()
+        upstream = target.native or target
+        fields = {**translator.sent, "model": upstream.model}
+        path = f"{translator.path}/count_tokens"
+        return await self._answer(upstream, path, fields, deadlines, "input_tokens", _headers(translator))
+
+    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+        """Yield the upstream's events; arguments and errors as in `Direct.stream`."""
+        translator, upstream = _start(call, target)
+        fields = {**translator.native(target.entry.defaults), "model": upstream.model, "stream": True}
+        relay = NativeRelay(target.name, state, translator)
+        return self._relayed(call.deadlines, upstream, translator.path, fields, relay, _headers(translator))
+
+
+def _start(call: Call, target: Target) -> tuple[Translator, Target]:
+    if call.translator is None:
+        raise TypeError("nothing to pass through: this is chat")
+    call.translator.restart()
+    call.left_out = []
+    call.headers.pop(LEFT_OUT, None)
+    return call.translator, target.native or target
+
+
+def _headers(translator: Translator) -> Mapping[str, str]:
+    default = {"anthropic-version": ANTHROPIC_VERSION} if translator.dialect == "messages" else {}
+    return default | translator.versions
+
+
+class NativeRelay(Relay):
+    """Passes on the events of a dialect's own stream. Left out are pings and what has no data.
+
+    Args:
+        model: the model's public name, for errors.
+        state: records what the events say.
+        translator: knows the dialect's events.
+    """
+
+    def __init__(self, model: str, state: StreamState, translator: Translator) -> None:
+        super().__init__(model, state)
+        self.end = translator.end
+        self._translator = translator
+
+    def whole(self, answer: dict[str, Any]) -> bytes:
+        """Raise our error: no server is known that answers a dialect's stream so."""
+        raise unreadable(self._model)
+
+    def _plain(self, packet: bytes) -> int:
+        return len(packet) if not self._events.rest and self._takes_deltas(packet) else 0
+
+    def _takes_deltas(self, events: bytes) -> bool:
+        """Count events if they are nothing but whole deltas of one kind, as most are; return whether they are."""
+        first = DELTA.match(events)
+        if first is None or b"\r" in events or not events.endswith(b"\n\n"):
+            return False
+        data = events[first.end() : -2].split(b"\n\n" + first[0])
+        lines = b"\n".join(data)
+        try:
+            found = read_plain(lines)
+            lines.decode()  # the decoder does not check the encoding of fields that it does not read
+        except (DecodeError, RecursionError, UnicodeDecodeError):
+            return False
+        if not len(found) == len(data) == lines.count(b"\n") + 1:
+            return False
+        self._state.chunks += len(found)
+        self._state.size += len(events)
+        self._translator.last_number = found[-1].sequence_number
+        return True
+
+    def _passed(self, event: bytes) -> bytes:
+        if self._takes_deltas(event):
+            self.spoke = True
+            return event
+        data = (event_data(event.removeprefix(BYTE_ORDER_MARK)) or b"").strip()
+        if not data or data == b"[DONE]":
+            return b""
+        try:
+            told = read_json(data)
+            if not isinstance(told, dict) or told.get("type") == "ping":
+                return b""
+            if (error := self._translator.error_in(told)) is not None:
+                raise failure_in_body(self._model, error)
+            self.spoke = True
+            self.ended = self._translator.pass_on(told, self._state)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise unreadable(self._model) from None
+        return b"" if self.ended and self.end != DONE else event
+
+    def _end(self, *, said_done: bool) -> None:
+        """End a stream whose last event has not come."""
+        raise cut_off(self._model)

@@ -1,0 +1,66 @@
+"""The interface of a dialect's translator."""
+
+from typing import Any, Protocol
+
+from app.errors import AppError
+from app.llm.relay import StreamState
+
+
+class Translator(Protocol):
+    """Translates one request of another dialect to chat, and what comes back from chat to the dialect.
+
+    Attributes:
+        dialect: the dialect's name, as in a row's `speaks`.
+        path: the dialect's address at an upstream that speaks it.
+        end: the last event of a complete stream, as clients get it.
+        needs: the field that every whole answer has.
+        last_number: number of the last event that was passed on, where the dialect numbers them.
+        sent: the request as it came.
+        versions: the dialect's own version and beta headers of the request, which an upstream gets.
+        left_out: names of what chat can't express, and what was therefore left out.
+        unseen: what of it may be long, and is sent where the request is passed through.
+    """
+
+    dialect: str
+    path: str
+    end: bytes
+    needs: str
+    last_number: int
+    sent: dict[str, Any]
+    versions: dict[str, str]
+    left_out: list[str]
+    unseen: list[Any]
+
+    def check(self) -> None:
+        """Raise InvalidRequest if chat can't express this request at all."""
+
+    def lower(self, limit: int) -> None:
+        """Ask for at most so many tokens, or raise InvalidRequest, if the dialect's clients expect a refusal."""
+
+    def restart(self) -> None:
+        """Forget what a failed attempt has said."""
+
+    def feed(self, packet: bytes) -> bytes:
+        """Return the dialect's events for a packet of chat's whole events."""
+
+    def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
+        """Note what an event of the dialect's own says, which an upstream has sent; return whether it is the last.
+
+        Raises:
+            AttributeError, KeyError, TypeError: it is no event of the dialect.
+        """
+
+    def error_in(self, event: dict[str, Any]) -> Any:
+        """Return the error that an event of the dialect's own tells; None if it tells none."""
+
+    def as_chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the outlines of a chat completion for the dialect's own whole answer: model, end, and usage."""
+
+    def native(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        """Return the request for an upstream that speaks the dialect, with those of a row's defaults that fit."""
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the dialect's whole answer for a chat completion."""
+
+    def failed(self, error: AppError, request_id: str) -> bytes:
+        """Return the events that end a stream which has begun and has failed."""

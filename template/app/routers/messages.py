@@ -1,0 +1,43 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's Messages API, on every model."""
+
+from fastapi import APIRouter, Request
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from app.dependencies import get_llm, read_body
+from app.dialects.message_objects import MessageObject, TokenCount
+from app.dialects.messages import Messages, MessagesRequest, TokensRequest
+from app.http.event_stream import EventStream
+from app.http.exchange import exchange_of
+from app.http.openapi import described
+from app.http.routing import BytesRoute
+from app.llm.bridge import TRANSLATED
+from app.llm.client import LLMClient
+
+router = APIRouter(tags=["messages"], route_class=BytesRoute)
+VERSIONS = ("anthropic-version", "anthropic-beta")
+
+
+@router.post("/v1/messages", **described(MessagesRequest, MessageObject, stream=True))
+async def messages(request: Request) -> Response:
+    """Answer in Anthropic's Messages API: the whole message, or with `stream` its events."""
+    llm = await get_llm(request)
+    asked = await _asked(request, MessagesRequest, llm)
+    if asked.chat.stream:
+        return EventStream(llm.open_stream(asked.chat, asked), asked)
+    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    return Response(to_json(answer.body[TRANSLATED]), headers=answer.call.headers, media_type="application/json")
+
+
+@router.post("/v1/messages/count_tokens", **described(TokensRequest, TokenCount))
+async def count_tokens(request: Request) -> Response:
+    """Count the tokens of a request. The header `X-Counted-By` says who did: the provider, or an estimate."""
+    llm = await get_llm(request)
+    asked = await _asked(request, TokensRequest, llm)
+    body, counted_by = await llm.count_tokens(asked.chat, asked)
+    return Response(to_json(body), headers={"X-Counted-By": counted_by}, media_type="application/json")
+
+
+async def _asked(request: Request, kind: type[TokensRequest], llm: LLMClient) -> Messages:
+    versions = {name: request.headers[name] for name in VERSIONS if name in request.headers}
+    return Messages(await read_body(request, kind, llm), versions)

@@ -1,0 +1,34 @@
+"""POST /v1/responses: OpenAI's Responses API, on every model."""
+
+from fastapi import APIRouter, HTTPException, Request
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from app.dependencies import get_llm, read_body
+from app.dialects.responses import ResponseObject, Responses, ResponsesRequest
+from app.http.event_stream import EventStream
+from app.http.exchange import exchange_of
+from app.http.openapi import described
+from app.http.routing import BytesRoute
+from app.llm.bridge import TRANSLATED
+
+router = APIRouter(tags=["responses"], route_class=BytesRoute)
+
+
+@router.post("/v1/responses", **described(ResponsesRequest, ResponseObject, stream=True))
+async def responses(request: Request) -> Response:
+    """Answer in OpenAI's Responses API: the whole response, or with `stream` its events. Nothing is stored."""
+    llm = await get_llm(request)
+    asked = Responses(await read_body(request, ResponsesRequest, llm))
+    if asked.chat.stream:
+        return EventStream(llm.open_stream(asked.chat, asked), asked)
+    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    return Response(to_json(answer.body[TRANSLATED]), headers=answer.call.headers, media_type="application/json")
+
+
+@router.get("/v1/responses", include_in_schema=False)
+async def websocket(request: Request) -> Response:
+    """Refuse a WebSocket, so that its client takes HTTP at once."""
+    if request.headers.get("upgrade", "").lower() == "websocket":
+        raise HTTPException(426, "There is no WebSocket here. Use POST.", headers={"Upgrade": "HTTP/1.1"})
+    raise HTTPException(405, headers={"Allow": "POST"})

@@ -1,0 +1,582 @@
+"""Responses and Messages over the network: bridged onto chat, or passed through to an upstream that speaks them."""
+
+import base64
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+
+from app.access.callers import hash_key
+from app.config import Settings
+from app.dialects.responses import Responses, ResponsesRequest
+from app.errors import ProviderError
+from app.llm.targets import resolve
+from tests.stub import TEXT, Behaviour, Stub
+from tests.template.running import Ask, request_line, row, running
+from tests.wire import Call
+
+Json = dict[str, Any]
+
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+ASKED: dict[str, Json] = {
+    RESPONSES: {"input": "Hello"},
+    MESSAGES: {"max_tokens": 100, "messages": [{"role": "user", "content": "Hello"}]},
+}
+BOTH = pytest.mark.parametrize("path", ASKED)
+ALL = [(path, model) for path in ASKED for model in ("bridged", "native")]
+EACH = pytest.mark.parametrize(("path", "model"), ALL)
+CALL = Behaviour(tool_calls=(("weather", '{"city": "Zürich"}'),))
+JSON = {"content-type": "application/json"}
+TYPES = {"response.completed", "response.incomplete", "message_stop"}
+"""Events that end a complete answer."""
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Stub]:
+    with Stub() as stub:
+        yield stub
+
+
+@pytest.fixture(autouse=True)
+def clean(upstream: Stub) -> None:
+    upstream.default = Behaviour()
+    upstream.requests.clear()
+
+
+@pytest.fixture(scope="module")
+def served(upstream: Stub) -> Iterator[Ask]:
+    """An app whose models lead to the stub: by chat alone, or in every dialect."""
+    models = {
+        "bridged": row(upstream),
+        "native": row(upstream, speaks=["responses", "messages"]),
+        "falling back": row(upstream, speaks=["responses", "messages"], fallbacks=["bridged"]),
+        "claude": {
+            "upstream": "anthropic/claude-sonnet-4-5",
+            "api_base": upstream.url,
+            "api_key_env": "CLAUDE_KEY",
+            "max_tokens_limit": 64000,
+        },
+        "keyless": {"upstream": "openai/gpt-4o"},
+        "rare": row(upstream, requests_per_minute=1),
+        "narrow": row(upstream, max_tokens_limit=50),
+        "demo": {"upstream": "demo/echo"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLAUDE_KEY", "sk-ant-of-ours")
+        for name in ("start", "close"):
+            patch.setattr(f"app.llm.via_litellm.ViaLiteLLM.{name}", _nothing)
+        patch.setattr("app.llm.via_litellm.ViaLiteLLM.failing", lambda _: [])
+        with running("sk-app-test", models, max_body_bytes=180_000) as ask:
+            yield ask
+
+
+async def _nothing(_: Any) -> None:
+    """Start nothing: LiteLLM is not needed here."""
+
+
+@pytest.fixture(scope="module")
+def web(served: Ask) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=served.url, headers={"x-api-key": "sk-app-test"}, timeout=60) as client:
+        yield client
+
+
+def ask(web: httpx2.Client, path: str, model: str, **fields: Any) -> httpx2.Response:
+    return web.post(path, json=ASKED[path] | {"model": model} | fields)
+
+
+def events(response: httpx2.Response) -> list[Json]:
+    """Return the data of a stream's events, but `[DONE]`."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(data) for data in found if data != "[DONE]"]
+
+
+def text_of(body: Json) -> str:
+    """Return the text of a whole answer."""
+    blocks = body["content"] if "content" in body else body["output"][0]["content"]
+    return "".join(block["text"] for block in blocks)
+
+
+def said(stream: list[Json]) -> str:
+    """Return the text of a stream."""
+    deltas = [event["delta"] for event in stream if event["type"].endswith("_delta") or "text.delta" in event["type"]]
+    return "".join(delta if isinstance(delta, str) else delta.get("text", "") for delta in deltas)
+
+
+@EACH
+def test_a_model_answers_whole_and_streamed(web: httpx2.Client, upstream: Stub, path: str, model: str) -> None:
+    whole = ask(web, path, model)
+    assert (whole.status_code, text_of(whole.json())) == (200, TEXT)
+    assert whole.headers["x-model"] == model
+    stream = events(ask(web, path, model, stream=True))
+    assert said(stream) == TEXT
+    assert stream[-1]["type"] in TYPES
+    last = path if model == "native" else "/v1/chat/completions"
+    assert [request.path for request in upstream.requests] == [last, last]
+
+
+@EACH
+def test_a_stream_that_is_cut_is_never_complete(web: httpx2.Client, upstream: Stub, path: str, model: str) -> None:
+    upstream.default = Behaviour()
+    size = len(ask(web, path, model, stream=True).content)
+    for place in (*range(0, size // 2, 97), *range(1, 40, 3)):
+        upstream.default = Behaviour(cut_at=place)
+        response = ask(web, path, model, stream=True)
+        if response.status_code == 200:
+            stream = events(response)
+            kinds = [event["type"] for event in stream]
+            if kinds[-1] in TYPES:  # the cut came after the provider's own end
+                assert said(stream) == TEXT
+                continue
+            assert kinds[-1] in ("response.failed", "error")
+            error = stream[-1]["response"]["error"] if path == RESPONSES else stream[-1]["error"]
+            assert "cut off" in error["message"]
+            assert not TYPES & set(kinds)
+        else:
+            assert response.status_code == 502
+
+
+@EACH
+def test_an_error_in_mid_stream_is_the_last_event(web: httpx2.Client, upstream: Stub, path: str, model: str) -> None:
+    upstream.default = Behaviour(error_at=4)
+    stream = events(ask(web, path, model, stream=True))
+    if path == RESPONSES:
+        assert stream[-1]["type"] == "response.failed"
+        assert stream[-1]["response"]["status"] == "failed"
+        assert stream[-1]["response"]["error"]["code"] == "provider_error"
+        assert [event["sequence_number"] for event in stream] == list(range(len(stream)))
+    else:
+        assert stream[-1]["type"] == "error"
+        assert stream[-1]["error"]["type"] == "api_error"
+        assert stream[-1]["request_id"]
+
+
+PROVIDERS = {
+    400: (400, "invalid_request_error"),
+    401: (502, "api_error"),
+    429: (429, "rate_limit_error"),
+    500: (502, "api_error"),
+}
+
+
+@pytest.mark.parametrize("status", PROVIDERS)
+@pytest.mark.parametrize("stream", [False, True])
+@EACH
+def test_a_providers_error_comes_before_the_first_byte(
+    web: httpx2.Client, upstream: Stub, path: str, model: str, status: int, stream: bool
+) -> None:
+    upstream.default = Behaviour(status=status)
+    ours, kind = PROVIDERS[status]
+    response = ask(web, path, model, stream=stream)
+    assert response.status_code == ours
+    body = response.json()
+    assert body["detail"] == body["error"]["message"]
+    if path == MESSAGES:
+        assert (body["type"], body["error"]["type"]) == ("error", kind)
+        assert body["request_id"] == response.headers["x-request-id"]
+    else:
+        assert body["type"] == "about:blank"
+
+
+def _second(web: httpx2.Client) -> httpx2.Response:
+    """Ask a model that may be asked once a minute for the second time."""
+    ask(web, MESSAGES, "rare")
+    return ask(web, MESSAGES, "rare")
+
+
+OURS: dict[str, tuple[Callable[[httpx2.Client], httpx2.Response], int, str]] = {
+    "no such model": (lambda web: ask(web, MESSAGES, "none"), 404, "not_found_error"),
+    "no such path": (lambda web: web.post(f"{MESSAGES}/batches", json={}), 404, "not_found_error"),
+    "out of bounds": (lambda web: ask(web, MESSAGES, "demo", temperature=9), 422, "invalid_request_error"),
+    "no bound": (lambda web: ask(web, MESSAGES, "demo", max_tokens=None), 422, "invalid_request_error"),
+    "no JSON": (lambda web: web.post(MESSAGES, content=b"{", headers=JSON), 400, "invalid_request_error"),
+    "no media type": (lambda web: web.post(MESSAGES, content=b"{}"), 415, "invalid_request_error"),
+    "a wrong method": (lambda web: web.get(MESSAGES), 405, "invalid_request_error"),
+    "too large": (lambda web: ask(web, MESSAGES, "demo", system="x" * 200_000), 413, "request_too_large"),
+    "a caller's limit": (_second, 429, "rate_limit_error"),
+    "no provider key": (lambda web: ask(web, MESSAGES, "keyless"), 503, "overloaded_error"),
+}
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_an_error_of_ours_is_anthropics_on_its_path(web: httpx2.Client, case: str) -> None:
+    provoke, status, kind = OURS[case]
+    response = provoke(web)
+    assert response.status_code == status
+    assert (response.json()["type"], response.json()["error"]["type"]) == ("error", kind)
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_without_a_key_the_error_is_anthropics_too(web: httpx2.Client) -> None:
+    response = web.post(MESSAGES, json=ASKED[MESSAGES], headers={"x-api-key": "sk-unknown"})
+    assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
+
+
+def _as_each_client(error: Json, path: str) -> Any:
+    """Return what tells a dialect's clients the kind of an error: Anthropic's type, or OpenAI's code."""
+    return error["error"]["type" if path == MESSAGES else "code"]
+
+
+@contextlib.contextmanager
+def _limited(upstream: Stub, **given: Any) -> Iterator[tuple[Ask, httpx2.Client]]:
+    """Serve a caller with limits."""
+    hashed = {"key_sha256": hash_key("sk-app-test")}
+    bounds = {"places": "max_in_flight", "memory": "max_body_memory"}
+    settings = {name: given.pop(ours) for ours, name in bounds.items() if ours in given}
+    models = {"bridged": row(upstream), "native": row(upstream, speaks=["responses", "messages"])}
+    with (
+        running("sk-app-test", models, callers={"test": hashed | given}, **settings) as ask,
+        httpx2.Client(base_url=ask.url, headers={"x-api-key": "sk-app-test"}, timeout=60) as client,
+    ):
+        yield ask, client
+
+
+REACHED = {RESPONSES: "rate_limit_exceeded", MESSAGES: "rate_limit_error"}
+
+
+@EACH
+def test_a_caller_stays_within_its_requests_in_each_dialect(upstream: Stub, path: str, model: str) -> None:
+    with _limited(upstream, requests_per_minute=3) as (_, web):
+        first = ask(web, path, model)
+        assert first.headers["x-ratelimit-remaining-requests"] == "2"
+        assert web.post(path, content=b"{", headers=JSON).status_code == 400, "charged before its body is read"
+        assert ask(web, path, model, stream=True).headers["x-ratelimit-remaining-requests"] == "0"
+        refused = [ask(web, path, model, stream=stream) for stream in (False, True)]
+        if path == MESSAGES:
+            refused.append(web.post(f"{MESSAGES}/count_tokens", json=ASKED[MESSAGES] | {"model": model}))
+        for response in refused:
+            assert (response.status_code, _as_each_client(response.json(), path)) == (429, REACHED[path])
+            assert 1 <= int(response.headers["retry-after"]) <= 60
+        assert len(upstream.requests) == 2
+
+
+@EACH
+def test_a_caller_stays_within_its_tokens_in_each_dialect(upstream: Stub, path: str, model: str) -> None:
+    bound = "max_tokens" if path == MESSAGES else "max_output_tokens"
+    with _limited(upstream, tokens_per_minute=1000) as (_, web):
+        assert ask(web, path, model, **{bound: 900}).status_code == 200, "of which 15 are charged in the end"
+        response = ask(web, path, model, **{bound: 1000})
+        assert (response.status_code, _as_each_client(response.json(), path)) == (429, REACHED[path])
+        assert "lower max_tokens" in response.json()["detail"]
+        assert ask(web, path, model, **{bound: 900}).status_code == 200
+
+
+@EACH
+def test_a_caller_stays_within_its_calls_in_flight_in_each_dialect(upstream: Stub, path: str, model: str) -> None:
+    with _limited(upstream, max_in_flight=1) as (served, web):
+        upstream.queue(Behaviour(stall_after=2))
+        with Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True) as call:
+            assert next(call.events)
+            response = ask(web, path, model)
+            assert (response.status_code, _as_each_client(response.json(), path)) == (429, REACHED[path])
+        assert upstream.wait_until(lambda: served.in_flight == 0)
+        assert ask(web, path, model).status_code == 200
+        assert served.in_flight == 0
+
+
+REFUSALS = {
+    "a model that the caller may not use": (403, "model_not_allowed", "permission_error"),
+    "a large body while others are held": (503, "overloaded", "overloaded_error"),
+    "a server that is full": (503, "overloaded", "overloaded_error"),
+    "a server that drains": (503, "draining", "overloaded_error"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+@BOTH
+def test_a_server_that_can_not_answer_says_so_in_each_dialect(
+    upstream: Stub, monkeypatch: pytest.MonkeyPatch, path: str, why: str
+) -> None:
+    monkeypatch.setattr("app.middleware.WAIT_FOR_PLACE", 0.05)
+    status, code, kind = REFUSALS[why]
+    with _limited(upstream, models=["bridged"], places=1, memory=100_000) as (served, web):
+        model, more, calls = "bridged", {}, contextlib.ExitStack()
+        if status == 403:
+            model = "native"
+        elif "large" in why:
+            more = {"metadata": {"of": "x" * 99_000}}
+            served.state.bodies.hold(object(), 1)
+        elif "full" in why:
+            upstream.queue(Behaviour(stall_after=2))
+            call = calls.enter_context(Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True))
+            assert next(call.events)
+        else:
+            served.state.drain.draining = True
+        with calls:
+            response = ask(web, path, model, **more)
+        assert response.status_code == status
+        assert _as_each_client(response.json(), path) == (kind if path == MESSAGES else code)
+        assert response.json()["type"] == ("error" if path == MESSAGES else "about:blank")
+        served.state.drain.draining = False
+
+
+@BOTH
+def test_a_body_of_a_dialect_has_a_bounded_number_of_values(web: httpx2.Client, path: str) -> None:
+    response = ask(web, path, "bridged", metadata={"of": [[]] * 50_001})
+    assert response.status_code == 422
+    assert "more than 50000 objects" in response.json()["detail"]
+
+
+@BOTH
+def test_a_model_that_fails_falls_back_to_one_that_is_bridged(web: httpx2.Client, upstream: Stub, path: str) -> None:
+    upstream.queue(Behaviour(status=500))
+    stream = ask(web, path, "falling back", stream=True)
+    assert stream.headers["x-model"] == "bridged"
+    assert said(events(stream)) == TEXT
+    assert [request.path for request in upstream.requests] == [path, "/v1/chat/completions"]
+
+
+def test_anthropic_gets_messages_as_they_are_with_our_key(web: httpx2.Client, upstream: Stub) -> None:
+    thinking = {"type": "thinking", "thinking": "Hm.", "signature": "sig=="}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Zürich", "n": 1.0}}
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "toolu_1",
+        "content": "21 °C",
+        "cache_control": {"type": "ephemeral"},
+    }
+    fields: Json = {
+        "model": "claude",
+        "max_tokens": 32000,
+        "thinking": {"type": "enabled", "budget_tokens": 16000},
+        "context_management": {"edits": []},
+        "metadata": {"user_id": "u"},
+        "system": [{"type": "text", "text": "Be nice.", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": [thinking, call]},
+            {"role": "user", "content": [result]},
+        ],
+    }
+    versions = {"anthropic-version": "2023-06-01", "anthropic-beta": "a,b", "x-app": "cli"}
+    response = web.post(MESSAGES, json=fields, headers=versions)
+    assert response.status_code == 200
+    [request] = upstream.requests
+    assert request.body == fields | {"model": "claude-sonnet-4-5"}
+    assert request.headers["x-api-key"] == "sk-ant-of-ours"
+    assert request.headers["anthropic-beta"] == "a,b"
+    assert "x-app" not in request.headers
+    assert "authorization" not in request.headers
+    assert "sk-app-test" not in str(request.headers)
+    assert "x-left-out" not in response.headers
+
+
+def test_anthropic_counts_tokens_itself_and_others_are_estimated(web: httpx2.Client) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hello"}]}
+    counted = {
+        model: web.post(f"{MESSAGES}/count_tokens", json=asked | {"model": model}) for model in ("claude", "demo")
+    }
+    assert counted["claude"].json() == {"input_tokens": 7}
+    assert counted["claude"].headers["x-counted-by"] == "provider"
+    assert 0 < counted["demo"].json()["input_tokens"] < 20
+    assert counted["demo"].headers["x-counted-by"] == "estimate"
+
+
+@EACH
+def test_the_tokens_of_a_stream_are_counted(web: httpx2.Client, path: str, model: str) -> None:
+    with structlog.testing.capture_logs() as lines:
+        ask(web, path, model, stream=True)
+        line = request_line(lines)
+    assert (line["tokens_in"], line["tokens_out"]) == (7, 8)
+
+
+@EACH
+def test_the_metrics_name_the_dialect(web: httpx2.Client, served: Ask, path: str, model: str) -> None:
+    ask(web, path, model)
+    way = "passed_through" if model == "native" else "translated"
+    labels = f'dialect="{path.rpartition("/")[2]}",model="{model}",way="{way}"'
+    assert any(line.startswith("llm_dialect_calls_total{" + labels) for line in served.metrics)
+
+
+def test_a_conversation_with_tools_reaches_chat(web: httpx2.Client, upstream: Stub) -> None:
+    patch = {"type": "custom", "name": "patch", "description": "Change.", "format": {"type": "text"}}
+    inner = {"type": "function", "name": "open", "parameters": {"type": "object"}, "strict": False}
+    tools = [{"type": "namespace", "name": "web", "description": "", "tools": [inner]}, patch, {"type": "web_search"}]
+    given: list[Json] = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Be nice."}]},
+        {
+            "role": "user",
+            "content": [{"type": "input_text", "text": "Hi"}, {"type": "input_image", "image_url": "data:,"}],
+        },
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "One moment."}]},
+        {"type": "function_call", "call_id": "1", "name": "open", "namespace": "web", "arguments": "{}"},
+        {"type": "custom_tool_call", "call_id": "2", "name": "patch", "input": "***"},
+        {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_image", "image_url": "data:,"}]},
+        {"type": "custom_tool_call_output", "call_id": "2", "output": "done"},
+    ]
+    response = ask(web, RESPONSES, "bridged", input=given, tools=tools, instructions="Help.", store=False)
+    assert response.headers["x-left-out"] == "web_search"
+    [request] = upstream.requests
+    assert [message["role"] for message in request.body["messages"]] == [
+        "system", "user", "assistant", "tool", "tool", "user",
+    ]  # fmt: skip
+    system, user, assistant, first, second, image = request.body["messages"]
+    assert system["content"] == "Help.\n\nBe nice."
+    assert [part["type"] for part in user["content"]] == ["text", "image_url"]
+    assert assistant["content"] == "One moment."
+    assert [call["function"] for call in assistant["tool_calls"]] == [
+        {"name": "web__open", "arguments": "{}"},
+        {"name": "patch", "arguments": '{"input":"***"}'},
+    ]
+    assert (first["tool_call_id"], second["content"]) == ("1", "done")
+    assert image["content"] == [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    assert [tool["function"]["name"] for tool in request.body["tools"]] == ["web__open", "patch"]
+
+
+REFUSED: dict[str, Json] = {
+    "previous_response_id": {"previous_response_id": "resp_1"},
+    "conversation": {"conversation": "conv_1"},
+    "background": {"background": True},
+    "tool_choice": {"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}},
+    "input.0": {"input": [{"type": "item_reference", "id": "msg_1"}]},
+}
+
+
+@pytest.mark.parametrize("param", REFUSED)
+def test_what_needs_a_memory_or_a_hosted_tool_is_refused_by_name(web: httpx2.Client, param: str) -> None:
+    response = ask(web, RESPONSES, "bridged", **REFUSED[param])
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", param)
+    if param != "background":  # whose answer nobody could get here
+        assert ask(web, RESPONSES, "native", **REFUSED[param]).status_code == 200, "the upstream may know more"
+
+
+def test_what_claude_code_always_sends_is_never_refused(web: httpx2.Client, upstream: Stub) -> None:
+    always = {
+        "max_tokens": 32000,
+        "thinking": {"type": "enabled", "budget_tokens": 31999},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "metadata": {"user_id": "u"},
+        "system": [{"type": "text", "text": "Be nice.", "cache_control": {"type": "ephemeral"}}],
+    }
+    response = ask(web, MESSAGES, "narrow", **always)
+    assert response.status_code == 200
+    left_out = response.headers["x-left-out"].split(", ")
+    assert left_out == ["context_management", "metadata", "thinking", "cache_control", "max_tokens"]
+    [request] = upstream.requests
+    assert request.body.keys() == {"model", "messages", "max_completion_tokens"}
+    assert request.body["max_completion_tokens"] == 50
+
+
+def test_too_many_tokens_are_refused_by_the_dialects_own_name(web: httpx2.Client) -> None:
+    error = ask(web, RESPONSES, "narrow", max_output_tokens=51).json()["error"]
+    assert (error["param"], error["code"]) == ("max_output_tokens", "invalid_request")
+    assert "max_tokens_limit" in error["message"]
+
+
+@BOTH
+def test_reasoning_goes_back_to_the_model_that_it_came_from(web: httpx2.Client, upstream: Stub, path: str) -> None:
+    message = {"role": "assistant", "content": "Hi.", "reasoning_content": "Hm, hm."}
+    body = {"id": "c", "model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    upstream.queue(Behaviour(body=json.dumps(body).encode()), Behaviour(), Behaviour())
+    include = {"include": ["reasoning.encrypted_content"]} if path == RESPONSES else {}
+    first = ask(web, path, "bridged", **include).json()
+    if path == RESPONSES:
+        assert first["output"][0]["summary"][0]["text"] == "Hm, hm."
+        more: Json = {
+            "input": [{"role": "user", "content": "Hello"}, *first["output"], {"role": "user", "content": "So?"}]
+        }
+    else:
+        assert first["content"][0]["thinking"] == "Hm, hm."
+        said = [*ASKED[MESSAGES]["messages"], {"role": "assistant", "content": first["content"]}]
+        more = {"messages": [*said, {"role": "user", "content": "So?"}]}
+    ask(web, path, "bridged", **more)
+    other = ask(web, path, "narrow", **more, **({} if path == RESPONSES else {"max_tokens": 9}))
+    assert other.headers["x-left-out"] == ("reasoning" if path == RESPONSES else "thinking")
+    _, second, third = (request.body["messages"] for request in upstream.requests)
+    assert second[1] == {"role": "assistant", "content": "Hi.", "reasoning_content": "Hm, hm."}
+    assert third[1] == {"role": "assistant", "content": "Hi."}
+
+
+@BOTH
+def test_files_on_this_machine_are_not_read(web: httpx2.Client, upstream: Stub, path: str) -> None:
+    address = "file:///etc/passwd"
+    part = {"type": "input_image", "image_url": address}
+    if path == MESSAGES:
+        part = {"type": "image", "source": {"type": "url", "url": address}}  # type: ignore[dict-item]
+    key = "input" if path == RESPONSES else "messages"
+    for model in ("bridged", "native"):
+        assert ask(web, path, model, **{key: [{"role": "user", "content": [part]}]}).status_code == 422
+    assert upstream.requests == []
+
+
+def test_documents_and_images_of_messages_reach_chat(web: httpx2.Client, upstream: Stub) -> None:
+    data = base64.b64encode(b"%PDF").decode()
+    blocks: list[Json] = [
+        {
+            "type": "document",
+            "title": "a.pdf",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": data},
+        },
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Plain."}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}},
+        {"type": "text", "text": "Compare."},
+    ]
+    assert ask(web, MESSAGES, "bridged", messages=[{"role": "user", "content": blocks}]).status_code == 200
+    [request] = upstream.requests
+    assert request.body["messages"][0]["content"] == [
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{data}"}},
+        {"type": "text", "text": "Plain."},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        {"type": "text", "text": "Compare."},
+    ]
+
+
+def test_a_web_socket_is_told_to_use_http(web: httpx2.Client) -> None:
+    response = web.get(RESPONSES, headers={"Upgrade": "websocket", "Connection": "Upgrade"})
+    assert (response.status_code, response.headers["upgrade"]) == (426, "HTTP/1.1")
+    assert web.get(RESPONSES).status_code == 405
+
+
+def test_completions_are_told_to_use_chat(web: httpx2.Client) -> None:
+    response = web.post("/v1/completions", json={"model": "demo", "prompt": "Hello"})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_endpoint")
+    assert "/v1/chat/completions" in response.json()["detail"]
+
+
+def test_models_are_listed_in_anthropics_form_for_its_clients(web: httpx2.Client) -> None:
+    versions = {"anthropic-version": "2023-06-01"}
+    listed = web.get("/v1/models", headers=versions).json()
+    assert listed["has_more"] is False
+    assert {"type": "model", "id": "demo", "display_name": "demo"}.items() <= listed["data"][-1].items()
+    assert web.get("/v1/models/demo", headers=versions).json()["type"] == "model"
+    assert web.get("/v1/models").json()["object"] == "list"
+
+
+def test_what_a_row_speaks_depends_on_its_vendor_and_address() -> None:
+    def speaks(**given: Any) -> set[str]:
+        entry = Settings.model_validate({"models": {"m": given}, "default_model": "m"}).models["m"]
+        return set(resolve("m", entry, {"AZURE_API_KEY": "k", "AZURE_API_BASE": "https://a.example"}).speaks)
+
+    assert speaks(upstream="openai/gpt-4o") == {"responses"}
+    assert speaks(upstream="openai/gpt-4o", api_base="http://localhost:8000/v1") == set()
+    assert speaks(upstream="openai/gpt-4o", speaks=[]) == set()
+    assert speaks(upstream="azure/gpt-4o") == {"responses"}
+    assert speaks(upstream="anthropic/claude-sonnet-4-5") == {"messages"}
+    assert speaks(upstream="groq/llama") == set()
+    assert speaks(upstream="hosted_vllm/qwen", api_base="http://localhost:8000", speaks=["responses"]) == {"responses"}
+
+
+def test_what_can_not_be_read_is_the_providers_error(web: httpx2.Client, upstream: Stub) -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": ["no call"]}
+    body = {"id": "c", "model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    upstream.default = Behaviour(body=json.dumps(body).encode())
+    for path in ASKED:
+        response = ask(web, path, "bridged")
+        assert (response.status_code, response.json()["error"]["code"]) == (502, ProviderError.code)
+
+
+def test_a_long_conversation_takes_no_more_than_its_length() -> None:
+    """A text that grows by appending would be copied again for each message: 20 GB here."""
+    system = [{"role": "developer", "content": "x" * 5000}] * 2000
+    turns = [{"type": "function_call", "call_id": "1", "name": "a", "arguments": "{}"}]
+    turns += [{"role": "assistant", "content": "x" * 5000}] * 2000
+    started = time.process_time()
+    asked = Responses(ResponsesRequest.model_validate({"input": [*system, *turns]}))
+    assert time.process_time() - started < 2
+    assert [len(str(message.content)) for message in asked.chat.messages] == [2000 * 5002 - 2, 2000 * 5000]
