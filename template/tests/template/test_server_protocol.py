@@ -146,7 +146,7 @@ def served(key: str, stub: Stub, **given: Any) -> Iterator[str]:
         {"models": models, "default_model": "m", "callers": callers, "retries": 0} | given
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "routers", [router], raising=False)
+        patch.setattr(own, "public_routers", [router], raising=False)
         app = create_app(settings)
     with serve(app) as url:
         yield url
