@@ -23,7 +23,7 @@ WAYS = {
     "mistral": ("mistral/mistral-embed", "/mistral/v1", None),
     "vllm": ("hosted_vllm/bge", "/vllm/v1", None),
     "ollama like OpenAI": ("ollama/nomic-embed-text", "/ollama", None),
-    "of no known vendor": ("own/bge", "/v1", None),
+    "of no known vendor": ("acme/bge", "/v1", None),
     "mistral via LiteLLM": ("mistral/mistral-embed", "/mistral/v1", "litellm"),
     "vllm via LiteLLM": ("hosted_vllm/bge", "/vllm/v1", "litellm"),
     "gemini": ("gemini/gemini-embedding-001", "/v1beta", "litellm"),
@@ -42,7 +42,7 @@ def provider() -> Iterator[Stub]:
 def ask(key: str, provider: Stub) -> Iterator[Ask]:
     models = {
         way: row(provider, upstream=upstream, api_base=provider.url + path)
-        | ({"protocol": protocol or "openai"} if upstream.startswith("own/") or protocol else {})
+        | ({"protocol": protocol or "openai"} if upstream.startswith("acme/") or protocol else {})
         for way, (upstream, path, protocol) in WAYS.items()
     }
     with running(key, models) as ask:

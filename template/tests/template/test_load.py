@@ -59,14 +59,19 @@ def ask(client: httpx2.Client, url: str, **fields: Any) -> httpx2.Response:
     return post(client, url, json.dumps(fields if "input" in fields else {"messages": HELLO} | fields), path)
 
 
+def with_member(name: str, text: str, head: str = "{" + FILLER) -> str:
+    """Return an object with one more member, whose value stands there as JSON."""
+    return f'{head},"{name}":{text}' + "}"
+
+
 def said(text: str) -> str:
     """Return a large body with a text as it stands in JSON."""
-    return f'{{{FILLER},"messages":[{{"role":"user","content":"{text}"}}]}}'
+    return with_member("messages", f"[{json.dumps(HELLO[0]).replace('Hello', text)}]")
 
 
 def extra(text: str) -> str:
     """Return a large body with JSON in it that no field bounds."""
-    return f'{{{FILLER},"messages":{json.dumps(HELLO)},"extra":{text}}}'
+    return with_member("extra", text, "{" + FILLER + ',"messages":' + json.dumps(HELLO))
 
 
 # Validation.
@@ -94,7 +99,7 @@ def test_validation_ends_at_the_first_error_of_a_list(name: str) -> None:
 def test_very_many_errors_are_not_listed(client: httpx2.Client, url: str) -> None:
     """Infinite numbers, which no list's end at the first error can stop, in a field that is passed on as it is."""
     numbers = ",".join(["1e999"] * 10_000)
-    answer = post(client, url, f'{{"messages":{json.dumps(HELLO)},"extra":[{numbers}]}}')
+    answer = post(client, url, with_member("extra", f"[{numbers}]", '{"messages":' + json.dumps(HELLO)))
     assert (answer.status_code, answer.json()["detail"]) == (422, "More than 100 values are invalid.")
 
 

@@ -146,7 +146,7 @@ def served(key: str, stub: Stub, **given: Any) -> Iterator[str]:
         {"models": models, "default_model": "m", "callers": callers, "retries": 0} | given
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "routers", [router], raising=False)
+        patch.setattr(own, "public_routers", [router], raising=False)
         app = create_app(settings)
     with serve(app) as url:
         yield url
@@ -293,7 +293,7 @@ def test_a_head_just_below_its_bound_is_taken_whole_or_cut(line: Line) -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 def test_trailers_are_dropped(line: Line, key: str, at_once: bool) -> None:
     head = b"POST /headers HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n"
-    rest = f"2\r\n{{}}\r\n0\r\nAuthorization: Bearer {key}\r\nX-Forwarded-For: ::1\r\n\r\n".encode()
+    rest = ("2\r\n{}\r\n" + f"0\r\nAuthorization: Bearer {key}\r\nX-Forwarded-For: ::1\r\n\r\n").encode()
     for piece in (head + rest,) if at_once else (head, rest):
         line.send(piece)
         time.sleep(0.05)
