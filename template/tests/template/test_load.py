@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from app.access.callers import hash_key
 from app.config import Settings
+from app.dialects.messages import MessagesRequest
+from app.dialects.responses import ResponsesRequest
 from app.http.bodies import LARGE, MEDIUM, MOST_MEMBERS, MOST_VALUES
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
@@ -61,12 +63,12 @@ def ask(client: httpx2.Client, url: str, **fields: Any) -> httpx2.Response:
 
 def said(text: str) -> str:
     """Return a large body with a text as it stands in JSON."""
-    return f'{{{FILLER},"messages":[{{"role":"user","content":"{text}"}}]}}'
+    return "{" + f'{FILLER},"messages":[' + '{"role":"user","content":"' + text + '"}]}'
 
 
 def extra(text: str) -> str:
     """Return a large body with JSON in it that no field bounds."""
-    return f'{{{FILLER},"messages":{json.dumps(HELLO)},"extra":{text}}}'
+    return "{" + f'{FILLER},"messages":{json.dumps(HELLO)},"extra":{text}' + "}"
 
 
 # Validation.
@@ -79,6 +81,13 @@ MANY: dict[str, tuple[Any, dict[str, Any]]] = {
     "stop": (ChatRequest, {"messages": HELLO, "stop": [1] * 16}),
     "inputs": (EmbeddingRequest, {"input": [{}] * 2000}),
     "tokens": (EmbeddingRequest, {"input": [1, *["a"] * 2000]}),
+    "messages' system": (MessagesRequest, {"messages": HELLO, "max_tokens": 1, "system": [1] * 1000}),
+    "messages' messages": (MessagesRequest, {"messages": [{}] * 1000, "max_tokens": 1}),
+    "messages' blocks": (MessagesRequest, {"messages": [{"role": "user", "content": [1] * 1000}], "max_tokens": 1}),
+    "messages' stop": (MessagesRequest, {"messages": HELLO, "max_tokens": 1, "stop_sequences": [1] * 60}),
+    "responses' input": (ResponsesRequest, {"input": [1] * 1000}),
+    "responses' tools": (ResponsesRequest, {"input": "Hello", "tools": [1] * 500}),
+    "responses' include": (ResponsesRequest, {"input": "Hello", "include": [1] * 60}),
     "lists of tokens": (EmbeddingRequest, {"input": [[1], *[["a"] * 1000] * 1000]}),
 }
 
@@ -94,7 +103,7 @@ def test_validation_ends_at_the_first_error_of_a_list(name: str) -> None:
 def test_very_many_errors_are_not_listed(client: httpx2.Client, url: str) -> None:
     """Infinite numbers, which no list's end at the first error can stop, in a field that is passed on as it is."""
     numbers = ",".join(["1e999"] * 10_000)
-    answer = post(client, url, f'{{"messages":{json.dumps(HELLO)},"extra":[{numbers}]}}')
+    answer = post(client, url, "{" + f'"messages":{json.dumps(HELLO)},"extra":[{numbers}]' + "}")
     assert (answer.status_code, answer.json()["detail"]) == (422, "More than 100 values are invalid.")
 
 

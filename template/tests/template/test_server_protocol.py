@@ -293,7 +293,7 @@ def test_a_head_just_below_its_bound_is_taken_whole_or_cut(line: Line) -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 def test_trailers_are_dropped(line: Line, key: str, at_once: bool) -> None:
     head = b"POST /headers HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n"
-    rest = f"2\r\n{{}}\r\n0\r\nAuthorization: Bearer {key}\r\nX-Forwarded-For: ::1\r\n\r\n".encode()
+    rest = b"2\r\n{}\r\n0\r\n" + f"Authorization: Bearer {key}\r\nX-Forwarded-For: ::1\r\n\r\n".encode()
     for piece in (head + rest,) if at_once else (head, rest):
         line.send(piece)
         time.sleep(0.05)
