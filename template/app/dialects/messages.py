@@ -41,8 +41,8 @@ class TokensRequest(Wire):
 
     model: Name | None = Field(default=None, description="A public name of the model table; left out, the default.")
     messages: Annotated[list[MessageParam], Field(min_length=1, max_length=4096, fail_fast=True)]
-    system: str | list[dict[str, Any]] | None = None
-    stop_sequences: list[str] | None = Field(default=None, max_length=64)
+    system: str | Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)] | None = None
+    stop_sequences: Annotated[list[str], Field(max_length=64, fail_fast=True)] | None = None
     stream: bool | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: dict[str, Any] | None = None

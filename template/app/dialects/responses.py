@@ -50,7 +50,7 @@ class ResponsesRequest(Wire):
     tool_choice: str | dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
-    include: list[str] | None = Field(default=None, max_length=64)
+    include: Annotated[list[str], Field(max_length=64, fail_fast=True)] | None = None
     metadata: dict[str, Any] | None = None
 
 

@@ -10,6 +10,8 @@ from app.errors import InvalidRequest, UnsupportedParameter, unfit
 from app.llm.sse import Events
 from app.models import ChatRequest, Wire
 
+MOST_LEFT_OUT = 32
+"""Names of what is left out that a client is told."""
 UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -64,8 +66,8 @@ class Translation:
         """
         if value is not None:
             self.unseen.append(value)
-        name = UNFIT_FOR_HEADERS.sub("", name)[:64]
-        if name not in self.left_out:
+        name = UNFIT_FOR_HEADERS.sub("", name[:64])
+        if len(self.left_out) < MOST_LEFT_OUT and name not in self.left_out:
             self.left_out.append(name)
 
     def cannot(self, message: str, param: str) -> None:

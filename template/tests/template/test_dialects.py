@@ -32,6 +32,7 @@ ALL = [(path, model) for path in ASKED for model in ("bridged", "native")]
 EACH = pytest.mark.parametrize(("path", "model"), ALL)
 CALL = Behaviour(tool_calls=(("weather", '{"city": "Zürich"}'),))
 JSON = {"content-type": "application/json"}
+NAMESPACE = {"type": "namespace", "name": "web"}
 TYPES = {"response.completed", "response.incomplete", "message_stop"}
 """Events that end a complete answer."""
 
@@ -580,3 +581,10 @@ def test_a_long_conversation_takes_no_more_than_its_length() -> None:
     asked = Responses(ResponsesRequest.model_validate({"input": [*system, *turns]}))
     assert time.process_time() - started < 2
     assert [len(str(message.content)) for message in asked.chat.messages] == [2000 * 5002 - 2, 2000 * 5000]
+
+
+def test_only_so_much_is_named_of_what_is_left_out() -> None:
+    """The names are a header, and a list that is searched for each of them."""
+    tools = [{"type": f"tool_{number}"} for number in range(20_000)]
+    asked = Responses(ResponsesRequest.model_validate({"input": "Hello", "tools": [{**NAMESPACE, "tools": tools}]}))
+    assert asked.left_out == [f"tool_{number}" for number in range(32)]

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from app.access.callers import hash_key
 from app.config import Settings
+from app.dialects.messages import MessagesRequest
+from app.dialects.responses import ResponsesRequest
 from app.http.bodies import LARGE, MEDIUM, MOST_MEMBERS, MOST_VALUES
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
@@ -84,6 +86,13 @@ MANY: dict[str, tuple[Any, dict[str, Any]]] = {
     "stop": (ChatRequest, {"messages": HELLO, "stop": [1] * 16}),
     "inputs": (EmbeddingRequest, {"input": [{}] * 2000}),
     "tokens": (EmbeddingRequest, {"input": [1, *["a"] * 2000]}),
+    "messages' system": (MessagesRequest, {"messages": HELLO, "max_tokens": 1, "system": [1] * 1000}),
+    "messages' messages": (MessagesRequest, {"messages": [{}] * 1000, "max_tokens": 1}),
+    "messages' blocks": (MessagesRequest, {"messages": [{"role": "user", "content": [1] * 1000}], "max_tokens": 1}),
+    "messages' stop": (MessagesRequest, {"messages": HELLO, "max_tokens": 1, "stop_sequences": [1] * 60}),
+    "responses' input": (ResponsesRequest, {"input": [1] * 1000}),
+    "responses' tools": (ResponsesRequest, {"input": "Hello", "tools": [1] * 500}),
+    "responses' include": (ResponsesRequest, {"input": "Hello", "include": [1] * 60}),
     "lists of tokens": (EmbeddingRequest, {"input": [[1], *[["a"] * 1000] * 1000]}),
 }
 
