@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from app.network import ADDRESS, is_injected, networks, origins, without_blanks
+from app.network import ADDRESS, check_list, is_injected
 
 SETTINGS_FILE = Path(__file__).with_name("settings.toml")
 TABLES = ("models", "callers")
@@ -44,10 +44,9 @@ def _split(value: Any) -> Any:
 StrList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 if TYPE_CHECKING:
-    Own = Any
+    Own = Any  # in the application's settings, the team's OwnSettings
 else:
     Own = dict[str, Any]
-"""The table `[own]` as it was read; in the application's settings, the team's OwnSettings."""
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 
@@ -214,7 +213,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
-    trusted_proxies: Annotated[StrList, AfterValidator(networks)] = []
+    trusted_proxies: StrList = []
     shutdown_grace: float = Field(default=30, ge=0, le=3600)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -229,19 +228,20 @@ class Settings(BaseSettings):
     playground: bool | None = None
     """None is on with `dev`, else off."""
 
-    cors_origins: Annotated[StrList, AfterValidator(origins)] = ["*"]
+    cors_origins: StrList = ["*"]
     cors_credentials: bool = False
 
     limit_storage: str = Field(
         default="async+memory://", pattern=r"^async\+(memory://$|(valkeys?|rediss?)(\+unix)?://.+)", repr=False
     )
-    image_hosts: Annotated[StrList, AfterValidator(without_blanks)] = []
+    image_hosts: StrList = []
     """`host` or `host:port` whose images and files LiteLLM may fetch over http too, and within the own network."""
     max_in_flight: int = Field(default=2000, gt=0)
     max_body_bytes: int = Field(default=20_000_000, gt=0)
     max_tokens_limit: int = Field(default=131072, gt=0)
     retries: int = Field(default=2, ge=0, le=10)
     timeouts: Timeouts = Timeouts()
+    _check_lists = field_validator("cors_origins", "trusted_proxies", "image_hosts", mode="after")(check_list)
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -7,45 +7,40 @@ import urllib.request
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from pydantic import ValidationInfo
+
 HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s/@:?#\[\]]+)(:[0-9]{1,5})?"
 ADDRESS = rf"^https?://{HOST}(/\S*)?$"
 """Of an API: without a user or a password."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
-def origins(texts: list[str]) -> list[str]:
-    """Return origins as browsers send them.
+def check_list(texts: list[str], info: ValidationInfo) -> list[str]:
+    """Return the entries of a setting that is a list of origins, proxies or hosts.
 
     Raises:
-        ValueError: one could never match: it is in upper case, or has a path or the scheme's own port.
+        ValueError: one of them could never match.
     """
-    if not all(ORIGIN.fullmatch(text) and not re.fullmatch("http:.*:80|https:.*:443", text) for text in texts):
-        raise ValueError("an origin is scheme://host[:port], in lower case, without a path and a default port")
+    check = {"cors_origins": _origins, "trusted_proxies": _networks}.get(info.field_name or "", _without_blanks)
+    check(texts)
     return texts
 
 
-def networks(texts: list[str]) -> list[str]:
-    """Return IP addresses and networks of them, or `*` alone.
+def _origins(texts: list[str]) -> None:
+    if not all(ORIGIN.fullmatch(text) and not re.fullmatch("http:.*:80|https:.*:443", text) for text in texts):
+        raise ValueError("an origin is scheme://host[:port], in lower case, without a path and a default port")
 
-    Raises:
-        ValueError: one is neither.
-    """
+
+def _networks(texts: list[str]) -> None:
     try:
         _ = texts == ["*"] or [ipaddress.ip_network(text) for text in texts]
     except ValueError:
         raise ValueError('a proxy is an address or a network, such as 10.0.0.0/8; or "*" alone') from None
-    return texts
 
 
-def without_blanks(texts: list[str]) -> list[str]:
-    """Return texts.
-
-    Raises:
-        ValueError: one is empty, or has a blank in it.
-    """
+def _without_blanks(texts: list[str]) -> None:
     if not all(re.fullmatch(r"\S+", text) for text in texts):
         raise ValueError("an entry is empty or has a blank in it")
-    return texts
 
 
 def with_mapped(texts: Iterable[str]) -> list[str]:

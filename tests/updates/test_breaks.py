@@ -68,7 +68,10 @@ def test_a_file_rewritten_is_caught(later: Later, tmp_path: Path) -> None:
 def test_a_changed_line_that_a_team_has_edited_is_caught(later: Later, tmp_path: Path) -> None:
     def change(repository: Path) -> None:
         replace(
-            repository, "retries: int = Field(default=2,", "retries: int = Field(default=3,", "template/app/config.py"
+            repository,
+            "shutdown_grace: float = Field(default=30,",
+            "shutdown_grace: float = Field(default=31,",
+            "template/app/config.py",
         )
 
     with pytest.raises(AssertionError, match=r"unmerged: \['app/config.py'\]"):
