@@ -3,7 +3,6 @@
 import asyncio
 import re
 import sys
-from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -95,14 +94,15 @@ async def read_json(request: Request, kind: type[W], memory: BodyMemory) -> W:
         parsed, taken = _parse_large(parts, kind, check=False)
     else:
         async with memory.parsing:
-            parsed, taken = await _to_its_end(asyncio.to_thread(_parse_large, parts, kind, check=True))
+            work = asyncio.to_thread(_parse_large, parts, kind, check=True)
+            parsed, taken = await _to_its_end(asyncio.create_task(work))
     memory.hold(exchange, size + taken)
     return parsed
 
 
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def _to_its_end(task: asyncio.Task[T]) -> T:
     """Return what a thread returns. Whoever is cancelled meanwhile waits for its end: nothing can stop it."""
-    task, cancelled = asyncio.create_task(work), None
+    cancelled = None
     while not task.done():
         try:
             await asyncio.wait([task])
@@ -118,9 +118,11 @@ def _parse_large(parts: list[bytes], kind: type[W], *, check: bool) -> tuple[W, 
     """Return a body as `kind`, and the bytes that its values take."""
     body = b"".join(parts)
     parts.clear()
-    if check:
+    if check and len(body) > LARGE:
         _check(body)
     values = _values(body)
+    if check and len(body) <= LARGE:  # what is not JSON is refused as such, and so few bytes may be built before
+        _check(body)
     del body
     return _fit(values, kind), _size(values)
 
@@ -160,7 +162,7 @@ def _check(body: bytes) -> None:
 
 
 def _size(value: Any) -> int:
-    """Return about how many bytes a parsed value takes, together with its copy for the provider, which shares its texts.
+    """Return about how many bytes a parsed value takes, and its copy for the provider, which shares its texts.
 
     A text takes up to four for each character.
     """

@@ -159,9 +159,8 @@ class Exchange:
             release()
 
     def _listen(self) -> None:
-        if self.reads_body and not self._body_read:
-            return
-        if self._wants_cancel and not self._listener and not self._is_receiving:
+        is_early = self.reads_body and not self._body_read
+        if self._wants_cancel and not self._listener and not self._is_receiving and not is_early:
             self._listener = asyncio.create_task(self._until_client_leaves())
 
     async def _next(self) -> Message:

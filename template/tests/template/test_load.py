@@ -244,7 +244,7 @@ def test_no_body_is_received_while_its_caller_is_not_admitted(
 ) -> None:
     """As where the storage of limits stalls."""
     received, before = [], []
-    original = Exchange._next
+    original = Exchange._next  # noqa: SLF001
 
     async def following(exchange: Exchange) -> Any:
         message = await original(exchange)
@@ -260,8 +260,12 @@ def test_no_body_is_received_while_its_caller_is_not_admitted(
     monkeypatch.setattr(Exchange, "_next", following)
     monkeypatch.setattr(LLMClient, "admitted", stalled)
     text = "x" * LARGE
-    fields = {"input": text} if path in {EMBEDDINGS, "/v1/responses"} else {"messages": [{"role": "user", "content": text}]}
-    answer = post(client, url, json.dumps(fields | {"model": "demo"} | ({"max_tokens": 9} if "messages" in path else {})), path)
+    fields = (
+        {"input": text} if path in {EMBEDDINGS, "/v1/responses"} else {"messages": [{"role": "user", "content": text}]}
+    )
+    answer = post(
+        client, url, json.dumps(fields | {"model": "demo"} | ({"max_tokens": 9} if "messages" in path else {})), path
+    )
     assert answer.status_code == 200
     assert before == [0]
     assert sum(received) > LARGE
