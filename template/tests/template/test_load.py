@@ -228,6 +228,24 @@ def test_who_only_announces_a_large_body_takes_no_memory_from_others(served: Cal
         assert httpx2.post(server.url + CHAT, content=large, headers=headers, timeout=60).status_code == 200
 
 
+def test_a_body_that_is_refused_or_left_gives_its_share_back(served: Callable[..., Served]) -> None:
+    server = served(settings={"max_body_memory": 4 * LARGE, "max_body_bytes": 19_000_000})
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * LARGE}]}).encode()
+
+    def ask(content: Any, key: str = "a") -> httpx2.Response:
+        return httpx2.post(
+            server.url + CHAT, content=content, headers=JSON | {"Authorization": f"Bearer {key}"}, timeout=60
+        )
+
+    with begun(server.url, body=b"x" * 2 * LARGE):
+        assert until(lambda: ask(body, "b"), lambda answer: answer.status_code == 503).status_code == 503
+    assert until(lambda: ask(body, "b"), lambda answer: answer.status_code == 200).status_code == 200
+    for content, status in ((iter([b"x" * 10_000_000] * 2), 413), (b"x" * 2 * LARGE, 400), (body[:-1], 400)):
+        with contextlib.suppress(httpx2.WriteError):  # the answer comes before all is sent
+            assert ask(content).status_code == status
+        assert until(lambda: ask(body, "b"), lambda answer: answer.status_code == 200).status_code == 200
+
+
 def test_one_caller_takes_at_most_half_of_the_memory_beside_its_first_body() -> None:
     memory, first, second, other = BodyMemory(100), Mock(caller="a"), Mock(caller="a"), Mock(caller="b")
     memory.hold(first, 30)
