@@ -223,7 +223,7 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """A port of 127.0.0.1 alone, where `/metrics` needs no key; None is no such port."""
     max_body_memory: int = Field(default=120_000_000, gt=0)
-    """Bytes that bodies of more than 64 kB may take together, in each process."""
+    """Bytes that bodies of more than 64 kB, or with many values, may take in each process; one caller's half."""
     telemetry: bool = False
     playground: bool | None = None
     """None is on with `dev`, else off."""

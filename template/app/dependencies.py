@@ -98,6 +98,7 @@ async def read_body(request: Request, kind: type[W], llm: LLMClient) -> W:
     media_type = _header(request, b"content-type").partition(b";")[0].strip().lower()
     if media_type != b"application/json" and not media_type.endswith(b"+json"):
         raise HTTPException(415, "Send the body as Content-Type: application/json.")
+    exchange_of(request.scope).reads_body = True  # which is not received before its caller is admitted
     async with llm.admitted():
         return await read_json(request, kind, state_of(request).bodies)
 

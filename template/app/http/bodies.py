@@ -13,14 +13,18 @@ from app.errors import InvalidJSON, InvalidRequest, Overloaded, unfit
 from app.http.exchange import Exchange, exchange_of
 from app.models import Wire
 
+SMALL, SLIGHT = 4 * 1024, 1_000
+"""Bytes and values up to which a body is parsed as it is. With more of both, it counts in `max_body_memory`."""
 LARGE = 64 * 1024
-"""Bytes from which a body's values are bounded, and it counts in `max_body_memory`."""
+"""Bytes from which a body counts in `max_body_memory` while it is received, whatever is in it."""
 MEDIUM, FEW = 1024 * 1024, 5_000
-"""Bytes and values from which it is parsed in a thread, one at a time, so that the event loop gets its turns."""
+"""Bytes and values from which it is counted, and parsed in a thread, one at a time: the event loop gets its turns."""
 PUNCTUATION = (b":", b"[", b"{", b",")
 """At least one of them for each value: the first for a name in an object, the last between two values."""
 MOST_MEMBERS = 50_000
 """Objects, lists, and names in objects, of a large body. Each takes up to a kilobyte, and 10 microseconds."""
+BYTES_OF_A_MEMBER = 8
+"""A body up to `LARGE` may have one of them for each so many bytes, and `FEW` in any case."""
 MOST_VALUES = 300_000
 """Values of a large body. OpenAI takes as many tokens to embed in one request."""
 MOST_DIGITS = 300
@@ -29,13 +33,14 @@ OVERFLOW = re.compile(rb"[eE]\+?0*[1-9][0-9]{2}")
 """A number from 1e100 on, such as 1e999, which is infinite and would be one error each."""
 
 W = TypeVar("W", bound=Wire)
+T = TypeVar("T")
 
 
 class BodyMemory:
-    """The memory of all large bodies, each from before it is received to the end of its request.
+    """The memory of all large bodies, each from its first 64 kB to the end of its request.
 
     Args:
-        most: bytes that they may take together. One alone is always let in.
+        most: bytes that they may take together, and one caller's half of that. One alone is always let in.
 
     Attributes:
         parsing: held by the request whose body is being parsed.
@@ -50,10 +55,11 @@ class BodyMemory:
         """Hold so many bytes for a request, in all.
 
         Raises:
-            Overloaded: others leave too little.
+            Overloaded: others, or the same caller's others, leave too little.
         """
         others = sum(self._held.values()) - self._held.get(exchange, 0)
-        if others and others + size > self._most:
+        own = sum(held for other, held in self._held.items() if other.caller == exchange.caller and other != exchange)
+        if (others and others + size > self._most) or (own and 2 * (own + size) > self._most):
             raise Overloaded("This server is busy with other large bodies. Try again.", retry_after=1)
         self._held[exchange] = size
 
@@ -72,31 +78,51 @@ async def read_json(request: Request, kind: type[W], memory: BodyMemory) -> W:
     """
     parts: list[bytes] = []  # not request.body(), which keeps the bytes until the request ends
     exchange = exchange_of(request.scope)
-    size, received = exchange.declared_length or 0, 0
+    size = 0
     async for part in request.stream():
         parts.append(part)
-        received += len(part)
-        size = max(size, received)  # a chunked body declares no length
+        size += len(part)  # not the declared length: nobody takes memory by announcing much
         if size > LARGE:
             memory.hold(exchange, 2 * size)  # as JSON and parsed; then parsed and as JSON for a provider
-    if size <= LARGE:
+    marks = 0
+    if SMALL < size <= MEDIUM:
+        parts[:] = [b"".join(parts)]
+        marks = sum(map(parts[0].count, PUNCTUATION[1:]))
+    if size <= LARGE and marks <= SLIGHT:
         return _fit(_values(b"".join(parts)), kind)
-    if size <= MEDIUM and sum(map(b"".join(parts).count, PUNCTUATION[1:])) <= FEW:
+    if size <= MEDIUM and marks <= FEW:
         parsed, taken = _parse_large(parts, kind, check=False)
     else:
         async with memory.parsing:
-            parsed, taken = await asyncio.to_thread(_parse_large, parts, kind, check=True)
+            work = asyncio.to_thread(_parse_large, parts, kind, check=True)
+            parsed, taken = await _to_its_end(asyncio.create_task(work))
     memory.hold(exchange, size + taken)
     return parsed
+
+
+async def _to_its_end(task: asyncio.Task[T]) -> T:
+    """Return what a thread returns. Whoever is cancelled meanwhile waits for its end: nothing can stop it."""
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        task.exception()  # seen, so not logged
+        raise cancelled
+    return task.result()
 
 
 def _parse_large(parts: list[bytes], kind: type[W], *, check: bool) -> tuple[W, int]:
     """Return a body as `kind`, and the bytes that its values take."""
     body = b"".join(parts)
     parts.clear()
-    if check:
+    if check and len(body) > LARGE:
         _check(body)
     values = _values(body)
+    if check and len(body) <= LARGE:  # what is not JSON is refused as such, and so few bytes may be built before
+        _check(body)
     del body
     return _fit(values, kind), _size(values)
 
@@ -123,10 +149,11 @@ def _check(body: bytes) -> None:
     """
     if b"\\" in body:
         body = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    most = MOST_MEMBERS if len(body) > LARGE else max(FEW, len(body) // BYTES_OF_A_MEMBER)
     strings = body.split(b'"', 2 * MOST_VALUES)
     outside = b"".join(strings[::2])
-    if sum(map(outside.count, PUNCTUATION[:3])) > MOST_MEMBERS:
-        raise InvalidRequest(f"The body has more than {MOST_MEMBERS} objects, lists and names in it.")
+    if sum(map(outside.count, PUNCTUATION[:3])) > most:
+        raise InvalidRequest(f"The body has more than {most} objects, lists and names in it.")
     if outside.count(b",") >= MOST_VALUES or len(strings) > 2 * MOST_VALUES:
         raise InvalidRequest(f"The body has more than {MOST_VALUES} values in it.")
     numbers = outside.translate(None, b" \t\r\n:[]{}").split(b",")
@@ -135,9 +162,12 @@ def _check(body: bytes) -> None:
 
 
 def _size(value: Any) -> int:
-    """Return about how many bytes a parsed value takes. A text takes up to four for each character."""
+    """Return about how many bytes a parsed value takes, and its copy for the provider, which shares its texts.
+
+    A text takes up to four for each character.
+    """
     if isinstance(value, dict):
-        return 512 + sum(map(_size, value)) + sum(map(_size, value.values()))
+        return 2 * (256 + sys.getsizeof(value)) + sum(map(_size, value)) + sum(map(_size, value.values()))
     if isinstance(value, list):
-        return 512 + sum(map(_size, value))
+        return 2 * (256 + sys.getsizeof(value)) + sum(map(_size, value))
     return sys.getsizeof(value)

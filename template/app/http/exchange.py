@@ -36,6 +36,7 @@ class Exchange:
         totals: the sum of the request's calls of models.
         status: the response's status; 0 until it has started.
         error: code of the error that was sent.
+        reads_body: whether the endpoint reads the body itself, so that nobody else receives it before.
         sends_events: whether the response is a stream of server-sent events.
         aborted_by: the error that the server ends this request with.
         sent_all: whether the whole response has been sent.
@@ -51,6 +52,7 @@ class Exchange:
         self.totals = CallTotals()
         self.status = 0
         self.error: str | None = None
+        self.reads_body = False
         self.sends_events = False
         self.aborted_by: AppError | None = None
         self.client_left = False
@@ -138,7 +140,7 @@ class Exchange:
         self._wants_cancel = True
         if self._body_read:
             self._listen()
-        else:  # an endpoint that reads the body does so now, and we listen when it has
+        else:  # an endpoint that reads the body says so now (`reads_body`), and we listen when it has
             asyncio.get_running_loop().call_soon(self._listen)
 
     def abort(self, error: AppError) -> None:
@@ -157,7 +159,8 @@ class Exchange:
             release()
 
     def _listen(self) -> None:
-        if self._wants_cancel and not self._listener and not self._is_receiving:
+        is_early = self.reads_body and not self._body_read
+        if self._wants_cancel and not self._listener and not self._is_receiving and not is_early:
             self._listener = asyncio.create_task(self._until_client_leaves())
 
     async def _next(self) -> Message:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -301,7 +302,7 @@ def test_a_server_that_can_not_answer_says_so_in_each_dialect(
             model = "native"
         elif "large" in why:
             more = {"metadata": {"of": "x" * 99_000}}
-            served.state.bodies.hold(object(), 1)
+            served.state.bodies.hold(Mock(caller="other"), 1)
         elif "full" in why:
             upstream.queue(Behaviour(stall_after=2))
             call = calls.enter_context(Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True))

@@ -5,19 +5,24 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from app.access.callers import hash_key
 from app.config import Settings
 from app.dialects.messages import MessagesRequest
 from app.dialects.responses import ResponsesRequest
-from app.http.bodies import LARGE, MEDIUM, MOST_MEMBERS, MOST_VALUES
+from app.errors import Overloaded
+from app.http.bodies import LARGE, MEDIUM, MOST_MEMBERS, MOST_VALUES, BodyMemory, read_json
+from app.http.exchange import Exchange
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.main import create_app
@@ -107,7 +112,7 @@ def test_validation_ends_at_the_first_error_of_a_list(name: str) -> None:
 
 def test_very_many_errors_are_not_listed(client: httpx2.Client, url: str) -> None:
     """Infinite numbers, which no list's end at the first error can stop, in a field that is passed on as it is."""
-    numbers = ",".join(["1e999"] * 10_000)
+    numbers = ",".join(["1e999"] * 500)
     answer = post(client, url, with_member("extra", f"[{numbers}]", '{"messages":' + json.dumps(HELLO)))
     assert (answer.status_code, answer.json()["detail"]) == (422, "More than 100 values are invalid.")
 
@@ -197,6 +202,138 @@ def test_large_bodies_share_a_bounded_memory(served: Callable[..., Served], stub
         stream.leave()
         assert until(ask, lambda answer: answer.status_code == 200).status_code == 200
     assert ask().status_code == 200, "and what it held is free again"
+
+
+def dense(count: int) -> bytes:
+    """Return a body under 64 kB with so many empty objects in it."""
+    return f'{{"messages":{json.dumps(HELLO)},"metadata":{{"of":[{",".join(["{}"] * count)}]}}}}'.encode()
+
+
+def test_a_small_body_may_not_have_very_many_values(client: httpx2.Client, url: str) -> None:
+    body = dense(20_500)
+    assert len(body) < LARGE
+    answer = post(client, url, body)
+    assert answer.status_code == 422
+    assert "objects, lists and names" in answer.json()["detail"]
+
+
+def test_a_small_body_may_list_as_many_tokens_as_any(client: httpx2.Client, url: str) -> None:
+    assert post(client, url, json.dumps({"input": [[1]] * 2048, "dimensions": 8}), EMBEDDINGS).status_code == 200
+
+
+def test_small_bodies_with_many_values_share_the_memory_too(served: Callable[..., Served], stub: Stub) -> None:
+    server = served(settings={"max_body_memory": MEGABYTE})
+    stub.default = Behaviour(stall_after=3)
+    with server.stream(metadata={"of": [{}] * 4000}) as stream:
+        next(stream.events)
+        stub.default = Behaviour()
+        headers = JSON | {"Authorization": "Bearer b"}
+        assert httpx2.post(server.url + CHAT, content=dense(4000), headers=headers, timeout=60).status_code == 503
+        assert server.ask().status_code == 200, "one with few values needs none of it"
+        stream.leave()
+
+
+def test_who_only_announces_a_large_body_takes_no_memory_from_others(served: Callable[..., Served]) -> None:
+    server = served(max_in_flight=1, settings={"max_body_memory": 4 * LARGE})
+    large = json.dumps({"messages": [{"role": "user", "content": "x" * LARGE}]}).encode()
+    with begun(server.url, body=b"{"):
+        assert until(server.ask, lambda answer: answer.status_code == 429).status_code == 429
+        headers = JSON | {"Authorization": "Bearer b"}
+        assert httpx2.post(server.url + CHAT, content=large, headers=headers, timeout=60).status_code == 200
+
+
+def test_a_body_that_is_refused_or_left_gives_its_share_back(served: Callable[..., Served]) -> None:
+    server = served(settings={"max_body_memory": 4 * LARGE, "max_body_bytes": 19_000_000})
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * LARGE}]}).encode()
+
+    def ask(content: Any, key: str = "a") -> httpx2.Response:
+        return httpx2.post(
+            server.url + CHAT, content=content, headers=JSON | {"Authorization": f"Bearer {key}"}, timeout=60
+        )
+
+    with begun(server.url, body=b"x" * 2 * LARGE):
+        assert until(lambda: ask(body, "b"), lambda answer: answer.status_code == 503).status_code == 503
+    assert until(lambda: ask(body, "b"), lambda answer: answer.status_code == 200).status_code == 200
+    for content, status in ((iter([b"x" * 10_000_000] * 2), 413), (b"x" * 2 * LARGE, 400), (body[:-1], 400)):
+        with contextlib.suppress(httpx2.WriteError):  # the answer comes before all is sent
+            assert ask(content).status_code == status
+        assert until(lambda: ask(body, "b"), lambda answer: answer.status_code == 200).status_code == 200
+
+
+def test_one_caller_takes_at_most_half_of_the_memory_beside_its_first_body() -> None:
+    memory, first, second, other = BodyMemory(100), Mock(caller="a"), Mock(caller="a"), Mock(caller="b")
+    memory.hold(first, 30)
+    with pytest.raises(Overloaded):
+        memory.hold(second, 30)
+    memory.hold(other, 70)
+    memory.release(first)
+    memory.hold(second, 30)
+
+
+@pytest.mark.parametrize("path", [CHAT, EMBEDDINGS, "/v1/messages", "/v1/responses"])
+def test_no_body_is_received_while_its_caller_is_not_admitted(
+    client: httpx2.Client, url: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """As where the storage of limits stalls."""
+    received, before = [], []
+    original = Exchange._next  # noqa: SLF001
+
+    async def following(exchange: Exchange) -> Any:
+        message = await original(exchange)
+        received.append(len(message.get("body", b"")))
+        return message
+
+    @contextlib.asynccontextmanager
+    async def stalled(_: LLMClient) -> AsyncIterator[None]:
+        await asyncio.sleep(0.2)
+        before.append(sum(received))
+        yield
+
+    monkeypatch.setattr(Exchange, "_next", following)
+    monkeypatch.setattr(LLMClient, "admitted", stalled)
+    text = "x" * LARGE
+    fields = (
+        {"input": text} if path in {EMBEDDINGS, "/v1/responses"} else {"messages": [{"role": "user", "content": text}]}
+    )
+    answer = post(
+        client, url, json.dumps(fields | {"model": "demo"} | ({"max_tokens": 9} if "messages" in path else {})), path
+    )
+    assert answer.status_code == 200
+    assert before == [0]
+    assert sum(received) > LARGE
+
+
+def test_who_leaves_while_a_body_is_parsed_holds_its_share_until_the_thread_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def parse(*_: Any, **__: Any) -> None:
+        began.set()
+        go_on.wait(60)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"x" * (MEDIUM + 1)}
+
+    async def leave() -> None:
+        memory, scope = BodyMemory(1), {"type": "http", "headers": [], "app.exchange": Mock(caller="a")}
+        reading = asyncio.create_task(read_json(Request(scope, receive), ChatRequest, memory))
+        await asyncio.to_thread(began.wait, 60)
+        for _ in range(2):  # its client leaves, and then the server shuts down
+            reading.cancel()
+            await asyncio.sleep(0.05)
+            assert memory.parsing.locked()
+        assert not reading.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert not memory.parsing.locked()
+
+    monkeypatch.setattr("app.http.bodies._parse_large", parse)
+    try:
+        asyncio.run(leave())
+    finally:
+        go_on.set()
 
 
 # Limits.
