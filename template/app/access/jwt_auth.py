@@ -57,8 +57,7 @@ class JwtAuth:
         self._keys: list[PublicKey] = []
         self._fetched_at = self._tried_at = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
-        self._max_waiting = max_waiting
-        self._waiting = 0
+        self._places = asyncio.Semaphore(max_waiting)
         with contextlib.suppress(ValueError):  # it is registered already
             jwt.register_algorithm("Ed25519", OKPAlgorithm())
 
@@ -115,21 +114,15 @@ class JwtAuth:
             if self._fetching is None or self._fetching.done():
                 # A task of its own: who leaves doesn't end it for the others.
                 self._fetching = asyncio.create_task(self._fetch())
-                await self._wait_for(self._fetching)
-            elif not known:
-                if self._keys or self._waiting >= self._max_waiting:
-                    raise AuthUnavailable("The issuer's keys are being fetched. Try again.", retry_after=1)
-                await self._wait_for(self._fetching)
+            elif known:
+                return named()
+            elif self._keys or self._places.locked():
+                raise AuthUnavailable("The issuer's keys are being fetched. Try again.", retry_after=1)
+            async with self._places:
+                await asyncio.shield(self._fetching)
         if not self._keys:
             raise AuthUnavailable("The issuer of tokens can't be reached. Try again.", retry_after=FETCH_AGAIN_AFTER)
         return named()
-
-    async def _wait_for(self, fetching: asyncio.Task[None]) -> None:
-        self._waiting += 1
-        try:
-            await asyncio.shield(fetching)
-        finally:
-            self._waiting -= 1
 
     async def _fetch(self) -> None:
         """Fetch the issuer's keys. If that fails, the keys that we have stay valid."""
@@ -169,10 +162,9 @@ def _public_keys(key_set: Any) -> Iterator[PublicKey]:
                     yield jwk.get("kid"), algorithms, key.key
 
 
-def _name(subject: Any) -> str:
+def _name(text: Any) -> str:
     """Return the name of a subject, which no caller with a key has, and no other subject."""
-    if not isinstance(subject, str) or not subject:  # a number would be named like its text; RFC 7519, section 4.1.2
+    if not isinstance(text, str) or not text:  # a number would be named like its text; RFC 7519, section 4.1.2
         raise InvalidSubjectError
-    digest = hashlib.sha256(subject.encode()).hexdigest()  # half a character raises an error here
-    is_hashed = len(subject) > LONGEST_SUBJECT or subject.startswith("sha256:")
-    return JWT_NAMES + (f"sha256:{digest}" if is_hashed else subject)
+    digest = hashlib.sha256(text.encode()).hexdigest()  # half a character raises an error here
+    return JWT_NAMES + (f"sha256:{digest}" if len(text) > LONGEST_SUBJECT or text.startswith("sha256:") else text)
