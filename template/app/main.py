@@ -100,7 +100,7 @@ def create_app(settings: Settings | None = None) -> App:
     if settings.auth.jwt:
         from app.access.jwt_auth import JwtAuth
 
-        app.state.jwt_auth = JwtAuth(settings.auth.jwt)
+        app.state.jwt_auth = JwtAuth(settings.auth.jwt, max_waiting=max(1, settings.max_in_flight // 2))
     install_problem_handlers(app)
     for module in (models, health):
         app.include_router(module.router)

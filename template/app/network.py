@@ -63,13 +63,20 @@ def host_of(address: str) -> str:
 def proxy_for(address: str) -> str | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an address, or None."""
     parts = urlsplit(address)
-    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname) or _is_in_no_proxy(parts.hostname):
+    host = host_of(address)
+    if not re.search(r":[0-9]+$", host):
+        host += ":443" if parts.scheme == "https" else ":80"
+    exempt = any(map(urllib.request.proxy_bypass, (host, re.sub(r"[\[\]]", "", host))))  # IPv6: in brackets, or bare
+    if exempt or not parts.hostname or _is_in_no_proxy(parts.hostname):
         return None
     return urllib.request.getproxies().get(parts.scheme)
 
 
 def exempt_from_proxies(addresses: Iterable[str]) -> None:
-    """Add the hosts of addresses that a network in NO_PROXY covers to it, for libraries that know no networks there."""
+    """Add the hosts of addresses that a network in NO_PROXY covers to it, for libraries that know no networks there.
+
+    An entry with a port is left as it is: the host alone would exempt its other ports too.
+    """
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [urlsplit(address).hostname or "" for address in addresses] if name in os.environ else []
         for host in dict.fromkeys(filter(_is_in_no_proxy, hosts)):
@@ -78,14 +85,14 @@ def exempt_from_proxies(addresses: Iterable[str]) -> None:
 
 
 def _is_in_no_proxy(host: str) -> bool:
-    """Return whether NO_PROXY has a network (CIDR) with this address in it."""
+    """Return whether NO_PROXY has this address, in any spelling, or a network (CIDR) with it."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
     for entry in urllib.request.getproxies().get("no", "").split(","):
         try:
-            if "/" in entry and address in ipaddress.ip_network(entry.strip(), strict=False):
+            if address in ipaddress.ip_network(re.sub(r"[\[\]\s]", "", entry), strict=False):
                 return True
         except ValueError:  # the name of a host
             continue

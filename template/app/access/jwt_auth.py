@@ -48,14 +48,16 @@ class JwtAuth:
 
     Args:
         settings: the issuer, and what its subjects may use.
+        max_waiting: how many may wait for the issuer's first keys at once, 1 or more. Anybody can send a token.
     """
 
-    def __init__(self, settings: JwtSettings) -> None:
+    def __init__(self, settings: JwtSettings, max_waiting: int = 1000) -> None:
         self._settings = settings
         self._models = frozenset(settings.models) if settings.models is not None else None
         self._keys: list[PublicKey] = []
         self._fetched_at = self._tried_at = float("-inf")
-        self._lock = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
+        self._places = asyncio.Semaphore(max_waiting)
         with contextlib.suppress(ValueError):  # it is registered already
             jwt.register_algorithm("Ed25519", OKPAlgorithm())
 
@@ -68,7 +70,7 @@ class JwtAuth:
 
         Raises:
             Unauthorized: the token is not for this service, not signed by the issuer, or not valid now.
-            AuthUnavailable: the issuer's keys can't be fetched.
+            AuthUnavailable: the issuer's keys can't be fetched, or are being fetched just now.
         """
         try:
             name = _name((await self._claims(token))[self._settings.subject])
@@ -108,10 +110,16 @@ class JwtAuth:
         now = time.monotonic()
         known = bool(named())
         stale = not known or now > self._fetched_at + KEYS_FOR
-        if stale and now > self._tried_at + FETCH_AGAIN_AFTER and not (known and self._lock.locked()):
-            async with self._lock:
-                if now > self._tried_at + FETCH_AGAIN_AFTER:
-                    await self._fetch()
+        if stale and now > self._tried_at + FETCH_AGAIN_AFTER:
+            if self._fetching is None or self._fetching.done():
+                # A task of its own: who leaves doesn't end it for the others.
+                self._fetching = asyncio.create_task(self._fetch())
+            elif known:
+                return named()
+            elif self._keys or self._places.locked():
+                raise AuthUnavailable("The issuer's keys are being fetched. Try again.", retry_after=1)
+            async with self._places:
+                await asyncio.shield(self._fetching)
         if not self._keys:
             raise AuthUnavailable("The issuer of tokens can't be reached. Try again.", retry_after=FETCH_AGAIN_AFTER)
         return named()
@@ -154,10 +162,9 @@ def _public_keys(key_set: Any) -> Iterator[PublicKey]:
                     yield jwk.get("kid"), algorithms, key.key
 
 
-def _name(subject: Any) -> str:
+def _name(text: Any) -> str:
     """Return the name of a subject, which no caller with a key has, and no other subject."""
-    if type(subject) not in (str, int) or subject == "":
+    if not isinstance(text, str) or not text:  # a number would be named like its text; RFC 7519, section 4.1.2
         raise InvalidSubjectError
-    text = f"{subject}"
     digest = hashlib.sha256(text.encode()).hexdigest()  # half a character raises an error here
     return JWT_NAMES + (f"sha256:{digest}" if len(text) > LONGEST_SUBJECT or text.startswith("sha256:") else text)

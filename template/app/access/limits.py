@@ -170,6 +170,8 @@ class Admission:
                 await self._limiter.on_storage(self._reserve)
         except BaseException as error:
             self._leave_places()
+            if self._reserved:
+                await self._limiter.on_storage(self._give_back)
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
@@ -246,9 +248,7 @@ class Admission:
 
     async def _refuse(self, storage: Storage, kind: str, limit: str, reset_at: float | None) -> None:
         self._refused_by = kind
-        for _, key, cost, _ in self._reserved:
-            await storage.incr(key, 60, amount=-cost)
-        self._reserved.clear()
+        await self._give_back(storage)
         if reset_at is None:
             raise RateLimited(
                 f"This request alone could use more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
@@ -258,12 +258,22 @@ class Admission:
         message = f"This {kind} has reached its limit of {limit} a minute."
         raise RateLimited(message, retry_after=wait, headers=self.headers)
 
+    async def _give_back(self, storage: Storage) -> None:
+        """Give back what was reserved, for a call that is not made; nothing twice, whenever this is cancelled."""
+        while self._reserved:
+            _, key, cost, window_end = self._reserved.pop()
+            if self._may_refund(storage, window_end):
+                await storage.incr(key, 60, amount=-cost)
+
+    def _may_refund(self, storage: Storage, window_end: float) -> bool:
+        """Return whether the window that was charged still runs, whose end a Valkey tells to the second."""
+        return storage is self._charged and _now(storage) < window_end - 1
+
     async def _settle(self, storage: Storage) -> None:
         for kind, key, cost, window_end in self._reserved:
             used, at_least = self._used.get(kind, (0, False))
             owed = (max(used, cost) if at_least else used) - (cost if storage is self._charged else 0)
-            # A refund belongs to the window that was charged, whose end a Valkey tells to the second.
-            if owed > 0 or (owed < 0 and _now(storage) < window_end - 1):
+            if owed > 0 or (owed < 0 and self._may_refund(storage, window_end)):
                 await storage.incr(key, 60, amount=owed)
 
     def _estimate(self) -> int:

@@ -60,7 +60,7 @@ class Retries:
         failed: Target | None = None
         for candidate in self._candidates(call):
             if candidate is not call.target and not await self._admit(call, candidate):
-                self._breakers.undecided(candidate.name)
+                self._breakers.undecided(candidate.name, call)
                 continue
             if failed:
                 self._metrics.fallbacks(failed.name).inc()
@@ -68,13 +68,13 @@ class Retries:
             try:
                 answer = await self._try_model(call, candidate, attempt)
             except asyncio.CancelledError:
-                self._breakers.undecided(candidate.name)
+                self._breakers.undecided(candidate.name, call)
                 raise
             except (InvalidRequest, ProviderRefused) as refusal:
                 if isinstance(refusal, ProviderRefused):
                     self._answered(candidate)
                 else:
-                    self._breakers.undecided(candidate.name)
+                    self._breakers.undecided(candidate.name, call)
                 if candidate is call.target:
                     raise
                 if failure is None:
@@ -83,7 +83,7 @@ class Retries:
             except ProviderError as error:
                 failure, failed = error, candidate
                 if isinstance(error, ProviderMisconfigured | ProviderNotConfigured):
-                    self._breakers.undecided(candidate.name)  # our fault: it says nothing about the provider
+                    self._breakers.undecided(candidate.name, call)  # our fault: it says nothing about the provider
                 else:
                     self._breakers.failed(candidate.name, call.caller_name, unreached=error.unreached)
                 self._metrics.circuit_open(candidate.name).set(self._breakers.is_open(candidate.name))
@@ -111,7 +111,7 @@ class Retries:
         candidates = [call.target, *fallbacks]
         skipped = 0
         for candidate in candidates:
-            if self._breakers.lets_through(candidate.name, call.caller_name):
+            if self._breakers.lets_through(candidate.name, call.caller_name, call):
                 yield candidate
             else:
                 skipped += 1

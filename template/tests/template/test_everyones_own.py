@@ -134,9 +134,64 @@ def test_one_callers_failures_take_a_model_from_that_caller_alone(stub: Stub) ->
         assert [answers("bad", Behaviour()) for _ in range(2)] == ["demo", "demo"]
         assert answers("good", Behaviour()) == "a"
         assert answers("bad", Behaviour()) == "a", "an answer closes it for all"
-        for caller in ("bad", "good", "bad"):
+        for caller in ("bad", "good", "bad", "good"):
             assert answers(caller, FAILS) == "demo"
         assert answers("other", Behaviour()) == "demo", "the failures of two are the model's own"
+
+
+def test_one_callers_failures_make_nobody_elses_weigh_more() -> None:
+    breakers = CircuitBreakers()
+    for _ in range(5 * FAILURES):
+        breakers.failed("a", "bad")
+    breakers.failed("a", "good")
+    assert [breakers.lets_through("a", caller) for caller in ("bad", "good", "other")] == [False, True, True]
+    breakers.failed("a", "good")
+    assert not breakers.lets_through("a", "other")
+
+
+def test_one_failed_connection_beside_one_callers_failures_concerns_nobody_else() -> None:
+    breakers = CircuitBreakers()
+    for _ in range(FAILURES):
+        breakers.failed("a", "bad")
+    breakers.failed("a", "good", unreached=True)
+    assert breakers.lets_through("a", "other")
+    breakers.failed("a", "bad", unreached=True)
+    assert not breakers.lets_through("a", "other")
+
+
+def test_an_older_call_that_is_given_up_opens_nothing_by_half() -> None:
+    now = SimpleNamespace(seconds=0.0)
+    breakers = CircuitBreakers(lambda: now.seconds)
+    older, probe = object(), object()
+    assert breakers.lets_through("a", "x", older)
+    for caller in ("x", "x", "y", "y"):
+        breakers.failed("a", caller)
+    breakers.undecided("a", older)
+    assert not breakers.lets_through("a", "x", object())
+    now.seconds += SECONDS
+    assert breakers.lets_through("a", "x", probe)
+    breakers.undecided("a", older)
+    assert not breakers.lets_through("a", "x", object())
+    breakers.undecided("a", probe)
+    assert breakers.lets_through("a", "x", object())
+
+
+def test_a_client_that_leaves_an_older_call_does_not_let_the_next_one_through(
+    ask: Callable[..., Ask], stub: Stub
+) -> None:
+    asked = ask()
+    stub.queue(Behaviour(delay_headers=60))
+    with Call(asked.url, asked.key, model="a") as older:
+        assert stub.wait_until(lambda: len(stub.requests) == 1)
+        assert [model_of(asked("a")) for _ in range(FAILURES)] == ["b"] * FAILURES
+        older.leave()
+    assert stub.requests[0].closed.wait(20)
+    tried = len(stub.requests)
+    deadline = time.monotonic() + 20
+    while asked.in_flight and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert model_of(asked("a")) == "b"
+    assert len(stub.requests) == tried
 
 
 def test_a_model_that_can_not_be_connected_to_is_skipped_for_all() -> None:

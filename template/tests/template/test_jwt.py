@@ -9,7 +9,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +392,7 @@ def test_long_subjects_are_told_apart_to_their_end(steady: Issuer) -> None:
     assert max(map(len, names)) < 200
 
 
-@pytest.mark.parametrize("subject", [None, True, "", [], {}, 1.5, "\ud800"], ids=str)
+@pytest.mark.parametrize("subject", [None, True, 5, "", [], {}, 1.5, "\ud800"], ids=str)
 def test_a_subject_that_is_no_name_is_refused(steady: Issuer, subject: Any) -> None:
     signed = jwt.encode(claims() | {"uid": subject}, EC.private, "ES256", headers={"kid": "ec"})
     with pytest.raises(Unauthorized):
@@ -590,7 +592,99 @@ def test_while_keys_are_fetched_again_those_that_we_have_are_good(
     asyncio.run(find_meanwhile())
 
 
+def test_who_names_an_unknown_key_does_not_wait_for_a_fetch_that_runs(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else anybody could take all places of the service while the issuer stalls."""
+    auth = auth_of(issuer)
+    find(auth, EC.token())
+    monkeypatch.setattr(jwt_auth, "FETCH_AGAIN_AFTER", 0)
+    monkeypatch.setattr(jwt_auth, "FETCH_WITHIN", 60)
+    issuer.speaks.clear()
+
+    async def find_meanwhile() -> None:
+        first = asyncio.create_task(auth.find(EC.token(header={"kid": "made up"})))
+        await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(10):
+                for number in range(20):
+                    with pytest.raises(AuthUnavailable) as refused:
+                        await auth.find(EC.token(header={"kid": f"made up {number}"}))
+                    assert refused.value.headers["Retry-After"] == "1"
+                assert await auth.find(EC.token())
+        finally:
+            issuer.speaks.set()
+        with pytest.raises(Unauthorized):
+            await first
+
+    asyncio.run(find_meanwhile())
+
+
+def test_no_more_wait_for_the_first_keys_than_may(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwt_auth, "FETCH_WITHIN", 60)
+    auth = JwtAuth(JwtSettings(issuer=ISSUER, audience=[AUDIENCE], jwks_url=issuer.url), max_waiting=3)
+    issuer.speaks.clear()
+
+    async def find_meanwhile() -> None:
+        waiting = [asyncio.create_task(auth.find(EC.token())) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(AuthUnavailable):
+                    await auth.find(EC.token())
+        finally:
+            issuer.speaks.set()
+        assert len(await asyncio.gather(*waiting)) == 3
+
+    asyncio.run(find_meanwhile())
+    assert issuer.fetches == 1
+
+
+def test_who_leaves_does_not_end_the_fetch_that_others_wait_for(issuer: Issuer) -> None:
+    auth = auth_of(issuer)
+    issuer.speaks.clear()
+
+    async def leave() -> None:
+        leaves, stays = (asyncio.create_task(auth.find(EC.token())) for _ in range(2))
+        await asyncio.sleep(0.05)
+        leaves.cancel()
+        await asyncio.sleep(0.05)
+        issuer.speaks.set()
+        assert await stays
+
+    asyncio.run(leave())
+    assert issuer.fetches == 1
+
+
 # Over HTTP.
+
+
+def test_tokens_take_at_most_half_of_the_places_while_the_issuer_stalls(issuer: Issuer) -> None:
+    jwt_settings: Any = {"issuer": ISSUER, "audience": AUDIENCE, "jwks_url": issuer.url}
+    callers: Any = {"web": {"key_sha256": hash_key("key")}}
+    table: Any = {"demo": {"upstream": "demo/echo"}}
+    settings = Settings(
+        models=table,
+        default_model="demo",
+        callers=callers,
+        auth={"jwt": jwt_settings},  # type: ignore[arg-type]
+        max_in_flight=4,
+    )
+    issuer.speaks.clear()
+    with TestClient(create_app(settings)) as client, ThreadPoolExecutor(6) as pool:
+
+        def ask(key: str) -> int:
+            return client.post(CHAT, json=ASKED, headers=bearer(key)).status_code
+
+        try:
+            asked = [pool.submit(ask, EC.token(header={"kid": "made up"})) for _ in range(6)]
+            refused = [future.result(20) for future in islice(as_completed(asked), 4)]
+            assert refused == [503] * 4
+            assert ask("key") == 200
+            assert sum(future.done() for future in asked) == 4
+        finally:
+            issuer.speaks.set()
+        assert sorted(future.result(20) for future in asked) == [401] * 2 + [503] * 4
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from app.access.callers import Caller
 from app.access.limits import Limiter
 from app.access.process_storage import ProcessStorage
 from app.config import Limits, ModelEntry, Settings
+from app.errors import RateLimited
 from app.llm.targets import resolve
 from app.telemetry.metrics import Metrics
 from tests.conftest import Serve
@@ -264,3 +265,49 @@ def test_a_cancelled_wait_for_the_storage_leaves_nothing_behind(stalled: int) ->
         return sum(limiter.in_flight.values()), len(asyncio.all_tasks()) - before
 
     assert asyncio.run(leave()) == (0, 0)
+
+
+def test_what_was_reserved_is_given_back_when_the_wait_for_the_storage_is_cancelled(shared: Shared) -> None:
+    async def leave() -> int:
+        _, admit = limited(tokens_per_minute=9000)
+        reserved = asyncio.Event()
+
+        async def never(_: str) -> float:
+            reserved.set()
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shared, "acquire_entry", lambda key, *_: never(key))
+            _, with_requests = limited(tokens_per_minute=9000, requests_per_minute=5)
+            entering = asyncio.create_task(with_requests().__aenter__())
+            await reserved.wait()
+            entering.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await entering
+        async with admit() as admission:
+            return int(admission.headers["x-ratelimit-remaining-tokens"])
+
+    assert asyncio.run(leave()) > 9000 - 600, "only the second call's tokens are reserved"
+
+
+def test_a_refusal_at_the_end_of_a_window_gives_nothing_to_the_next_one(clock: SimpleNamespace, shared: Shared) -> None:
+    """Where the old window has ended in the meantime, less than nothing would have been used of the new one."""
+
+    async def refused_late() -> int:
+        limiter, admit = limited(tokens_per_minute=400)
+
+        async def late(key: str) -> float:
+            expiry = await ProcessStorage.get_expiry(shared, key)
+            clock.now += 61
+            return expiry
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shared, "get_expiry", late)
+            with pytest.raises(RateLimited):
+                await admit().__aenter__()
+        assert not limiter.degraded
+        return await shared.incr("tokens/caller/test", 60, 0)
+
+    clock.time = clock.monotonic
+    assert asyncio.run(refused_late()) == 0

@@ -206,7 +206,7 @@ def test_large_bodies_share_a_bounded_memory(served: Callable[..., Served], stub
 
 def dense(count: int) -> bytes:
     """Return a body under 64 kB with so many empty objects in it."""
-    return f'{{"messages":{json.dumps(HELLO)},"metadata":{{"of":[{",".join(["{}"] * count)}]}}}}'.encode()
+    return json.dumps({"messages": HELLO, "metadata": {"of": [{}] * count}}, separators=(",", ":")).encode()
 
 
 def test_a_small_body_may_not_have_very_many_values(client: httpx2.Client, url: str) -> None:

@@ -277,9 +277,22 @@ def test_no_other_address_is_loopback(host: str) -> None:
         ("http://llm.internal/v1", "10.0.0.0/8,.internal", False),
         ("http://llm.example/v1", "10.0.0.0/8,.internal", True),
         ("http://10.1.2.3/v1", "10.1.2.3/8", False),
+        ("http://localhost:8080/v1", "localhost:8080,[::1]", False),
+        ("http://localhost:8081/v1", "localhost:8080", True),
+        ("http://LLM.internal:8080/v1", "llm.internal:8080", False),
+        ("http://a.internal:8080/v1", ".internal:8080", False),
+        ("http://localhost/v1", "localhost:80", False),
+        ("http://localhost/v1", "localhost:443", True),
+        ("http://[::1]:80/v1", "localhost:8080,[::1]", False),
+        ("http://[::1]/v1", "[::1]:80", False),
+        ("http://[::1]:8000/v1", "[::1]:80", True),
+        ("http://[::1]:8000/v1", "::1", False),
+        ("http://[0:0::1]:8000/v1", "[::1]", False),
+        ("http://[::1]:8000/v1", "[::2]", True),
+        ("http://[fd00::1]:8000/v1", "[fd00::]/8", False),
     ],
 )
-def test_no_proxy_takes_networks(address: str, no_proxy: str, uses: bool) -> None:
+def test_no_proxy_takes_networks_and_ports(address: str, no_proxy: str, uses: bool) -> None:
     os.environ |= {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": no_proxy}
     assert proxy_for(address) == ("http://proxy:3128" if uses else None)
 
@@ -292,6 +305,21 @@ def test_what_no_proxy_exempts_by_network_is_told_to_libraries_by_name() -> None
     }
     load_settings()
     assert os.environ["NO_PROXY"] == "10.0.0.0/8,10.1.2.3"
+
+
+def test_a_bracketed_address_is_told_to_libraries_without_brackets() -> None:
+    os.environ |= {
+        "HTTP_PROXY": "http://proxy:3128",
+        "NO_PROXY": "[::1],10.1.2.3:80",
+        "APP_MODELS": json.dumps(
+            {
+                "gpt-4o": {"upstream": "cohere/x", "api_base": "http://[::1]:8000/v1"},
+                "other": {"upstream": "cohere/x", "api_base": "http://10.1.2.3/v1"},
+            }
+        ),
+    }
+    load_settings()
+    assert os.environ["NO_PROXY"] == "[::1],10.1.2.3:80,::1", "of a host with a port, other ports are not exempt"
 
 
 def test_a_proxy_without_a_scheme_works() -> None:
