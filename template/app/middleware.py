@@ -147,6 +147,12 @@ class LoadShedding:
                 overloaded = Overloaded("This server is overloaded. Try again in a moment.", retry_after=1)
                 await problem_response(overloaded, scope)(scope, receive, send)
                 return
+            except asyncio.CancelledError:
+                exchange = exchange_of(scope)
+                if exchange.aborted_by is None or exchange.client_left:
+                    raise
+                await problem_response(exchange.aborted_by, scope)(scope, receive, send)
+                return
         else:
             await self.places.acquire()  # returns at once, without a task switch
         try:

@@ -123,11 +123,16 @@ class Exchange:
         elif self.sends_events and not message.get("more_body") and not message.get("body"):
             self._end = message
             return
-        await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.sent_all = True
-            if self._until_sent and not await self._until_sent():
-                self.client_left = True
+        was_aborted = self.aborted_by is not None
+        try:
+            await self._send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self.sent_all = True
+                if self._until_sent and not await self._until_sent():
+                    self.client_left = True
+        except asyncio.CancelledError:  # not by abort(): the server waits no longer for a client that does not read
+            self.client_left = self.client_left or self.sent_all or was_aborted
+            raise
 
     async def finish(self) -> None:
         """Send the end of an event stream, which was held back: what has made the stream may still raise an error."""

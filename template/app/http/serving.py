@@ -32,6 +32,9 @@ SERVER_BACKSTOP = 1
 METRICS_BYTES = 8_000_000
 """Room on the disk that the metrics of one worker may need."""
 
+START_EVERY = 5
+"""Seconds from a worker's start to that of the next in its place, at least: it may die again and again."""
+
 log = structlog.get_logger("app.serving")
 
 
@@ -131,7 +134,7 @@ def serve_in_child(
         server.run(sockets)
     except Exception:  # noqa: BLE001 - else multiprocessing writes it, in lines that are no log
         sys.excepthook(*sys.exc_info())
-        sys.exit(STARTUP_FAILURE)
+        sys.exit(1 if server.started else STARTUP_FAILURE)
 
 
 def _end_with_supervisor() -> None:
@@ -144,6 +147,8 @@ class Worker(Process):
     """One of several processes that serve, which answers the supervisor's pings."""
 
     settings: Settings
+    started_at: float
+    has_served = False
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve in this process."""
@@ -152,13 +157,15 @@ class Worker(Process):
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's supervisor. It gives up where a worker can't be made, and logs each death of a worker in one line.
+    """uvicorn's supervisor. It gives up where a worker can't start, and logs each death of a worker in one line.
 
     Args:
         config: the server's.
         listener: where to listen.
         settings: this service's.
     """
+
+    processes: list[Worker]  # type: ignore[assignment]
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, settings: Settings) -> None:
         handled = end_signals()
@@ -167,6 +174,7 @@ class Supervisor(Multiprocess):
             signal.signal(number, signal.SIG_IGN)
         self._settings = settings
         self._exit_code = 0
+        self._has_served = False
 
     def serve(self) -> int:
         """Serve until a signal ends it, with a folder for metrics; return the exit code."""
@@ -190,18 +198,29 @@ class Supervisor(Multiprocess):
             if not self.processes[0].process.is_alive():
                 self._replace(0)
             time.sleep(0.05)
+        self._has_served = self.processes[0].has_served = not self.should_exit.is_set()
         while not self.should_exit.is_set() and len(self.processes) < self.processes_num:
             self.processes.append(self._start())
 
     def keep_subprocess_alive(self) -> None:
         """Replace workers that have died, or that answer no ping."""
+        seconds = self.config.timeout_worker_healthcheck
         for index, worker in enumerate(self.processes):
-            if not self.should_exit.is_set() and not worker.is_alive(self.config.timeout_worker_healthcheck):
+            if self.should_exit.is_set():
+                return
+            if not worker.is_alive(seconds):
                 self._replace(index)
+            elif not worker.has_served:
+                worker.has_served = worker.is_ready(seconds)
 
     def handle_hup(self) -> None:
         """End, as every other server does; uvicorn's own would restart the workers."""
         self.should_exit.set()
+
+    def handle_ttin(self) -> None:
+        """Start another worker, of ours."""
+        self.processes_num += 1
+        self.processes.append(self._start())
 
     def _start(self) -> Worker:
         folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
@@ -210,6 +229,7 @@ class Supervisor(Multiprocess):
             folder.mkdir(parents=True)
         worker = Worker(self.config, self.sockets)
         worker.settings = self._settings
+        worker.started_at = time.monotonic()
         worker.start()
         return worker
 
@@ -218,10 +238,13 @@ class Supervisor(Multiprocess):
         worker.kill()
         worker.join()
         code = worker.exitcode or 0
+        gives_up = code > 0 and not (self._has_served and (worker.has_served or code != STARTUP_FAILURE))
+        if not gives_up and time.monotonic() < worker.started_at + START_EVERY:
+            return  # it is looked at again
         if code <= 0 or len(self.processes) > 1:  # else it has told why, as the start's only sentence
             ended_by = {"exit_code": code} if code >= 0 else {"signal": signal.Signals(-code).name}
             log.error("a worker has died", pid=worker.pid, **ended_by)
-        if code > 0:
+        if gives_up:
             self._exit_code = 1
             self.should_exit.set()
         else:

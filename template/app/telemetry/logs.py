@@ -24,6 +24,8 @@ QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
 OF_THE_SERVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 """Loggers to which uvicorn, where it is started by itself, gives formats of its own."""
 USER_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+@")
+LINES = ("stack", "exception")
+"""What the console shows in several lines."""
 LONGEST_MESSAGE = 2000
 """Characters of an exception's message that are logged in development."""
 
@@ -44,10 +46,12 @@ def configure_logs(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if settings.log_format == "json":
-        renderer: Any = structlog.processors.JSONRenderer(serializer=_json)
+        render: list[Any] = [structlog.processors.JSONRenderer(serializer=_json)]
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), pad_event_to=0)
-    _processors[:] = [*shared, renderer]
+        colors = sys.stdout.isatty()
+        console = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=_write_traceback)
+        render = [_without_controls, console]
+    _processors[:] = [*shared, *render]
     structlog.configure(
         processors=_processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -58,7 +62,7 @@ def configure_logs(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, _without_message_of_exception],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     logging.root.handlers[:] = [handler]
@@ -92,6 +96,26 @@ def _json(event: Any, **_: Any) -> str:
         return json.dumps(
             {str(name): value if isinstance(value, str) else repr(value) for name, value in event.items()}
         )
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """Escape what a terminal would obey or not show, as repr() does, but for the characters to be kept."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def _without_controls(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    safe: dict[str, Any] = {}
+    for name, value in event.items():
+        text = value if isinstance(value, str) else repr(value)
+        is_safe = name == "exc_info" or text.isprintable()  # an exception is _write_traceback's
+        safe[_printable(name)] = value if is_safe else _printable(text, "\n" * (name in LINES))
+    return safe
+
+
+def _write_traceback(output: TextIO, found: Any) -> None:
+    output.write("\n" + _printable("".join(traceback.format_exception(*found)).rstrip(), "\n"))
 
 
 def exception_fields(error: BaseException) -> dict[str, str]:

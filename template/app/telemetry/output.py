@@ -6,6 +6,7 @@ import re
 import select
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 
 from pydantic_core import to_json
@@ -15,7 +16,9 @@ UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 PIECE = 4096
 """Bytes that a pipe takes at once if it takes any (POSIX, PIPE_BUF)."""
 PATIENCE = 100
-"""Milliseconds that a write waits for a reader; while lines are being lost, it does not wait."""
+"""Milliseconds that all writes wait for a reader together, within AGAIN: they hold up the event loop meanwhile."""
+AGAIN = 10
+"""Seconds after which writes may wait again."""
 
 
 class Output:
@@ -28,6 +31,8 @@ class Output:
         self._lock = threading.RLock()
         self._lost = 0
         self._is_cut = False
+        self._patience = 0.0
+        self._patient_since = -float("inf")
 
     def write(self, text: str) -> int:
         """Write a line, or several; return the number of characters."""
@@ -58,10 +63,21 @@ class Output:
             return
         data = ("\n" * self._is_cut + text).encode("utf-8", "backslashreplace")
         while data:
-            _wait(descriptor, 0 if self._lost else PATIENCE)
+            self._wait(descriptor)
             written = os.write(descriptor, data[:PIECE])
             data = data[written:]
             self._is_cut = bool(data)
+
+    def _wait(self, descriptor: int) -> None:
+        if _is_ready(descriptor, 0):
+            return
+        started = time.monotonic()
+        if started - self._patient_since >= AGAIN:
+            self._patience, self._patient_since = PATIENCE, started
+        is_ready = not self._lost and self._patience >= 1 and _is_ready(descriptor, int(self._patience))
+        self._patience -= (time.monotonic() - started) * 1000
+        if not is_ready:
+            raise TimeoutError
 
 
 def _line(event: str, **fields: object) -> str:
@@ -72,17 +88,17 @@ def _line(event: str, **fields: object) -> str:
 def _tell(reason: str) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         descriptor = sys.stderr.fileno()
-        _wait(descriptor, 0)
-        os.write(descriptor, _line("log lines are lost", reason=reason).encode())
+        if _is_ready(descriptor, 0):
+            os.write(descriptor, _line("log lines are lost", reason=reason).encode())
 
 
-def _wait(descriptor: int, milliseconds: int) -> None:
-    """Wait until a descriptor takes bytes, or raise TimeoutError. Where the system can't tell, don't wait."""
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        if not poll.poll(milliseconds):
-            raise TimeoutError
+def _is_ready(descriptor: int, milliseconds: int) -> bool:
+    """Wait until a descriptor takes bytes; return whether it does. Where the system can't tell, it does."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(milliseconds))
 
 
 STDOUT = Output()

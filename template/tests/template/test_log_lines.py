@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import select
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from app.main import create_app
 from app.telemetry.logs import configure_logs
 from app.telemetry.output import Output
 from tests.conftest import MakeSettings
-from tests.serving import PROJECT, free_port
+from tests.serving import PROJECT, Process, free_port
 
 CANARY = "pw-canary-0123456789"
 
@@ -46,6 +48,43 @@ def test_characters_that_change_what_a_terminal_shows_are_escaped(
     if log_format == "json":
         ours, theirs = map(json.loads, said.splitlines())
         assert (ours["event"], theirs["event"]) == (f"grüße{character}1", f"from {character}")
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x00", "\r", "\n", "\x7f", "\u202e", "\U000e0041"])
+def test_the_console_shows_no_control_wherever_it_stands(
+    settings: MakeSettings, capsys: pytest.CaptureFixture[str], character: str
+) -> None:
+    class Theirs:
+        def __repr__(self) -> str:
+            return f"<{character}>"
+
+    configure_logs(settings())
+    log = structlog.get_logger("app")
+    log.error(
+        "ours" + character, path=f"/{character}[2Jevil", **{f"key{character}": 1}, theirs=Theirs(), more=[character]
+    )
+    logging.getLogger("theirs").error("from %s", character)
+    try:
+        raise ValueError(f"grüße{character}1")
+    except ValueError:
+        log.exception("failed", stack=f"File\n  line{character}")
+    said = capsys.readouterr().out
+    escaped = repr(character).strip("'")
+    assert said.count(escaped) >= (6 if character == "\n" else 8)  # a traceback has its lines
+    lines = [line for line in said.split("\n") if line]
+    assert all(line.isprintable() for line in lines)
+    assert ["ours" in lines[0], "from" in lines[1], "failed" in lines[2]] == [True] * 3
+
+
+def test_a_path_with_controls_is_escaped_on_the_console() -> None:
+    with Process() as process, socket.create_connection(("127.0.0.1", process.port)) as connection:
+        connection.sendall(b"GET /%1b%5b2Jevil HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        while connection.recv(4096):
+            pass
+        process.terminate()
+        assert process.wait() == 0
+        assert "path=/\\x1b[2Jevil" in process.output
+        assert "\x1b" not in process.output
 
 
 @pytest.mark.parametrize(
@@ -196,3 +235,34 @@ def test_a_logger_that_writes_again_after_lines_were_lost_does_not_wait_for_itse
         finally:
             sys.stdout = before
     assert [json.loads(line)["event"] for line in lines[-2:]] == ["log lines were lost", "written again"]
+
+
+@pytest.mark.parametrize("reader_comes_after", [20, 80, 200])
+def test_a_slow_reader_is_waited_for_a_tenth_of_a_second_at_most(
+    monkeypatch: pytest.MonkeyPatch, reader_comes_after: int
+) -> None:
+    """Whether it comes in time for a line or not, and though some lines get through without waiting."""
+    waited, clock, polls = [0.0], [100.0], [0]
+
+    class Poll:
+        def register(self, *_: object) -> None:
+            pass
+
+        def poll(self, milliseconds: int) -> list[int]:
+            polls[0] += 1
+            waiting = min(milliseconds, reader_comes_after)
+            waited[0] += waiting
+            clock[0] += waiting / 1000
+            return [1] * (polls[0] % 5 == 0 or waiting == reader_comes_after)
+
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(select, "poll", Poll)
+        patch.setattr(time, "monotonic", lambda: clock[0])
+        patch.setattr(sys, "stdout", stdout)
+        output = Output()
+        for windows in (1, 2):
+            for _ in range(100):
+                output.write("x\n")
+            assert 50 * windows < waited[0] <= 100 * windows + 1
+            clock[0] += 10

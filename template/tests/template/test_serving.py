@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
 from app.access.callers import hash_key
+from app.http.serving import Supervisor
 from tests.serving import PROJECT, Process, free_port
 
 CANARY = "pw-canary-0123456789"
@@ -27,6 +30,21 @@ class Held:
             print("held", flush=True)
             time.sleep(300)
 sys.meta_path.insert(0, Held())
+'''
+ENDING = '''
+"""Ends a worker that serves, when SIGUSR2 comes."""
+import asyncio, json, multiprocessing, os, signal, sys
+if multiprocessing.parent_process() or "spawn_main" in " ".join(sys.orig_argv):
+    import uvicorn
+    async def main_loop(self):
+        asked = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, asked.set)
+        print(json.dumps({"event": "asked"}), flush=True)
+        while not self.should_exit:
+            if asked.is_set():
+                END
+            await asyncio.sleep(0.05)
+    uvicorn.Server.main_loop = main_loop
 '''
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
@@ -145,6 +163,78 @@ def test_a_workers_death_is_one_line_and_another_takes_its_place() -> None:
         process.terminate()
         assert process.wait(20) == 0
     assert all(line.startswith("{") for line in process.lines)
+
+
+@pytest.mark.parametrize("how", ["os._exit(1)", "os._exit(3)", "raise RuntimeError", "sys.exit(1)"])
+def test_a_worker_that_ends_by_itself_is_replaced(tmp_path: Path, how: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ENDING.replace("END", how))
+    with serving(2, PYTHONPATH=str(tmp_path)) as process:
+        until(lambda: len(logged(process, "asked")) == 2)
+        ended = max(children(process))
+        os.kill(ended, signal.SIGUSR2)
+        until(lambda: len(logged(process, "Application startup complete.")) == 3)
+        [line] = logged(process, "a worker has died")
+        assert (line["pid"], line["exit_code"]) == (ended, 3 if "3" in how else 1)
+        assert httpx2.get(f"{process.url}/health").status_code == 200
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+class Ended:
+    """A worker that has ended."""
+
+    pid = 1
+    exitcode = 1
+
+    def __init__(self, *, has_served: bool, age: float) -> None:
+        self.has_served = has_served
+        self.started_at = time.monotonic() - age
+        self.kill = self.join = lambda: None
+
+
+@pytest.mark.parametrize(
+    ("code", "has_served", "age", "gives_up", "starts"),
+    [
+        (1, True, 100, False, 1),
+        (1, False, 100, False, 1),
+        (STARTUP_FAILURE, True, 100, False, 1),
+        (STARTUP_FAILURE, False, 100, True, 0),
+        (STARTUP_FAILURE, False, 0, True, 0),
+        (1, True, 0, False, 0),
+        (-9, False, 0, False, 0),
+        (-9, False, 100, False, 1),
+    ],
+)
+def test_a_worker_is_replaced_unless_it_could_not_start_but_not_again_and_again_at_once(
+    monkeypatch: pytest.MonkeyPatch, code: int, has_served: bool, age: float, gives_up: bool, starts: int
+) -> None:
+    supervisor = object.__new__(Supervisor)
+    supervisor.should_exit = threading.Event()
+    supervisor._has_served = True
+    worker: Any = Ended(has_served=has_served, age=age)
+    worker.exitcode = code
+    supervisor.processes = [worker, worker]
+    started: list[object] = []
+
+    def start() -> Any:
+        started.append(worker)
+        return worker
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    supervisor._replace(0)
+    assert (supervisor.should_exit.is_set(), len(started)) == (gives_up, starts)
+
+
+@pytest.mark.parametrize("code", [1, STARTUP_FAILURE])
+def test_the_first_worker_of_all_is_not_started_again(code: int) -> None:
+    supervisor = object.__new__(Supervisor)
+    supervisor.should_exit = threading.Event()
+    supervisor._has_served = False
+    worker: Any = Ended(has_served=False, age=100)
+    worker.exitcode = code
+    supervisor.processes = [worker]
+    supervisor._replace(0)
+    assert supervisor.should_exit.is_set()
 
 
 # Starts that can't work.
