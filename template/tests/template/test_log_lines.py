@@ -61,7 +61,7 @@ def test_the_console_shows_no_control_wherever_it_stands(
     configure_logs(settings())
     log = structlog.get_logger("app")
     log.error(
-        "ours" + character, path=f"/{character}[2Jevil", **{f"key{character}": 1}, theirs=Theirs(), more=[character]
+        f"ours{character}", path=f"/{character}[2Jevil", **{f"key{character}": 1}, theirs=Theirs(), more=[character]
     )
     logging.getLogger("theirs").error("from %s", character)
     try:
