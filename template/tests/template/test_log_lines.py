@@ -60,9 +60,8 @@ def test_the_console_shows_no_control_wherever_it_stands(
 
     configure_logs(settings())
     log = structlog.get_logger("app")
-    log.error(
-        f"ours{character}", path=f"/{character}[2Jevil", **{f"key{character}": 1}, theirs=Theirs(), more=[character]
-    )
+    event = f"ours{character}"
+    log.error(event, path=f"/{character}[2Jevil", **{f"key{character}": 1}, theirs=Theirs(), more=[character])
     logging.getLogger("theirs").error("from %s", character)
     try:
         raise ValueError(f"grüße{character}1")
