@@ -57,7 +57,7 @@ def test_two_processes_let_in_exactly_the_limit_of_1000_calls_at_once(valkey: Va
 def test_two_processes_reserve_exactly_the_tokens_that_there_are(valkey: Valkey, stub: Any) -> None:
     """1,000 streams that stay open, so that nothing is given back."""
     stub.default = Behaviour(stall_after=2)
-    cost = ASKED["max_tokens"] + 19  # a quarter of the request's bytes
+    cost = ASKED["max_tokens"] + 22  # a quarter of the request's bytes
     callers = {name: {"tokens_per_minute": cost * LIMIT + cost // 2} for name in ("probe", "web")}
     with two_servers(valkey, stub, **callers) as servers:
 
