@@ -217,7 +217,7 @@ def test_embeddings_have_a_default_model_of_their_own(settings: MakeSettings, he
     with TestClient(create_app(settings(default_embedding_model="demo")), headers=headers) as client:
         answer = client.post("/v1/embeddings", json={"input": "Hello"})
         assert answer.headers["x-model"] == "demo"
-    with pytest.raises(ValidationError, match="default_embedding_model 'nothing'"):
+    with pytest.raises(ValidationError, match="default_embedding_model names 'nothing'"):
         settings(default_embedding_model="nothing")
 
 

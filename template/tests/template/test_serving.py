@@ -170,6 +170,7 @@ def test_a_worker_that_ends_by_itself_is_replaced(tmp_path: Path, how: str) -> N
     (tmp_path / "sitecustomize.py").write_text(ENDING.replace("END", how))
     with serving(2, PYTHONPATH=str(tmp_path)) as process:
         until(lambda: len(logged(process, "asked")) == 2)
+        time.sleep(3)  # on a busy machine too, the supervisor has then seen that both serve
         ended = max(children(process))
         os.kill(ended, signal.SIGUSR2)
         until(lambda: len(logged(process, "Application startup complete.")) == 3)
