@@ -112,6 +112,8 @@ def test_an_answer_that_nobody_reads_to_its_end_is_logged_as_left(
         assert line.socket.recv(1)
         [exchange] = drain._in_flight
         if stream:
+            cycle: Any = getattr(exchange._send, "__self__")  # noqa: B009 - uvicorn's
+            assert eventually(lambda: cycle.flow.write_paused)
             end(drain, lambda exchange: exchange.abort(drain.error()))
             assert eventually(lambda: exchange.error == "draining")
         else:

@@ -59,10 +59,8 @@ def test_the_console_shows_no_control_wherever_it_stands(
             return f"<{character}>"
 
     configure_logs(settings())
-    log = structlog.get_logger("app")
-    log.error(
-        "ours" + character, path=f"/{character}[2Jevil", **{f"key{character}": 1}, theirs=Theirs(), more=[character]
-    )
+    log, ours = structlog.get_logger("app"), f"ours{character}"
+    log.error(ours, path=f"/{character}[2Jevil", **{f"key{character}": 1}, theirs=Theirs(), more=[character])
     logging.getLogger("theirs").error("from %s", character)
     try:
         raise ValueError(f"grüße{character}1")
