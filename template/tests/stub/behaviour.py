@@ -126,4 +126,4 @@ def halves(text: str) -> tuple[str, str]:
 
 def vectors(count: int, size: int) -> list[list[float]]:
     """Return embeddings: numbers divided by powers of two, so that 32 bits hold them exactly."""
-    return [[(index + 1) / 2**place for place in range(size)] for index in range(count)]
+    return [[(index + 1) / 2 ** (place % 32) for place in range(size)] for index in range(count)]

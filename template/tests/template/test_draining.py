@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_an_answer_that_nobody_reads_to_its_end_is_logged_as_left(
         assert line.socket.recv(1)
         [exchange] = drain._in_flight
         if stream:
+            time.sleep(2)  # until all buffers are full
             end(drain, lambda exchange: exchange.abort(drain.error()))
             assert eventually(lambda: exchange.error == "draining")
         else:
