@@ -104,6 +104,7 @@ def implied() -> Numbers:
         (requests, "none", "/v1/models/{model:path}", "200"): 1,
         (requests, "none", "none", "404"): 1,
         ("http_requests_in_flight",): 1,  # the scrape itself
+        ("http_stream_errors_total", "provider_error", CHAT): 1,
         ("client_disconnects_total", CHAT): 2,
         ("llm_time_to_first_chunk_seconds_count", "main"): 4,
         ("llm_time_to_first_chunk_seconds_count", "spare"): 1,
