@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from app.llm.adapter import Adapter
+from app.llm.adapter import ChatAdapter
 from app.llm.call import Call
 from app.llm.failures import unreadable
 from app.llm.relay import StreamState
@@ -26,18 +26,8 @@ class Bridge:
         adapter: the model's own adapter.
     """
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: ChatAdapter) -> None:
         self._adapter = adapter
-
-    async def start(self) -> None:
-        """Nothing to open: the model's own adapter is open."""
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-    def failing(self) -> list[str]:
-        """Return what is not ready yet: nothing of its own."""
-        return []
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion, and under TRANSLATED the dialect's answer; the rest is as in `Direct.complete`."""
@@ -47,10 +37,6 @@ class Bridge:
             return {**body, TRANSLATED: translator.answer(body)}
         except MISREAD:
             raise unreadable(target.name) from None
-
-    async def embed(self, call: Call, target: Target) -> dict[str, Any]:
-        """No dialect has embeddings of its own."""
-        raise NotImplementedError
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield the dialect's events; arguments and errors as in `Direct.stream`."""

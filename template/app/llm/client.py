@@ -12,7 +12,7 @@ from app.access.estimate import estimate
 from app.access.limits import Admission, Held
 from app.errors import InvalidRequest, ModelNotFound
 from app.llm.accounting import AccountedCall, count_tokens
-from app.llm.adapter import Adapter
+from app.llm.adapter import ChatAdapter
 from app.llm.call import Answer, Call, CallTotals, OpenStream, Operation
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import encode_as_base64
@@ -93,7 +93,9 @@ class LLMClient(TypedCalls):
         call = self._call("embeddings", self._target(model), _fields(request))
         async with self._accounted(call, held) as span:
             with current(span):
-                body = await self._retries.run(call, lambda target: self._adapter(target, call).embed(call, target))
+                body = await self._retries.run(
+                    call, lambda target: self._upstreams.adapters[target.adapter].embed(call, target)
+                )
             _take_note(call, body)
             if request.encoding_format == "base64" and not encode_as_base64(body):
                 raise unreadable(call.answered_by.name)
@@ -163,7 +165,7 @@ class LLMClient(TypedCalls):
     def _accounted(self, call: Call, held: Held | None = None) -> AccountedCall:
         return AccountedCall(self._upstreams.accounting, call, self._totals, held)
 
-    def _adapter(self, target: Target, call: Call) -> Adapter:
+    def _adapter(self, target: Target, call: Call) -> ChatAdapter:
         adapter = self._upstreams.adapters[target.adapter]
         return adapter if call.translator is None else self._upstreams.translated(adapter, target, call.translator)
 

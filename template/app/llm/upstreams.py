@@ -7,7 +7,7 @@ from typing import Self
 from app.access.limits import Limiter
 from app.config import Settings
 from app.llm.accounting import Accounting
-from app.llm.adapter import Adapter
+from app.llm.adapter import Adapter, ChatAdapter
 from app.llm.bridge import Bridge
 from app.llm.demo import Demo
 from app.llm.direct import Direct
@@ -71,7 +71,7 @@ class Upstreams:
         for adapter in (*self.adapters.values(), self.native):
             await adapter.close()
 
-    def translated(self, adapter: Adapter, target: Target, translator: Translator) -> Adapter:
+    def translated(self, adapter: ChatAdapter, target: Target, translator: Translator) -> ChatAdapter:
         """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""
         return self.native if translator.dialect in target.speaks else Bridge(adapter)
 
