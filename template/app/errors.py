@@ -49,7 +49,7 @@ class AppError(Exception):
         headers: further response headers.
     """
 
-    status: ClassVar[int] = 500
+    status: int = 500
     code: str = "internal_error"
     should_retry: ClassVar[bool | None] = None
     """What `x-should-retry` tells OpenAI's SDKs; None leaves it to the status."""

@@ -39,7 +39,7 @@ class HTTPFailure(AppError):
     """
 
     def __init__(self, error: HTTPException) -> None:
-        self.status = error.status_code  # type: ignore[misc]
+        self.status = error.status_code
         detail: Any = error.detail
         told = {k: v for k, v in detail.items() if isinstance(v, str)} if isinstance(detail, dict) else {}
         message = detail if isinstance(detail, str) else told.get("message", phrase(self.status))

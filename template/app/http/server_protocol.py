@@ -13,7 +13,6 @@ from typing import Any, Literal
 import structlog
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.exceptions import HTTPException
-from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.config import Timeouts
@@ -54,7 +53,7 @@ class CloseDelimited(RequestResponseCycle):
 
     unframed = False
 
-    async def send(self, message: Message) -> None:  # type: ignore[override]
+    async def send(self, message: Any) -> None:
         """Send, as ASGI says."""
         if message["type"] == "http.response.start":
             self.unframed = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
@@ -62,7 +61,7 @@ class CloseDelimited(RequestResponseCycle):
                 self.chunked_encoding = False
         elif self.unframed:
             self.expected_content_length = len(message.get("body", b""))
-        await super().send(message)  # type: ignore[arg-type]
+        await super().send(message)
 
 
 class ServerProtocol(HttpToolsProtocol):
@@ -77,6 +76,8 @@ class ServerProtocol(HttpToolsProtocol):
     """
 
     transport: Transport
+    scope: Any  # an HTTPScope, and what is ours in it
+    timeout_keep_alive: Any  # a float: uvicorn gives it to a timer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,7 +87,7 @@ class ServerProtocol(HttpToolsProtocol):
         state = getattr(app, "state", None)
         self._metrics: Metrics | None = getattr(state, "metrics", None)
         self._timeouts: Timeouts = state.settings.timeouts if self._metrics and state else Timeouts()
-        self.timeout_keep_alive = self._timeouts.keep_alive  # type: ignore[assignment]  # goes to a timer
+        self.timeout_keep_alive = self._timeouts.keep_alive
         self._phase: Literal["between", "head", "body", "over"] = "between"
         """Which part of a request comes next; "over": whatever comes is dropped."""
         self._moved = False
@@ -101,7 +102,7 @@ class ServerProtocol(HttpToolsProtocol):
 
     # What arrives
 
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         """Wait for the first byte no longer than for a head."""
         super().connection_made(transport)
         with contextlib.suppress(AttributeError, OSError):  # another platform, or a Unix socket
@@ -171,7 +172,7 @@ class ServerProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if version == "1.0":
             self.cycle.__class__ = CloseDelimited
-        self.scope["app.until_sent"] = self.until_sent  # type: ignore[typeddict-unknown-key]
+        self.scope["app.until_sent"] = self.until_sent
         self.headers = []  # what is appended from now on are trailers
         self._phase = "body"
         self._stop("receive")

@@ -132,9 +132,9 @@ def serve_in_child(
     try:
         server.config.load_app()  # before the server handles signals: during imports, SIGTERM ends the process
         server.run(sockets)
-    except Exception:  # noqa: BLE001 - else multiprocessing writes it, in lines that are no log
-        sys.excepthook(*sys.exc_info())
-        sys.exit(1 if server.started else STARTUP_FAILURE)
+    except Exception as error:
+        sys.excepthook(*sys.exc_info())  # else multiprocessing writes it, in lines that are no log
+        raise SystemExit(1 if server.started else STARTUP_FAILURE) from error
 
 
 def _end_with_supervisor() -> None:

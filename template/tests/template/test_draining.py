@@ -92,7 +92,7 @@ def test_a_request_that_waits_for_a_place_at_the_end_is_told_too(
         for line in (holder, waiting):
             response = line.response()
             assert response.status == 503
-            assert json.loads(response.body)["error"]["code"] == "draining"  # type: ignore[attr-defined]
+            assert json.loads(response.body)["error"]["code"] == "draining"
             assert response.headers["x-request-id"]
     assert "Exception in ASGI application" not in caplog.text
 

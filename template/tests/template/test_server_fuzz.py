@@ -165,7 +165,7 @@ class Server:
         """Send requests one after the other, each in its pieces; return what came of them."""
         connection = self.now = Connection()
         protocol = connection.protocol = ServerProtocol(self.config, self.state, {}, self.loop)
-        protocol.connection_made(connection)  # type: ignore[arg-type]
+        protocol.connection_made(connection)
         for pieces in requests:
             for piece in pieces:
                 if connection.closing:

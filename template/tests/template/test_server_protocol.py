@@ -55,6 +55,12 @@ class Unclosed(io.BufferedReader):
         pass
 
 
+class Response(http.client.HTTPResponse):
+    """A response whose body has been read."""
+
+    body: bytes
+
+
 class Line:
     """A connection, on which bytes are sent and responses are read."""
 
@@ -108,10 +114,10 @@ class Line:
             + body
         )
 
-    def response(self, method: str = "GET") -> http.client.HTTPResponse:
-        response = http.client.HTTPResponse(cast(socket.socket, self), method=method)
+    def response(self, method: str = "GET") -> Response:
+        response = Response(cast(socket.socket, self), method=method)
         response.begin()
-        response.body = response.read()  # type: ignore[attr-defined]
+        response.body = response.read()
         return response
 
     def rest(self) -> bytes:
@@ -123,9 +129,9 @@ class Line:
         return found
 
 
-def problem(response: http.client.HTTPResponse, status: int) -> str:
+def problem(response: Response, status: int) -> str:
     """Hold a refusal against what all errors have in common; return its sentence."""
-    body = json.loads(response.body)  # type: ignore[attr-defined]
+    body = json.loads(response.body)
     assert response.status == body["status"] == status
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["connection"] == "close"
@@ -212,7 +218,7 @@ def test_a_request_that_offers_an_upgrade_is_answered_with_its_body(
             line.send(piece)
             time.sleep(0.02 * cut)
         response = line.response()
-        assert (response.status, json.loads(response.body)["content"]) == (200, TEXT)  # type: ignore[attr-defined]
+        assert (response.status, json.loads(response.body)["content"]) == (200, TEXT)
         assert provider.requests[-1].body["messages"][0]["content"] == said
 
 
@@ -224,7 +230,7 @@ def test_no_request_is_hidden_in_the_body_behind_an_upgrade(line: Line, cut: boo
     for piece in (head, hidden) if cut else (head + hidden,):
         line.send(piece)
         time.sleep(0.05)
-    assert b'["upgrade","h2c"]' in line.response().body  # type: ignore[attr-defined]
+    assert b'["upgrade","h2c"]' in line.response().body
     line.send(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert line.response().status == 401
 
@@ -298,7 +304,7 @@ def test_trailers_are_dropped(line: Line, key: str, at_once: bool) -> None:
         line.send(piece)
         time.sleep(0.05)
     response = line.response()
-    names = [name for name, _ in json.loads(response.body)]  # type: ignore[attr-defined]
+    names = [name for name, _ in json.loads(response.body)]
     assert names == ["host", "transfer-encoding", "trailer"]
 
 
@@ -367,7 +373,7 @@ def test_what_is_no_http_is_a_problem_with_a_log_line_and_a_count(
     assert (said["status"], said["request_id"]) == (400, response.headers["x-request-id"])
     with Line(patient) as other:
         other.send(f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
-        numbers = other.response().body  # type: ignore[attr-defined]
+        numbers = other.response().body
     assert b'http_request_duration_seconds_count{model="none",route="none",status="400"}' in numbers
 
 
