@@ -56,7 +56,6 @@ def create_app(settings: Settings | None = None) -> App:
     """
     settings = with_own(settings or load_settings(), getattr(own, "OwnSettings", None))
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
-    bodies = BodyMemory(settings.max_body_memory)
     metrics = Metrics()
     docs = settings.api_docs or settings.dev
     app = App(
@@ -79,7 +78,7 @@ def create_app(settings: Settings | None = None) -> App:
                 allow_headers=["*"],
                 expose_headers=EXPOSED_HEADERS,
             ),
-            Middleware(LoadShedding, drain=drain, bodies=bodies, max_in_flight=settings.max_in_flight),
+            Middleware(LoadShedding, drain=drain, max_in_flight=settings.max_in_flight),
             Middleware(ErrorBoundary),
             *getattr(own, "middleware", ()),
         ],
@@ -89,7 +88,7 @@ def create_app(settings: Settings | None = None) -> App:
     demos = frozenset(target.name for target in upstreams.targets.values() if target.adapter == "demo")
     app.state.settings = settings
     app.state.drain = drain
-    app.state.bodies = bodies
+    app.state.bodies = BodyMemory(settings.max_body_memory)
     app.state.keys = CallerKeys(settings.callers)
     app.state.jwt_auth = None
     app.state.anonymous = Caller("anonymous", demos, anonymous=True)

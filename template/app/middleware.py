@@ -12,7 +12,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import AppError, Overloaded, error_event
-from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.http.exchange import Exchange, exchange_of
 from app.http.problems import as_app_error, cause_of, problem_response
@@ -115,19 +114,17 @@ def _route_of(scope: Scope) -> str:
 
 
 class LoadShedding:
-    """Rejects requests while the server is draining or overloaded (503), oversized ones (431, 413), and several Hosts.
+    """Rejects requests while the server drains or is overloaded (503), oversized ones (431, 413), invalid ones (400).
 
     Args:
         app: the application inside.
         drain: tells whether the server is draining.
-        bodies: the memory of large bodies, of which a request holds a share until its end.
         max_in_flight: how many requests may be in flight; the next one waits for `WAIT_FOR_PLACE`.
     """
 
-    def __init__(self, app: ASGIApp, drain: Drain, bodies: BodyMemory, max_in_flight: int) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, max_in_flight: int) -> None:
         self.app = app
         self.drain = drain
-        self.bodies = bodies
         self.places = asyncio.Semaphore(max_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,7 +156,6 @@ class LoadShedding:
             await self.app(scope, receive, send)
         finally:
             self.places.release()
-            self.bodies.release(exchange_of(scope))
 
     def _rejection(self, scope: Scope, *, is_probe: bool) -> AppError | HTTPException | None:
         head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))
@@ -169,9 +165,8 @@ class LoadShedding:
         names = [name for name, _ in scope["headers"]]
         if (hosts := names.count(b"host")) > 1 or (hosts == 0 and not is_old):
             return HTTPException(400, "A request needs one Host header.", CLOSE)  # RFC 9112, section 3.2
-        if codings := names.count(
-            b"transfer-encoding"
-        ):  # RFC 9112, section 6.1; not its 501, since it is the client's fault
+        if codings := names.count(b"transfer-encoding"):
+            # RFC 9112, section 6.1; not its 501, since it is the client's fault
             coding = exchange.headers[b"transfer-encoding"].lower()
             if codings > 1 or is_old or coding != b"chunked":
                 return HTTPException(400, "The only Transfer-Encoding here is chunked.", CLOSE)

@@ -38,8 +38,8 @@ UNSET_MAX_TOKENS = 1024
 Scope = tuple[str, str, Limits]
 """`caller` or `model`, its name, and its limits."""
 Storage = ProcessStorage | RedisStorage
-Held = list[Callable[[], None]]
-"""What is called when an answer has been sent."""
+Held = list[Callable[[], object]]
+"""What is called when a request has ended, so when its answer has been sent."""
 
 log = structlog.get_logger("app.limits")
 

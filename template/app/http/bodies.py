@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sys
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -52,7 +53,7 @@ class BodyMemory:
         self.parsing = asyncio.Lock()
 
     def hold(self, exchange: Exchange, size: int) -> None:
-        """Hold so many bytes for a request, in all.
+        """Hold so many bytes for a request, in all, until it ends.
 
         Raises:
             Overloaded: others, or the same caller's others, leave too little.
@@ -61,11 +62,9 @@ class BodyMemory:
         own = sum(held for other, held in self._held.items() if other.caller == exchange.caller and other != exchange)
         if (others and others + size > self._most) or (own and 2 * (own + size) > self._most):
             raise Overloaded("This server is busy with other large bodies. Try again.", retry_after=1)
+        if exchange not in self._held:
+            exchange.held.append(partial(self._held.pop, exchange))
         self._held[exchange] = size
-
-    def release(self, exchange: Exchange) -> None:
-        """Hold nothing any longer, if anything was held."""
-        self._held.pop(exchange, None)
 
 
 async def read_json(request: Request, kind: type[W], memory: BodyMemory) -> W:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
+from app.access.limits import Held
 from app.errors import AppError
 from app.llm.call import CallTotals
 
@@ -41,7 +42,7 @@ class Exchange:
         aborted_by: the error that the server ends this request with.
         sent_all: whether the whole response has been sent.
         client_left: whether the client has left before it had the complete response.
-        held: called when the request has ended: what an answer holds until it is sent.
+        held: called when the request has ended: what it, or its answer, holds until then.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
@@ -56,7 +57,7 @@ class Exchange:
         self.sends_events = False
         self.aborted_by: AppError | None = None
         self.client_left = False
-        self.held: list[Callable[[], None]] = []
+        self.held: Held = []
         self._until_sent: Callable[[], Awaitable[bool]] | None = scope.pop("app.until_sent", None)  # ServerProtocol's
         self._receive = receive
         self._send = send
@@ -160,8 +161,8 @@ class Exchange:
         if self._listener:
             self._listener.cancel()
             self._listener = None
-        for release in self.held:
-            release()
+        while self.held:  # emptied, since what is in it may refer to this exchange
+            self.held.pop()()
 
     def _listen(self) -> None:
         is_early = self.reads_body and not self._body_read

@@ -261,12 +261,14 @@ def test_a_body_that_is_refused_or_left_gives_its_share_back(served: Callable[..
 
 
 def test_one_caller_takes_at_most_half_of_the_memory_beside_its_first_body() -> None:
-    memory, first, second, other = BodyMemory(100), Mock(caller="a"), Mock(caller="a"), Mock(caller="b")
+    memory, first, second, other = BodyMemory(100), Mock(caller="a", held=[]), Mock(caller="a"), Mock(caller="b")
+    memory.hold(first, 20)
     memory.hold(first, 30)
     with pytest.raises(Overloaded):
         memory.hold(second, 30)
     memory.hold(other, 70)
-    memory.release(first)
+    [release] = first.held
+    release()
     memory.hold(second, 30)
 
 

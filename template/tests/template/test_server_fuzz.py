@@ -17,7 +17,6 @@ from starlette.exceptions import HTTPException
 from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
-from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.http.server_protocol import MAX_HEAD_BYTES, ServerProtocol
 from app.middleware import LoadShedding, RequestContext
@@ -124,9 +123,7 @@ class Server:
         self.loop.set_exception_handler(self._failed)
         self.failures: list[Any] = []
         self.state = ServerState()
-        around = RequestContext(
-            LoadShedding(self._app, Drain(0), BodyMemory(1), 10), Drain(0), Metrics(), MAX_HEAD_BYTES
-        )
+        around = RequestContext(LoadShedding(self._app, Drain(0), 10), Drain(0), Metrics(), MAX_HEAD_BYTES)
         self.config = uvicorn.Config(
             around, interface="asgi3", proxy_headers=False, access_log=False, log_config=None, ws="none"
         )
