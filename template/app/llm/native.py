@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from msgspec import DecodeError, Struct
+from msgspec import Struct
 from msgspec.json import Decoder
 
 from app.llm.bridge import LEFT_OUT, TRANSLATED
@@ -12,7 +12,7 @@ from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.direct import Direct
 from app.llm.failures import cut_off, failure_in_body, unreadable
-from app.llm.json_text import read_json
+from app.llm.json_text import read_json, read_plain
 from app.llm.relay import Relay, StreamState
 from app.llm.sse import BYTE_ORDER_MARK, DONE, event_data
 from app.llm.targets import Target
@@ -31,7 +31,7 @@ class PlainEvent(Struct, gc=False):
     error: None = None
 
 
-read_plain = Decoder(PlainEvent).decode_lines
+decode_events = Decoder(PlainEvent).decode_lines
 
 
 class Native(Direct):
@@ -106,14 +106,8 @@ class NativeRelay(Relay):
         first = DELTA.match(events)
         if first is None or b"\r" in events or not events.endswith(b"\n\n"):
             return False
-        data = events[first.end() : -2].split(b"\n\n" + first[0])
-        lines = b"\n".join(data)
-        try:
-            found = read_plain(lines)
-            lines.decode()  # the decoder does not check the encoding of fields that it does not read
-        except (DecodeError, RecursionError, UnicodeDecodeError):
-            return False
-        if not len(found) == len(data) == lines.count(b"\n") + 1:
+        found = read_plain(events[first.end() : -2].split(b"\n\n" + first[0]), decode_events)
+        if not found:
             return False
         self._state.chunks += len(found)
         self._state.size += len(events)
