@@ -186,13 +186,12 @@ def provider_failure(
             code=redact(code)[:128] if code else None,
             param=redact(words.param)[:256] if words.param else None,
         )
-    failure = ProviderError(
+    return ProviderError(
         f"The provider of model {model!r} failed ({status}).",
         retry=status in (408, 409) or status >= 500,
         retry_after=wait,
+        spent=status in GAVE_UP_WAITING,
     )
-    failure.spent = status in GAVE_UP_WAITING
-    return failure
 
 
 def error_in(body: Any) -> Any:
@@ -236,9 +235,7 @@ def failure_in_body(model: str, error: Any) -> ProviderError:
 
 def unreadable(model: str) -> ProviderError:
     """Return our error for an answer that does not follow OpenAI's protocol."""
-    failure = ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
-    failure.spent = True
-    return failure
+    return ProviderError(f"The provider of model {model!r} sent an answer that can't be read.", spent=True)
 
 
 def unavailable(model: str) -> ProviderError:
@@ -266,10 +263,10 @@ def unreachable(target: Target, reason: str) -> ProviderError:
     ):
         hint["hint"] = "inside a container, localhost is the container itself; the host is host.docker.internal"
     log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
-    failure = ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
-    failure.unreached = UNREACHED.match(reason) is not None
-    failure.spent = not failure.unreached  # the connection was lost after the request had been sent
-    return failure
+    unreached = UNREACHED.match(reason) is not None
+    message = f"The provider of model {target.name!r} can't be reached."
+    # Where it was reached, the connection was lost after the request had been sent.
+    return ProviderError(message, retry=True, unreached=unreached, spent=not unreached)
 
 
 def _in_container() -> bool:
