@@ -45,7 +45,7 @@ class Native(Direct):
         headers = _headers(translator)
         body = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
         if (error := translator.error_in(body)) is not None:
-            raise failure_in_body(target.name, error)
+            raise failure_in_body(target, error)
         outlines = translator.as_chat(body)
         outlines["choices"][0]["message"]["said"] = body[translator.needs]  # its tokens are estimated, if need be
         return {**outlines, TRANSLATED: body}
@@ -62,7 +62,7 @@ class Native(Direct):
         """Yield the upstream's events; arguments and errors as in `Direct.stream`."""
         translator, upstream = _start(call, target)
         fields = {**translator.native(target.entry.defaults), "model": upstream.model, "stream": True}
-        relay = NativeRelay(target.name, state, translator)
+        relay = NativeRelay(target, state, translator)
         return self._relayed(call.deadlines, upstream, translator.path, fields, relay, _headers(translator))
 
 
@@ -84,19 +84,19 @@ class NativeRelay(Relay):
     """Passes on the events of a dialect's own stream. Left out are pings and what has no data.
 
     Args:
-        model: the model's public name, for errors.
+        target: the model, for errors.
         state: records what the events say.
         translator: knows the dialect's events.
     """
 
-    def __init__(self, model: str, state: StreamState, translator: Translator) -> None:
-        super().__init__(model, state)
+    def __init__(self, target: Target, state: StreamState, translator: Translator) -> None:
+        super().__init__(target, state)
         self.end = translator.end
         self._translator = translator
 
     def whole(self, answer: dict[str, Any]) -> bytes:
         """Raise our error: no server is known that answers a dialect's stream so."""
-        raise unreadable(self._model)
+        raise unreadable(self._target.name)
 
     def _plain(self, packet: bytes) -> int:
         return len(packet) if not self._events.rest and self._takes_deltas(packet) else 0
@@ -126,13 +126,13 @@ class NativeRelay(Relay):
             if not isinstance(told, dict) or told.get("type") == "ping":
                 return b""
             if (error := self._translator.error_in(told)) is not None:
-                raise failure_in_body(self._model, error)
+                raise failure_in_body(self._target, error)
             self.spoke = True
             self.ended = self._translator.pass_on(told, self._state)
         except (ValueError, AttributeError, KeyError, TypeError):
-            raise unreadable(self._model) from None
+            raise unreadable(self._target.name) from None
         return b"" if self.ended and self.end != DONE else event
 
     def _end(self, *, said_done: bool) -> None:
         """End a stream whose last event has not come."""
-        raise cut_off(self._model)
+        raise cut_off(self._target.name)
