@@ -10,10 +10,12 @@ from typing import Any
 
 import openresponses_types as spec
 import pytest
+from app.config import ModelEntry
 from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import AppError, ProviderError
 from app.llm.relay import Relay, StreamState
+from app.llm.targets import resolve
 from app.llm.translator import Translator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from openresponses_types import types as spec_types
 from pydantic import TypeAdapter, ValidationError
 
 Json = dict[str, Any]
+TARGET = resolve("m", ModelEntry(upstream="openai/m"), {})
 
 EVENTS = {
     next(iter(kind.model_fields["type"].annotation)).value: kind
@@ -95,7 +98,7 @@ def wire(said: Said) -> bytes:
 
 def streamed(translator: Translator, stream: bytes, places: list[int]) -> list[Json]:
     """Return the data of a stream's events, which a client gets for a provider's packets, cut anywhere."""
-    relay, out = Relay("m", StreamState(wants_usage=True)), b""
+    relay, out = Relay(TARGET, StreamState(wants_usage=True)), b""
     edges = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
     for start, end in pairwise(edges):
         if packet := relay.feed(stream[start:end]):

@@ -183,12 +183,13 @@ class ProviderError(AppError):
         retry: bool | None = None,
         truncated: bool = False,
         unreached: bool = False,
+        spent: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(message, **kwargs)
         self.truncated = truncated
         self.unreached = unreached
-        self.spent = truncated or (self.spent and not unreached)
+        self.spent = spent or truncated or (self.spent and not unreached)
         if retry is not None:
             self.retry = retry
 

@@ -1,10 +1,12 @@
 """A server whose callers have limits, and what its answers tell of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
+import pytest
 
 from app.access.callers import hash_key
 from app.config import Settings
@@ -43,6 +45,26 @@ class Served:
     def metric(self, name: str) -> float:
         page = self._client.get(f"{self.url}/metrics", headers={"Authorization": "Bearer a"}).text
         return float(next(line for line in page.splitlines() if line.startswith(name)).rpartition(" ")[2])
+
+
+def client() -> Iterator[httpx2.Client]:
+    """A fixture: what asks every server of a module."""
+    with httpx2.Client(timeout=60) as client:
+        yield client
+
+
+def served(client: httpx2.Client, serve: Serve, stub: Stub) -> Callable[..., Served]:
+    """A fixture: makes a `Served`."""
+    return lambda **given: Served(client, serve, stub, **given)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A fixture: time that a test moves by hand. No minute ends in between, however busy the machine is."""
+    clock = SimpleNamespace(now=1000.7, time=time.time)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("app.access.limits.time", clock)
+    monkeypatch.setattr("app.access.process_storage.time", clock)
+    return clock
 
 
 def remaining(response: httpx2.Response, what: str = "tokens") -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from app.config import ModelEntry, Settings
 from app.errors import RateLimited
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
-from tests.conftest import Serve
+from tests import limited
 from tests.limited import EMBEDDINGS, USED, Served, is_refused, remaining, until
 from tests.stub import PROMPT_TOKENS, Behaviour, Stub
 from tests.wire import CHAT, HELLO, Call
@@ -26,25 +26,9 @@ STALLS = Behaviour(stall_after=3)
 DONE = b"data: [DONE]\n\n"
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def served(client: httpx2.Client, serve: Serve, stub: Stub) -> Callable[..., Served]:
-    return lambda **given: Served(client, serve, stub, **given)
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Time that a test moves by hand: no minute ends in between, however busy the machine is."""
-    clock = SimpleNamespace(now=1000.7, time=time.time)
-    clock.monotonic = lambda: clock.now
-    monkeypatch.setattr("app.access.limits.time", clock)
-    monkeypatch.setattr("app.access.process_storage.time", clock)
-    return clock
+client = pytest.fixture(scope="module")(limited.client)
+served = pytest.fixture(limited.served)
+clock = pytest.fixture(autouse=True)(limited.clock)
 
 
 # Requests.

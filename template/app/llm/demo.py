@@ -90,13 +90,11 @@ class Demo:
         size = fields.get("dimensions") or DIMENSIONS
         if size * len(inputs) > MOST_NUMBERS:
             raise ProviderRefused(f"The demo model answers with at most {MOST_NUMBERS} numbers.", param="dimensions")
-        encode = _base64 if fields.get("encoding_format") == "base64" else list
         tokens = sum(_tokens(item) if isinstance(item, str) else len(item) for item in inputs)
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": i, "embedding": encode(_vector(item, size))}
-                for i, item in enumerate(inputs)
+                {"object": "embedding", "index": i, "embedding": _vector(item, size)} for i, item in enumerate(inputs)
             ],
             "model": target.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
@@ -236,10 +234,3 @@ def _vector(item: Any, dimensions: int) -> list[float]:
     values = [byte / 127.5 - 1 for byte in hashlib.shake_256(seed).digest(dimensions)]
     length = sum(value * value for value in values) ** 0.5
     return [value / length for value in values]
-
-
-def _base64(vector: list[float]) -> str:
-    import base64
-    import struct
-
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

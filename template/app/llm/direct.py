@@ -111,7 +111,7 @@ class Direct:
         fields = call.fields
         if target.entry.stream_usage:
             fields = {**fields, "stream_options": {**(fields.get("stream_options") or {}), "include_usage": True}}
-        relay = Relay(target.name, state)
+        relay = Relay(target, state)
         return self._relayed(call.deadlines, target, "/chat/completions", target.fields(fields), relay)
 
     async def _relayed(
@@ -235,7 +235,7 @@ class Direct:
         with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(ERROR_WITHIN):  # without a body, the status says enough
                 body = parse_body(await self._read(target, response, MAX_ERROR_BYTES))
-        return provider_failure(target.name, response.status, body, response.headers)
+        return provider_failure(target, response.status, body, response.headers)
 
     @staticmethod
     async def _read(target: Target, response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
@@ -257,7 +257,7 @@ class Direct:
         except ValueError:
             raise unreadable(target.name) from None
         if (error := error_in(answer)) is not None:
-            raise failure_in_body(target.name, error)
+            raise failure_in_body(target, error)
         if not isinstance(answer, dict):
             raise unreadable(target.name)
         return answer

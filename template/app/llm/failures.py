@@ -34,11 +34,6 @@ KEY_LIKE = re.compile(r"(?:Bearer\s+|\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_])[\w.\-*
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CRED", re.IGNORECASE)
 """Names of environment variables that hold a secret: LiteLLM reads its keys from them by itself."""
 
-KEYS: set[str] = set()
-"""Keys of all models, whatever their variables are called: one set for the process, since any answer may quote any."""
-SHORTEST_KEY = 6
-"""Characters; a shorter one is a word, such as `none`."""
-
 OUR_ACCOUNT = re.compile(
     r"\b(credits?|billing|arrears?|arrearage|overdue|past[ _]due|insufficient[ _](quota|balance|funds))\b|"
     r"\b(balance|quota)\b[^.]{0,40}\b(exceeded|exhausted|insufficient|too low)\b|"
@@ -146,7 +141,7 @@ def parse_body(body: bytes) -> Any:
 
 
 def provider_failure(
-    model: str,
+    target: Target,
     status: int,
     body: Any = None,
     headers: Mapping[str, str] | None = None,
@@ -154,12 +149,12 @@ def provider_failure(
     """Return our error for a provider's error response: this decides whose fault it was.
 
     Args:
-        model: the model's public name.
+        target: the model.
         status: the provider's HTTP status.
         body: the response's body, as JSON or text; or the `error` object of an event.
         headers: the provider's response headers, for `Retry-After`.
     """
-    words = words_of(body)
+    model, words = target.name, words_of(body)
     said = QUOTED.sub("", " ".join(filter(None, (*words.kinds, words.message))))
     wait = retry_after(headers or {})
     wait = words.retry_after if wait is None else wait
@@ -180,19 +175,18 @@ def provider_failure(
         return ProviderRateLimited(f"The provider of model {model!r} has reached its rate limit.", retry_after=wait)
     if status in (400, 413, 422):
         code = words.code or ("context_length_exceeded" if is_overflow else words.type)
-        text = words.message
+        text, secrets = words.message, target.secrets
         return ProviderRefused(
-            redact(text) if text else f"The provider of model {model!r} refused the request ({status}).",
-            code=redact(code)[:128] if code else None,
-            param=redact(words.param)[:256] if words.param else None,
+            redact(text, secrets) if text else f"The provider of model {model!r} refused the request ({status}).",
+            code=redact(code, secrets)[:128] if code else None,
+            param=redact(words.param, secrets)[:256] if words.param else None,
         )
-    failure = ProviderError(
+    return ProviderError(
         f"The provider of model {model!r} failed ({status}).",
         retry=status in (408, 409) or status >= 500,
         retry_after=wait,
+        spent=status in GAVE_UP_WAITING,
     )
-    failure.spent = status in GAVE_UP_WAITING
-    return failure
 
 
 def error_in(body: Any) -> Any:
@@ -212,7 +206,7 @@ def error_in(body: Any) -> Any:
     return None
 
 
-def failure_in_body(model: str, error: Any) -> ProviderError:
+def failure_in_body(target: Target, error: Any) -> ProviderError:
     """Return our error for an `error` that came with status 200, in a body or in a stream's event."""
     member = error if isinstance(error, dict) else {}
     numbers = [str(member.get(name)) for name in ("code", "status", "status_code")]
@@ -227,18 +221,16 @@ def failure_in_body(model: str, error: Any) -> ProviderError:
         elif RATE.search(said):
             statuses = [429]
     if statuses and statuses[0] != 500:
-        failure = provider_failure(model, statuses[0], {"error": error})
+        failure = provider_failure(target, statuses[0], {"error": error})
     else:
-        failure = ProviderError(f"The provider of model {model!r} reported an error.", retry=True)
+        failure = ProviderError(f"The provider of model {target.name!r} reported an error.", retry=True)
     failure.spent = type(failure) is ProviderError
     return failure
 
 
 def unreadable(model: str) -> ProviderError:
     """Return our error for an answer that does not follow OpenAI's protocol."""
-    failure = ProviderError(f"The provider of model {model!r} sent an answer that can't be read.")
-    failure.spent = True
-    return failure
+    return ProviderError(f"The provider of model {model!r} sent an answer that can't be read.", spent=True)
 
 
 def unavailable(model: str) -> ProviderError:
@@ -266,10 +258,10 @@ def unreachable(target: Target, reason: str) -> ProviderError:
     ):
         hint["hint"] = "inside a container, localhost is the container itself; the host is host.docker.internal"
     log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
-    failure = ProviderError(f"The provider of model {target.name!r} can't be reached.", retry=True)
-    failure.unreached = UNREACHED.match(reason) is not None
-    failure.spent = not failure.unreached  # the connection was lost after the request had been sent
-    return failure
+    unreached = UNREACHED.match(reason) is not None
+    message = f"The provider of model {target.name!r} can't be reached."
+    # Where it was reached, the connection was lost after the request had been sent.
+    return ProviderError(message, retry=True, unreached=unreached, spent=not unreached)
 
 
 def _in_container() -> bool:
@@ -292,9 +284,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def redact(text: str) -> str:
-    """Return a provider's text, at most 1,000 characters, without our keys and anything that looks like a key."""
+def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
+    """Return a provider's text, at most 1,000 characters, without our keys and anything that looks like a key.
+
+    Args:
+        text: what the provider says.
+        secrets: `Target.secrets`; those in the environment are removed anyway.
+    """
     ours = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8}
-    for secret in sorted(ours | KEYS, key=len, reverse=True):
+    for secret in sorted(ours | secrets, key=len, reverse=True):
         text = text.replace(secret, "[removed]")
     return KEY_LIKE.sub("[removed]", text)[:1000]

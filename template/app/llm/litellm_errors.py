@@ -44,20 +44,20 @@ def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable
         return unreachable(target, min(reasons))
     if wire.status is not None and wire.status >= 400:
         body = parse_body(wire.body) if wire.body else _member(error)
-        return provider_failure(target.name, wire.status, body, wire.headers)
+        return provider_failure(target, wire.status, body, wire.headers)
     if causes & NO_ANSWER_IN_TIME:
         return ProviderTimeout(f"Model {target.name!r} did not finish in time (timeouts.total).")
     if not wire.sent:
         return _refused_by_litellm(target, error, sent)
     told = error_in(parse_body(wire.body)) if wire.error is None else wire.error
     if told is not None:
-        return failure_in_body(target.name, told)
+        return failure_in_body(target, told)
     if causes & CUT_OFF and not wire.is_broken:
         return cut_off(target.name)
     # Of an answer that it can't read, LiteLLM says a status of its own: only for Amazon's stream it is the provider's.
     status = getattr(error, "status_code", None)
     if wire.is_binary and isinstance(status, int) and 400 <= status < 600:
-        return provider_failure(target.name, status, _member(error))
+        return provider_failure(target, status, _member(error))
     return unreadable(target.name)
 
 

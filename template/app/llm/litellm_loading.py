@@ -119,7 +119,8 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(ANSWER)
 
-    do_GET = do_POST  # noqa: N815 - the name is http.server's
+    def do_GET(self) -> None:
+        self.do_POST()
 
     def log_message(self, *_: object) -> None:
         """Write no line to the console."""

@@ -15,7 +15,7 @@ class LoggedCalls(CallTotals):
         super().add(call)
         log.info(
             "call",
-            caller=call.caller.name if call.caller else None,
+            caller=call.caller_name,
             model=call.answered_by.name,
             tokens_in=call.prompt_tokens,
             tokens_out=call.completion_tokens,

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from msgspec import DecodeError, Struct
+from msgspec import Struct
 from msgspec.json import Decoder
 
 from app.llm.bridge import LEFT_OUT, TRANSLATED
@@ -12,7 +12,7 @@ from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.direct import Direct
 from app.llm.failures import cut_off, failure_in_body, unreadable
-from app.llm.json_text import read_json
+from app.llm.json_text import read_json, read_plain
 from app.llm.relay import Relay, StreamState
 from app.llm.sse import BYTE_ORDER_MARK, DONE, event_data
 from app.llm.targets import Target
@@ -31,7 +31,7 @@ class PlainEvent(Struct, gc=False):
     error: None = None
 
 
-read_plain = Decoder(PlainEvent).decode_lines
+decode_events = Decoder(PlainEvent).decode_lines
 
 
 class Native(Direct):
@@ -45,7 +45,7 @@ class Native(Direct):
         headers = _headers(translator)
         body = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
         if (error := translator.error_in(body)) is not None:
-            raise failure_in_body(target.name, error)
+            raise failure_in_body(target, error)
         outlines = translator.as_chat(body)
         outlines["choices"][0]["message"]["said"] = body[translator.needs]  # its tokens are estimated, if need be
         return {**outlines, TRANSLATED: body}
@@ -62,7 +62,7 @@ class Native(Direct):
         """Yield the upstream's events; arguments and errors as in `Direct.stream`."""
         translator, upstream = _start(call, target)
         fields = {**translator.native(target.entry.defaults), "model": upstream.model, "stream": True}
-        relay = NativeRelay(target.name, state, translator)
+        relay = NativeRelay(target, state, translator)
         return self._relayed(call.deadlines, upstream, translator.path, fields, relay, _headers(translator))
 
 
@@ -84,19 +84,19 @@ class NativeRelay(Relay):
     """Passes on the events of a dialect's own stream. Left out are pings and what has no data.
 
     Args:
-        model: the model's public name, for errors.
+        target: the model, for errors.
         state: records what the events say.
         translator: knows the dialect's events.
     """
 
-    def __init__(self, model: str, state: StreamState, translator: Translator) -> None:
-        super().__init__(model, state)
+    def __init__(self, target: Target, state: StreamState, translator: Translator) -> None:
+        super().__init__(target, state)
         self.end = translator.end
         self._translator = translator
 
     def whole(self, answer: dict[str, Any]) -> bytes:
         """Raise our error: no server is known that answers a dialect's stream so."""
-        raise unreadable(self._model)
+        raise unreadable(self._target.name)
 
     def _plain(self, packet: bytes) -> int:
         return len(packet) if not self._events.rest and self._takes_deltas(packet) else 0
@@ -106,14 +106,8 @@ class NativeRelay(Relay):
         first = DELTA.match(events)
         if first is None or b"\r" in events or not events.endswith(b"\n\n"):
             return False
-        data = events[first.end() : -2].split(b"\n\n" + first[0])
-        lines = b"\n".join(data)
-        try:
-            found = read_plain(lines)
-            lines.decode()  # the decoder does not check the encoding of fields that it does not read
-        except (DecodeError, RecursionError, UnicodeDecodeError):
-            return False
-        if not len(found) == len(data) == lines.count(b"\n") + 1:
+        found = read_plain(events[first.end() : -2].split(b"\n\n" + first[0]), decode_events)
+        if not found:
             return False
         self._state.chunks += len(found)
         self._state.size += len(events)
@@ -132,13 +126,13 @@ class NativeRelay(Relay):
             if not isinstance(told, dict) or told.get("type") == "ping":
                 return b""
             if (error := self._translator.error_in(told)) is not None:
-                raise failure_in_body(self._model, error)
+                raise failure_in_body(self._target, error)
             self.spoke = True
             self.ended = self._translator.pass_on(told, self._state)
         except (ValueError, AttributeError, KeyError, TypeError):
-            raise unreadable(self._model) from None
+            raise unreadable(self._target.name) from None
         return b"" if self.ended and self.end != DONE else event
 
     def _end(self, *, said_done: bool) -> None:
         """End a stream whose last event has not come."""
-        raise cut_off(self._model)
+        raise cut_off(self._target.name)

@@ -31,6 +31,7 @@ class Target:
         key_header: the header that the key is sent in; in `Authorization`, as a Bearer token.
         speaks: the dialects that are passed through to it, besides chat.
         native: how it is reached in these; None is as for chat.
+        secrets: keys of all models, whatever their variables are called: any provider may quote any.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Target:
     key_header: str = "Authorization"
     speaks: frozenset[str] = frozenset()
     native: "Target | None" = None
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
     def fields(self, sent: dict[str, Any], known: Container[str] | None = None) -> dict[str, Any]:
         """Return the fields that the provider gets: the request's, and those of the row's `defaults` that it left out.
@@ -72,6 +74,10 @@ class Target:
             return fields
         renames, refuses = self.vendor.renames, self.vendor.refuses
         return {renames.get(name, name): value for name, value in fields.items() if name not in refuses}
+
+    def with_secrets(self, secrets: frozenset[str]) -> "Target":
+        """Return this target with the keys that are removed from what its provider says."""
+        return replace(self, secrets=secrets, native=self.native and self.native.with_secrets(secrets))
 
     def check_configured(self) -> None:
         """Raise ProviderNotConfigured, which names the variable, if this model can't be called."""
@@ -114,18 +120,8 @@ def _anthropic(target: Target, environ: Mapping[str, str]) -> Target:
         if key is None and (key := _first(environ, ["ANTHROPIC_AUTH_TOKEN"])):
             header = "Authorization"
     model = target.model.partition("/")[2]
-    return Target(
-        target.name,
-        target.provider,
-        model,
-        "direct",
-        entry,
-        None,
-        base,
-        key,
-        proxy=_proxy(base),
-        key_header=header,
-    )
+    proxy = _proxy(base)
+    return replace(target, model=model, adapter="direct", api_base=base, key=key, proxy=proxy, key_header=header)
 
 
 def _for_chat(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Target:

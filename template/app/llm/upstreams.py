@@ -11,7 +11,6 @@ from app.llm.adapter import Adapter, ChatAdapter
 from app.llm.bridge import Bridge
 from app.llm.demo import Demo
 from app.llm.direct import Direct
-from app.llm.failures import KEYS, SHORTEST_KEY
 from app.llm.native import Native
 from app.llm.own_adapter import Answer, Own
 from app.llm.retries import Retries
@@ -20,6 +19,9 @@ from app.llm.translator import Translator
 from app.llm.via_litellm import ViaLiteLLM
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Tracing
+
+SHORTEST_KEY = 6
+"""Characters of a key that is a secret; a shorter one is a word, such as `none`."""
 
 
 class Upstreams:
@@ -47,12 +49,13 @@ class Upstreams:
         self.settings = settings
         self.metrics = metrics or Metrics()
         bound = {"max_tokens_limit": settings.max_tokens_limit}
-        self.targets = {
+        targets = {
             name: resolve(name, entry if entry.max_tokens_limit else entry.model_copy(update=bound), environ)
             for name, entry in settings.models.items()
         }
-        ways = [way for target in self.targets.values() for way in (target, target.native) if way]
-        KEYS.update(key for way in ways if len(key := way.key or "") >= SHORTEST_KEY)
+        ways = [way for target in targets.values() for way in (target, target.native) if way]
+        secrets = frozenset(key for way in ways if len(key := way.key or "") >= SHORTEST_KEY)
+        self.targets = {name: target.with_secrets(secrets) for name, target in targets.items()}
         self.limiter = Limiter(settings, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
         self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_fallback)

@@ -251,7 +251,7 @@ def _check_end(target: Target, wire: Wire, stream: Any, said: set[str | None]) -
         ProviderError: they have not, or they tell an error, or a call of a tool that LiteLLM has lost.
     """
     if wire.error is not None:
-        raise failure_in_body(target.name, wire.error)
+        raise failure_in_body(target, wire.error)
     if not wire.ended and stream.received_finish_reason is None:
         raise cut_off(target.name)
     if wire.calls_tools and not said & {"text", "tools"}:

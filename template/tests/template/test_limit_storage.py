@@ -21,31 +21,13 @@ from app.config import Limits, ModelEntry, Settings
 from app.errors import RateLimited
 from app.llm.targets import resolve
 from app.telemetry.metrics import Metrics
-from tests.conftest import Serve
+from tests import limited
 from tests.limited import USED, Served, remaining, until
-from tests.stub import Stub
 from tests.wire import HELLO
 
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def served(client: httpx2.Client, serve: Serve, stub: Stub) -> Callable[..., Served]:
-    return lambda **given: Served(client, serve, stub, **given)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Time that a test moves by hand."""
-    clock = SimpleNamespace(now=1000.7, time=time.time)
-    clock.monotonic = lambda: clock.now
-    monkeypatch.setattr("app.access.limits.time", clock)
-    monkeypatch.setattr("app.access.process_storage.time", clock)
-    return clock
+client = pytest.fixture(scope="module")(limited.client)
+served = pytest.fixture(limited.served)
+clock = pytest.fixture(limited.clock)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +163,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Shared:
     return shared
 
 
-def limited(settings: Settings | None = None, **given: int) -> tuple[Limiter, Callable[..., Any]]:
+def limiter_with(settings: Settings | None = None, **given: int) -> tuple[Limiter, Callable[..., Any]]:
     """Return a limiter with a shared storage, and what admits a call of its one caller."""
     settings = settings or Settings(models={"demo": ModelEntry(upstream="demo/echo")}, default_model="demo")
     limiter = Limiter(settings.model_copy(update={"limit_storage": "async+valkey://host"}), Metrics())
@@ -210,7 +192,7 @@ def test_the_storage_heals_by_itself(served: Callable[..., Served], shared: Shar
 @pytest.mark.parametrize("fails_first", [False, True])
 def test_nothing_is_refunded_where_it_was_not_charged(shared: Shared, fails_first: bool) -> None:
     async def calls() -> list[int]:
-        limiter, admit = limited(tokens_per_minute=9000)
+        _, admit = limiter_with(tokens_per_minute=9000)
         told = []
         for fails in (fails_first, not fails_first, not fails_first):
             shared.up = not fails
@@ -220,7 +202,6 @@ def test_nothing_is_refunded_where_it_was_not_charged(shared: Shared, fails_firs
                 admission.charge("caller", 100)
                 shared.up = fails
                 await asyncio.sleep(0.06)
-        assert isinstance(limiter, Limiter)
         return told
 
     first, second, third = asyncio.run(calls())
@@ -233,7 +214,7 @@ def test_a_busy_process_does_not_take_the_storage_for_stalled() -> None:
     """Else a burst of requests would be counted alone, and too many let in."""
 
     async def burst() -> bool:
-        limiter, admit = limited(tokens_per_minute=9000)
+        limiter, admit = limiter_with(tokens_per_minute=9000)
         async with admit():
             pass
         loop = asyncio.get_running_loop()
@@ -269,7 +250,7 @@ def test_a_cancelled_wait_for_the_storage_leaves_nothing_behind(stalled: int) ->
 
 def test_what_was_reserved_is_given_back_when_the_wait_for_the_storage_is_cancelled(shared: Shared) -> None:
     async def leave() -> int:
-        _, admit = limited(tokens_per_minute=9000)
+        _, admit = limiter_with(tokens_per_minute=9000)
         reserved = asyncio.Event()
 
         async def never(_: str) -> float:
@@ -279,7 +260,7 @@ def test_what_was_reserved_is_given_back_when_the_wait_for_the_storage_is_cancel
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shared, "acquire_entry", lambda key, *_: never(key))
-            _, with_requests = limited(tokens_per_minute=9000, requests_per_minute=5)
+            _, with_requests = limiter_with(tokens_per_minute=9000, requests_per_minute=5)
             entering = asyncio.create_task(with_requests().__aenter__())
             await reserved.wait()
             entering.cancel()
@@ -295,7 +276,7 @@ def test_a_refusal_at_the_end_of_a_window_gives_nothing_to_the_next_one(clock: S
     """Where the old window has ended in the meantime, less than nothing would have been used of the new one."""
 
     async def refused_late() -> int:
-        limiter, admit = limited(tokens_per_minute=400)
+        limiter, admit = limiter_with(tokens_per_minute=400)
 
         async def late(key: str) -> float:
             expiry = await ProcessStorage.get_expiry(shared, key)

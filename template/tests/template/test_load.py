@@ -27,7 +27,7 @@ from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.main import create_app
 from app.models import ChatRequest, EmbeddingRequest
-from tests.conftest import Serve
+from tests import limited
 from tests.limited import EMBEDDINGS, Served, is_refused, remaining, until
 from tests.serving import serve
 from tests.stub import Behaviour, Stub
@@ -39,15 +39,8 @@ FILLER = f'"filler":"{"x" * MEDIUM}"'
 """Makes a body so large that it is parsed in a thread."""
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def served(client: httpx2.Client, serve: Serve, stub: Stub) -> Callable[..., Served]:
-    return lambda **given: Served(client, serve, stub, **given)
+client = pytest.fixture(scope="module")(limited.client)
+served = pytest.fixture(limited.served)
 
 
 @pytest.fixture(scope="module")
