@@ -18,6 +18,7 @@ from pydantic_core import to_json
 
 from app.config import ModelEntry, Settings
 from app.errors import AppError
+from app.llm.adapter import Adapter
 from app.llm.call import Call
 from app.llm.client import LLMClient
 from app.llm.relay import StreamState
@@ -119,17 +120,12 @@ class _AnyModel(dict[str, Target]):
         return Target(key, fake.provider, key, fake.adapter, fake.entry)
 
 
-class _Script:
+class _Script(Adapter):
     """An adapter that gives prepared answers."""
 
     def __init__(self, answers: Sequence[Scripted], requests: list[dict[str, Any]]) -> None:
         self._answers = deque(answers)
         self._requests = requests
-
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
-    def failing(self) -> list[str]:
-        return []
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         message, reason, error = self._next(call)

@@ -61,7 +61,11 @@ class Chunk(Struct, gc=False):
     service_tier: Any = None
 
 
+Thought = dict[str, str | list[dict[str, str | int | float | bool | None]]]
+"""A model's reasoning, by the names that the provider gave it."""
+
 _decode = msgspec.json.Decoder(Chunk).decode
+_decode_thought = msgspec.json.Decoder(Thought).decode
 
 
 def chunks(events: Events, packet: bytes) -> Iterator[Chunk | None]:
@@ -177,17 +181,26 @@ def sealed(thought: dict[str, Any], model: str) -> str:
     return SEAL + base64.urlsafe_b64encode(to_json({"model": model, **joined})).decode()
 
 
-def unsealed(text: Any, model: str) -> dict[str, Any] | None:
-    """Return the reasoning that `sealed` hid; None for another provider's, or another model's."""
+def unsealed(text: Any, model: str, most: int) -> tuple[Thought | None, int]:
+    """Return the reasoning that `sealed` hid, and how many values it has.
+
+    There is none if it is another provider's or another model's, or has more than `most` values: nobody else counts
+    those that stand inside of a text.
+    """
     if not isinstance(text, str) or not text.startswith(SEAL):
-        return None
+        return None, 0
+    values = 0
+    thought: Thought = {}
     try:
-        thought = read_json(base64.urlsafe_b64decode(text.removeprefix(SEAL)))
-        if thought.pop("model") != model:
-            return None
-        return {name: thought[name] for name in REASONING if name in thought}
-    except (ValueError, AttributeError, KeyError):
-        return None
+        raw = base64.urlsafe_b64decode(text.removeprefix(SEAL))
+        strings = raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"', most)
+        values = len(strings) + b"".join(strings[::2]).count(b",")
+        if values <= most:
+            thought = _decode_thought(raw)
+    except (ValueError, DecodeError):
+        pass
+    found = {name: thought[name] for name in REASONING if name in thought and thought.get("model") == model}
+    return found or None, min(values, most)
 
 
 def counts(usage: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic_core import to_json
 
-from app.dialects.chunks import counts, unsealed
+from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.message_events import END, MessageEvents, error_body, outlines
 from app.dialects.translation import Translation, hosted_choice
@@ -73,7 +73,6 @@ class Messages(Translation):
 
     def __init__(self, asked: TokensRequest, versions: dict[str, str] | None = None) -> None:
         super().__init__(asked, versions)
-        self._model = asked.model or ""
         self.chat = self.chat_request(self._fields())
         self.restart()
 
@@ -178,11 +177,8 @@ class Messages(Translation):
                 call_id = text(block.get("tool_use_id"), f"{where}.tool_use_id")
                 found.append({"type": kind, "id": call_id, "parts": parts})
             elif kind in ("thinking", "redacted_thinking"):
-                thought = unsealed(block.get("signature"), self._model)
-                if thought:
+                if thought := self.unseal(block.get("signature"), "thinking", block):
                     found.append({"type": "thinking", "thought": thought})
-                else:
-                    self.leave_out("thinking", block)
             else:
                 found += self._part(block, where)
         return found

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from app.dialects.chunks import counts, unsealed
+from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.response_events import ResponseEvents
 from app.dialects.tools import Tools, custom_arguments, flat_name
@@ -83,7 +83,6 @@ class Responses(Translation):
     def __init__(self, asked: ResponsesRequest, versions: dict[str, str] | None = None) -> None:
         super().__init__(asked, versions)
         self._seen: dict[str, Any] | None = None
-        self._model = asked.model or ""
         self.tools = Tools(self)
         self.chat = self.chat_request(self._fields())
         self.restart()
@@ -161,11 +160,8 @@ class Responses(Translation):
             parts = self._parts(item.get("output"), f"{param}.output")
             chat.result(text(item.get("call_id"), f"{param}.call_id"), parts)
         elif kind == "reasoning":
-            thought = unsealed(item.get("encrypted_content"), self._model)
-            if thought:
+            if thought := self.unseal(item.get("encrypted_content"), "reasoning", item):
                 chat.think(thought)
-            else:
-                self.leave_out("reasoning", item)
         elif kind == "item_reference":
             self.cannot("Items are not stored here: send the items themselves, and store: false.", param)
         else:

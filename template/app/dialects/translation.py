@@ -5,13 +5,15 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from app.dialects.chunks import as_chunk, chunks
+from app.dialects.chunks import Thought, as_chunk, chunks, unsealed
 from app.errors import InvalidRequest, UnsupportedParameter, unfit
 from app.llm.sse import Events
-from app.models import ChatRequest, Wire
+from app.models import ChatRequest
 
 MOST_LEFT_OUT = 32
 """Names of what is left out that a client is told."""
+MOST_UNSEALED = 50_000
+"""Values that the reasoning in a request may have, like its other values."""
 UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -30,7 +32,7 @@ class Translation:
     _stream: Any
     """The answer of the newest attempt: ResponseEvents, or MessageEvents."""
 
-    def __init__(self, asked: Wire, versions: dict[str, str] | None = None) -> None:
+    def __init__(self, asked: Any, versions: dict[str, str] | None = None) -> None:
         given = asked.model_dump(exclude_unset=True)
         self.sent: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.versions = versions or {}
@@ -39,6 +41,8 @@ class Translation:
         self._refusal: InvalidRequest | None = None
         self._events = Events()
         self.last_number = -1
+        self._model = asked.model or ""
+        self._unsealed_values = MOST_UNSEALED
 
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""
@@ -69,6 +73,14 @@ class Translation:
         name = UNFIT_FOR_HEADERS.sub("", name[:64])
         if len(self.left_out) < MOST_LEFT_OUT and name not in self.left_out:
             self.left_out.append(name)
+
+    def unseal(self, text: Any, name: str, value: Any) -> Thought | None:
+        """Return the reasoning that this model gave before; of another's, note that `value` is left out."""
+        thought, values = unsealed(text, self._model, self._unsealed_values)
+        self._unsealed_values -= values
+        if thought is None:
+            self.leave_out(name, value)
+        return thought
 
     def cannot(self, message: str, param: str) -> None:
         """Note that chat can't express something, without which there is no answer."""

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.errors import ProviderRefused
+from app.llm.adapter import Adapter
 from app.llm.call import Call
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
@@ -29,18 +30,8 @@ COUNTED = 1024
 """Characters of a text up to which its words are counted. In a longer one, four characters are a word."""
 
 
-class Demo:
+class Demo(Adapter):
     """Echoes the last message, calls an offered tool, and answers a JSON schema with a valid instance."""
-
-    async def start(self) -> None:
-        """Nothing to open."""
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-    def failing(self) -> list[str]:
-        """Return what is not ready yet: nothing."""
-        return []
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments as in `Direct.complete`.

@@ -17,6 +17,7 @@ from yarl import URL
 
 from app.config import Timeouts
 from app.errors import ProviderError, ProviderTimeout
+from app.llm.adapter import Adapter
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.embeddings import BASE64_PROVIDERS
@@ -44,7 +45,7 @@ READ_ERRORS = (aiohttp.ClientError, OSError)
 _url = cache(URL)
 
 
-class Direct:
+class Direct(Adapter):
     """Calls OpenAI-compatible providers.
 
     Args:
@@ -69,10 +70,6 @@ class Direct:
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
-
-    def failing(self) -> list[str]:
-        """Return what is not ready yet: nothing."""
-        return []
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion: OpenAI's object.

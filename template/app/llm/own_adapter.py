@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from app.access.callers import Caller
 from app.config import SettingsError
 from app.errors import AppError, InvalidRequest, OwnModelFailed, ProviderError
+from app.llm.adapter import Adapter
 from app.llm.call import Call, CallTotals
 from app.llm.relay import StreamState
 from app.llm.sse import DONE
@@ -30,7 +31,7 @@ REASONS = ("stop", "length", "content_filter", "tool_calls")
 log = structlog.get_logger("app.own")
 
 
-class Own:
+class Own(Adapter):
     """Answers by the team's functions. What they use up at other models is the answer's usage.
 
     Args:
@@ -45,16 +46,6 @@ class Own:
         if target.model not in self._functions:
             there = ", ".join(self._functions) or "none"
             raise SettingsError(f"models.{target.name}: app/own.py has no model {target.model!r} in `models` ({there})")
-
-    async def start(self) -> None:
-        """Nothing to open."""
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-    def failing(self) -> list[str]:
-        """Return what is not ready yet: nothing."""
-        return []
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments as in `Direct.complete`.
@@ -83,14 +74,6 @@ class Own:
                 yield b"data: " + to_json(body) + b"\n\n"
         usage = {**head, "choices": [], "usage": _usage(totals)}
         yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
-
-    async def embed(self, call: Call, target: Target) -> dict[str, Any]:
-        """Own models make no embeddings.
-
-        Raises:
-            InvalidRequest: always.
-        """
-        raise InvalidRequest(f"Model {target.name!r} makes no embeddings.", param="model")
 
     async def _chunks(
         self, call: Call, target: Target, totals: CallTotals

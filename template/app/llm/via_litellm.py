@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from app.config import Timeouts
 from app.errors import AppError, InvalidRequest, ProviderNotConfigured
+from app.llm.adapter import Adapter
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
@@ -45,7 +46,7 @@ EMBEDDING = frozenset({"input", "dimensions", "encoding_format", "user"})
 log = structlog.get_logger("app.llm")
 
 
-class ViaLiteLLM:
+class ViaLiteLLM(Adapter):
     """Calls providers through LiteLLM.
 
     Args:

@@ -73,7 +73,7 @@ def served(upstream: Stub) -> Iterator[Ask]:
         for name in ("start", "close"):
             patch.setattr(f"app.llm.via_litellm.ViaLiteLLM.{name}", _nothing)
         patch.setattr("app.llm.via_litellm.ViaLiteLLM.failing", lambda _: [])
-        with running("sk-app-test", models, max_body_bytes=180_000) as ask:
+        with running("sk-app-test", models, max_body_bytes=400_000) as ask:
             yield ask
 
 
@@ -199,7 +199,7 @@ OURS: dict[str, tuple[Callable[[httpx2.Client], httpx2.Response], int, str]] = {
     "no JSON": (lambda web: web.post(MESSAGES, content=b"{", headers=JSON), 400, "invalid_request_error"),
     "no media type": (lambda web: web.post(MESSAGES, content=b"{}"), 415, "invalid_request_error"),
     "a wrong method": (lambda web: web.get(MESSAGES), 405, "invalid_request_error"),
-    "too large": (lambda web: ask(web, MESSAGES, "demo", system="x" * 200_000), 413, "request_too_large"),
+    "too large": (lambda web: ask(web, MESSAGES, "demo", system="x" * 500_000), 413, "request_too_large"),
     "a caller's limit": (_second, 429, "rate_limit_error"),
     "no provider key": (lambda web: ask(web, MESSAGES, "keyless"), 503, "overloaded_error"),
 }
@@ -493,6 +493,43 @@ def test_reasoning_goes_back_to_the_model_that_it_came_from(web: httpx2.Client, 
     _, second, third = (request.body["messages"] for request in upstream.requests)
     assert second[1] == {"role": "assistant", "content": "Hi.", "reasoning_content": "Hm, hm."}
     assert third[1] == {"role": "assistant", "content": "Hi."}
+
+
+UNFIT = {
+    "a list": [1],
+    "no names": [],
+    "too deep": {"model": "bridged", "reasoning_details": [{"of": [[[]]]}]},
+    "a number": {"model": "bridged", "reasoning": 1},
+    "too many parts": {"model": "bridged", "thinking_blocks": [{}] * 50_000},
+    "too many names": {"model": "bridged", **dict.fromkeys(map(str, range(20_000)), "")},
+}
+
+
+@pytest.mark.parametrize("why", UNFIT)
+@BOTH
+def test_reasoning_that_was_not_sealed_here_costs_nothing(
+    web: httpx2.Client, upstream: Stub, path: str, why: str
+) -> None:
+    given = "chat-1." + base64.urlsafe_b64encode(json.dumps(UNFIT[why]).encode()).decode()
+    more: Json = {"input": [{"type": "reasoning", "encrypted_content": given}, {"role": "user", "content": "So?"}]}
+    if path == MESSAGES:
+        block = {"type": "thinking", "thinking": "", "signature": given}
+        more = {"messages": [{"role": "assistant", "content": [block]}, {"role": "user", "content": "So?"}]}
+    response = ask(web, path, "bridged", **more)
+    assert response.status_code == 200
+    assert response.headers["x-left-out"] == ("reasoning" if path == RESPONSES else "thinking")
+    assert upstream.requests[0].body["messages"] == [{"role": "user", "content": "So?"}]
+
+
+def test_all_reasoning_of_a_request_is_bounded_together() -> None:
+    part = json.dumps({"model": "m", "thinking_blocks": [{"type": "thinking"}] * 1000}).encode()
+    item = {"type": "reasoning", "encrypted_content": "chat-1." + base64.urlsafe_b64encode(part).decode()}
+    asked = Responses(
+        ResponsesRequest.model_validate({"model": "m", "input": [item, {"role": "user", "content": "So?"}] * 50})
+    )
+    roles = [message.role for message in asked.chat.messages]
+    assert (roles.count("user"), roles.count("assistant")) == (50, 9)  # each part has four quotes and a comma
+    assert asked.left_out == ["reasoning"]
 
 
 @BOTH
