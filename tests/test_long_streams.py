@@ -15,7 +15,7 @@ KEY = "sk-app-test"
 TIMES = 100
 AT_ONCE = 0.2
 """Seconds within which a call to a provider is closed after its client has left."""
-STOP = 10
+STOP = 4
 """Seconds for which a reader stops."""
 EVENTS = 10_000
 MEGABYTE = 1_000_000

@@ -25,8 +25,9 @@ import copier
 import pytest
 
 from operations.servers import Behaviour, Program, Stub, answers, free_port
+from workspace import FULL_MATRIX
 
-CALLS = 20_000 if "FULL_MATRIX" in os.environ else 4_000
+CALLS = 20_000 if FULL_MATRIX else 4_000
 AT_ONCE = 32
 SEED = 20_000
 PATIENCE = 30

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
+FULL_MATRIX = "FULL_MATRIX" in os.environ
+"""Whether to run what takes long and seldom finds anything, too: the nightly workflow does."""
 
 Render = Callable[..., Path]
 Install = Callable[[Path], Path]

@@ -17,7 +17,7 @@ import copier
 import pytest
 
 from operations.servers import Behaviour, Program, Stub, free_port
-from workspace import ROOT, run
+from workspace import FULL_MATRIX, ROOT, run
 
 HERE = Path(__file__).parent
 TOOLS = Path(sys.executable).parent
@@ -155,7 +155,7 @@ def coding_agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "node_modules"
 
 
-@pytest.mark.skipif("FULL_MATRIX" not in os.environ, reason="800 MB of programs: nightly")
+@pytest.mark.skipif(not FULL_MATRIX, reason="800 MB of programs: nightly")
 @pytest.mark.skipif(sys.platform != "linux", reason="these programs are built for each platform")
 @pytest.mark.parametrize("name", ["codex", "codex with a WebSocket", "claude"])
 def test_a_coding_agent_runs_a_tool_and_finishes(

@@ -18,7 +18,7 @@ from two_servers import ASKED, CHAT, run
 from operations.servers import Behaviour, Process, Stub
 
 ROOM = 20
-SECONDS = 20
+SECONDS = 10
 KEY = "key"
 
 

@@ -45,3 +45,11 @@ def test_a_failure_opens_an_issue_unless_one_is_open(tmp_path: Path, told: str, 
     assert JOBS["tell"]["if"] == "failure()"
     assert set(JOBS["tell"]["needs"]) == JOBS.keys() - {"tell"}
     assert JOBS["tell"]["permissions"] == {"issues": "write"}
+
+
+def test_what_ci_leaves_out_is_run() -> None:
+    [command] = [step["run"] for step in JOBS["template"]["steps"] if " pytest tests/" in step.get("run", "")]
+    started = [ROOT / path for path in command.split() if path.startswith("tests/")]
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        if "import FULL_MATRIX" in path.read_text("utf-8"):
+            assert {path, *path.parents} & set(started), path

@@ -24,7 +24,7 @@ from updates.projects import (
     update,
 )
 from updates.releases import AUTHOR, VERSIONS, commit, newest
-from workspace import ROOT, run
+from workspace import FULL_MATRIX, ROOT, run
 
 ALL = OPTIONS["all on"]
 
@@ -45,15 +45,15 @@ def refusal(project: Path, *arguments: str, env: dict[str, str] | None = None) -
 
 
 def test_releases_taken_one_by_one_and_skipped_give_the_same(start: Start) -> None:
-    """With all edits; the second project skips every release between the first and the newest."""
-    one_by_one, at_once = start(VERSIONS[0], ALL), start(VERSIONS[0], ALL)
+    """With all edits; the second project skips what is between. The nightly run starts at the first release."""
+    versions = VERSIONS if FULL_MATRIX else VERSIONS[-2:]
+    one_by_one, at_once = start(versions[0], ALL), start(versions[0], ALL)
     for project in (one_by_one, at_once):
         edit(project)
         commit(project, "Our edits")
-    for version in [*VERSIONS[1:], newest()]:
+    for version in [*versions[1:], newest()]:
         update(one_by_one, "--vcs-ref", f"v{version}")
         commit(one_by_one, f"Update to {version}")
-    assert len(VERSIONS) >= 3, "two releases at the least are to be skipped"
     update(at_once)
     assert lost(at_once) == []
     assert differences(one_by_one, files(at_once)) == []

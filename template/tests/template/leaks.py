@@ -1,6 +1,7 @@
 """Every path of failure, with a canary in every secret and in everything that a request says."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -47,6 +48,7 @@ def settings(stub: Stub) -> dict[str, Any]:
         "models": {
             "direct": {"upstream": "openai/gpt-4o"},
             "litellm": own | {"protocol": "litellm"},
+            "spoken": own | {"speaks": ["responses", "messages"]},
             "anthropic": {"upstream": "anthropic/claude-sonnet-4-5"},
             "demo": {"upstream": "demo/echo"},
             "proxied": away,
@@ -87,6 +89,14 @@ def walk(url: str, stub: Stub, faults: Iterable[Fault]) -> Iterator[str]:
             stub.queue(Behaviour(text="word " * 50, pace=0.02))
             with Call(url, KEY, **_request(model, stream=True)) as call:
                 yield str(call.headers)  # and the client leaves
+        for path, request in _DIALECTS.items():
+            for model in ("direct", "spoken"):
+                for behaviour in _FAILING:
+                    for stream in (False, True):
+                        stub.queue(_quoting(behaviour))
+                        yield _failure(client.post(path, json=request | {"model": model, "stream": stream}))
+            for unfit in [*({"input": [item], "messages": [item]} for item in _UNFIT_ITEMS), *_UNFIT_FIELDS]:
+                yield _failure(client.post(path, json=request | unfit))
         stub.default = _quoting(Behaviour(status=400))
         for model in settings(stub)["models"].keys() - {"demo"}:  # which repeats what it is told
             for body in (_request(model, stream=True), _request(model, stream=False) | {"n": 2}):
@@ -112,6 +122,14 @@ def _seen(response: httpx2.Response) -> str:
     return f"{response.headers} {response.text}"
 
 
+def _failure(response: httpx2.Response) -> str:
+    """Return all of an error; of an answer that has begun, what it says of one: Responses repeat their request."""
+    if response.is_error:
+        return _seen(response)
+    errors = re.findall(r'"error": ?{[^}]*}', response.text)
+    return f"{response.headers} {errors}"
+
+
 def _quoting(behaviour: Behaviour) -> Behaviour:
     return replace(behaviour, message=f"Wrong key: {', '.join([*KEYS.values(), KEY])}")
 
@@ -135,6 +153,47 @@ def _request(model: str, *, stream: bool) -> dict[str, Any]:
     }
 
 
+_DIALECTS: dict[str, dict[str, Any]] = {
+    "/v1/responses": {
+        "instructions": PROMPT,
+        "input": [
+            {"role": "user", "content": PROMPT},
+            {"type": "function_call", "call_id": PROMPT, "name": PROMPT, "arguments": json.dumps({"a": PROMPT})},
+            {"type": "function_call_output", "call_id": PROMPT, "output": PROMPT},
+        ],
+        "tools": [{"type": "function", "name": PROMPT, "parameters": {"title": PROMPT}}],
+        "metadata": {PROMPT: PROMPT},
+    },
+    "/v1/messages": {
+        "system": PROMPT,
+        "messages": [
+            {"role": "user", "content": PROMPT},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": PROMPT, "name": PROMPT, "input": {"a": PROMPT}}],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": PROMPT, "content": PROMPT}]},
+        ],
+        "tools": [{"name": PROMPT, "input_schema": {"title": PROMPT, "type": "object"}}],
+        "max_tokens": 10,
+        "metadata": {"user_id": PROMPT},
+    },
+}
+"""Requests with the prompt in everything, in the other dialects."""
+_FAILING = (Behaviour(status=400), Behaviour(status=500), Behaviour(error_at=3), Behaviour(cut_after=3))
+_UNFIT_ITEMS: list[dict[str, Any]] = [
+    {"role": PROMPT, "content": PROMPT},
+    {"role": "user", "content": [{"type": "input_image", "image_url": f"ftp://{PROMPT}"}]},
+    {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": f"ftp://{PROMPT}"}}]},
+    {"role": "user", "content": [{"type": "document", "source": {"type": "url", "url": f"ftp://{PROMPT}"}}]},
+    {"type": "function_call", "call_id": PROMPT, "name": PROMPT, "arguments": PROMPT},
+]
+_UNFIT_FIELDS: list[dict[str, Any]] = [
+    {"temperature": PROMPT},
+    {"model": PROMPT},
+    {"tools": [PROMPT]},
+    {"stop": PROMPT},
+]
 _UNFIT: list[dict[str, Any]] = [
     {"temperature": PROMPT},
     {"messages": [{"role": PROMPT, "content": PROMPT}]},

@@ -22,7 +22,7 @@ from app.http.server_protocol import MAX_HEAD_BYTES, ServerProtocol
 from app.middleware import LoadShedding, RequestContext
 from app.telemetry.metrics import Metrics
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "10"))
 """Of this process's time. The template's nightly workflow gives it minutes."""
 STEPS = 12
 """Turns of the loop in which the application answers a request."""

@@ -362,7 +362,7 @@ def test_a_folder_of_metrics_that_vanished_is_told_and_made_again(tmp_path: Path
             file.unlink()
         folder.rmdir()
         assert httpx2.get(f"{process.url}/metrics", headers=key).status_code == 500
-        assert logged(process, "unexpected")
+        until(lambda: logged(process, "unexpected"))
         os.kill(max(children(process)), signal.SIGKILL)
         until(lambda: len(logged(process, "Application startup complete.")) == 3)
         assert logged(process, "the folder of metrics was gone and is made again")
