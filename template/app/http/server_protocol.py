@@ -75,6 +75,9 @@ class ServerProtocol(HttpToolsProtocol):
     - A client that closes its side of the connection, or does not read on for `timeouts.idle`, has left.
     """
 
+    # Beside uvicorn's attributes there is no room for more in a dict whose names all connections share.
+    __slots__ = ("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_timers", "_unsent")
+
     transport: Transport
     scope: Any  # an HTTPScope, and what is ours in it
     timeout_keep_alive: Any  # a float: uvicorn gives it to a timer
