@@ -21,6 +21,24 @@ AGAIN = 10
 """Seconds after which writes may wait again."""
 
 
+class Readiness:
+    """Tells whether a descriptor takes bytes. Where the system can't tell, it does.
+
+    Args:
+        descriptor: the file's; for a negative one, the system is not asked.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._poll = select.poll() if hasattr(select, "poll") and descriptor >= 0 else None
+        if self._poll:
+            self._poll.register(descriptor, select.POLLOUT)
+
+    def within(self, milliseconds: int) -> bool:
+        """Wait at most so long until bytes are taken; return whether they are."""
+        return self._poll is None or bool(self._poll.poll(milliseconds))
+
+
 class Output:
     """A stream of lines that never raises an error and never waits for long: lines that can't be written are lost.
 
@@ -31,6 +49,7 @@ class Output:
         self._lock = threading.RLock()
         self._lost = 0
         self._is_cut = False
+        self._readiness = Readiness(-1)
         self._patience = 0.0
         self._patient_since = -float("inf")
 
@@ -61,20 +80,22 @@ class Output:
         except (OSError, ValueError):  # a test reads it
             stream.write(text)
             return
+        if self._readiness.descriptor != descriptor:
+            self._readiness = Readiness(descriptor)
         data = ("\n" * self._is_cut + text).encode("utf-8", "backslashreplace")
         while data:
-            self._wait(descriptor)
+            self._wait()
             written = os.write(descriptor, data[:PIECE])
             data = data[written:]
             self._is_cut = bool(data)
 
-    def _wait(self, descriptor: int) -> None:
-        if _is_ready(descriptor, 0):
+    def _wait(self) -> None:
+        if self._readiness.within(0):
             return
         started = time.monotonic()
         if started - self._patient_since >= AGAIN:
             self._patience, self._patient_since = PATIENCE, started
-        is_ready = not self._lost and self._patience >= 1 and _is_ready(descriptor, int(self._patience))
+        is_ready = not self._lost and self._patience >= 1 and self._readiness.within(int(self._patience))
         self._patience -= (time.monotonic() - started) * 1000
         if not is_ready:
             raise TimeoutError
@@ -88,17 +109,8 @@ def _line(event: str, **fields: object) -> str:
 def _tell(reason: str) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         descriptor = sys.stderr.fileno()
-        if _is_ready(descriptor, 0):
+        if Readiness(descriptor).within(0):
             os.write(descriptor, _line("log lines are lost", reason=reason).encode())
-
-
-def _is_ready(descriptor: int, milliseconds: int) -> bool:
-    """Wait until a descriptor takes bytes; return whether it does. Where the system can't tell, it does."""
-    if not hasattr(select, "poll"):
-        return True
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(milliseconds))
 
 
 STDOUT = Output()
