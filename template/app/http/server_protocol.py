@@ -76,7 +76,7 @@ class ServerProtocol(HttpToolsProtocol):
     """
 
     # Beside uvicorn's attributes there is no room for more in a dict whose names all connections share.
-    __slots__ = ("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_timers", "_unsent")
+    __slots__ = ("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_unsent", "timers")
 
     transport: Transport
     scope: Any  # an HTTPScope, and what is ours in it
@@ -99,7 +99,7 @@ class ServerProtocol(HttpToolsProtocol):
         """Bytes since the newest of those that did."""
         self._arrived = 0
         """Bytes of the body since its timer was set."""
-        self._timers: dict[str, TimerHandle] = {}
+        self.timers: dict[str, TimerHandle] = {}
         self._unsent = 0
         """Bytes that waited to be sent when their timer was set; 0 when none wait."""
 
@@ -127,7 +127,7 @@ class ServerProtocol(HttpToolsProtocol):
             except (HttpParserError, HttpParserUpgrade, HTTPException) as error:
                 self._refuse(error)
                 return
-        if self._phase != "between" and "receive" not in self._timers:
+        if self._phase != "between" and "receive" not in self.timers:
             self._await_receiving()
 
     def _feed(self, data: bytes) -> None:
@@ -195,7 +195,7 @@ class ServerProtocol(HttpToolsProtocol):
 
     def _await_receiving(self) -> None:
         self._arrived = 0
-        self._timers["receive"] = self.loop.call_later(self._timeouts.receive, self._check_receiving)
+        self.timers["receive"] = self.loop.call_later(self._timeouts.receive, self._check_receiving)
 
     def _check_receiving(self) -> None:
         seconds, cycle = self._timeouts.receive, self.cycle
@@ -239,7 +239,7 @@ class ServerProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._timers["receive"] = self.loop.call_later(LINGER, self.transport.abort)
+            self.timers["receive"] = self.loop.call_later(LINGER, self.transport.abort)
         else:
             self.transport.close()
         log.info("request refused", status=status, reason=refusal.detail, request_id=request_id)
@@ -272,7 +272,7 @@ class ServerProtocol(HttpToolsProtocol):
 
     def _await_sending(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
-        self._timers["send"] = self.loop.call_later(self._timeouts.idle, self._check_sending)
+        self.timers["send"] = self.loop.call_later(self._timeouts.idle, self._check_sending)
 
     def _check_sending(self) -> None:
         if self.transport.get_write_buffer_size() < self._unsent:
@@ -295,5 +295,5 @@ class ServerProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _stop(self, name: str) -> None:
-        if timer := self._timers.pop(name, None):
+        if timer := self.timers.pop(name, None):
             timer.cancel()

@@ -179,7 +179,7 @@ class Server:
         self.turn(STEPS)
         assert not self.state.tasks
         assert not self.state.connections
-        assert not vars(protocol)["_timers"]
+        assert not protocol.timers
         assert protocol.timeout_keep_alive_task is None
         assert not self.failures
         return connection
