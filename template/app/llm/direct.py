@@ -23,8 +23,9 @@ from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
 from app.llm.json_text import read_json
-from app.llm.relay import Relay, StreamState
+from app.llm.relay import Relay
 from app.llm.sse import BYTE_ORDER_MARK, ENCODINGS
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.telemetry.tracing import inject
 
