@@ -23,7 +23,7 @@ LAYERS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("__init__", "config", "environment", "errors", "models", "network"),
+            ("__init__", "config", "environment", "errors", "models", "network", "settings_sources"),
             ("telemetry",),
             ("access",),
             ("llm",),
