@@ -110,15 +110,14 @@ def telemetry_config(settings: Settings, silent: Collection[str]) -> TelemetryCo
     Raises:
         SettingsError: OpenTelemetry can't work as it is set up.
     """
-    if not settings.telemetry:
-        return {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-    check_exporter(os.environ)
-    os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
+    if settings.telemetry:
+        check_exporter(os.environ)
+        os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
     return {
-        "tracing": True,
+        "tracing": settings.telemetry,
         "metrics": False,
         "logs": False,
         "operation_spans": False,
-        "auto_configure": True,
+        "auto_configure": settings.telemetry,
         "exclude": lambda scope: scope["path"] in silent,
     }
