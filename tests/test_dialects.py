@@ -14,7 +14,8 @@ from app.config import ModelEntry
 from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import AppError, ProviderError
-from app.llm.relay import Relay, StreamState
+from app.llm.relay import Relay
+from app.llm.stream_state import StreamState
 from app.llm.targets import resolve
 from app.llm.translator import Translator
 from hypothesis import HealthCheck, given, settings

@@ -5,29 +5,16 @@ defaults below.
 """
 
 import json
-import os
-import tomllib
-from collections.abc import Mapping
 from datetime import date
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.network import ADDRESS, check_list, is_injected
+from app.network import ADDRESS, check_list
+from app.settings_sources import Environment, SettingsFile, settings_file
 
-SETTINGS_FILE = Path(__file__).with_name("settings.toml")
-TABLES = ("models", "callers")
-"""Tables whose keys the team chooses. A stronger source replaces the whole table."""
 JWT_NAMES = "jwt:"
 """What the names of JWT subjects begin with, so that none is named like a caller with a key."""
 
@@ -55,13 +42,7 @@ class SettingsError(ValueError):
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-        protected_namespaces=(),
-        str_strip_whitespace=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, str_strip_whitespace=True)
 
 
 class Limits(Group):
@@ -193,7 +174,6 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
-        protected_namespaces=(),
         str_strip_whitespace=True,
     )
 
@@ -271,30 +251,4 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
-        return init_settings, _Environment(settings_cls), _File(settings_cls, toml_file=path)
-
-
-class _Environment(EnvSettingsSource):
-    """`APP_` variables, a table as one JSON value, and the `PORT` that hosting platforms set."""
-
-    def __call__(self) -> dict[str, Any]:
-        values = _without_tables_of(self.current_state, super().__call__())
-        if port := os.environ.get("PORT"):
-            values.setdefault("port", port)
-        return values
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name: value for name, value in super()._load_env_vars().items() if not is_injected(name, value)}
-
-
-class _File(TomlConfigSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        return _without_tables_of(self.current_state, super().__call__())
-
-    def _read_file(self, file_path: Any) -> dict[str, Any]:
-        return tomllib.loads(file_path.read_text("utf-8-sig"))
-
-
-def _without_tables_of(stronger: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in TABLES or key not in stronger}
+        return init_settings, Environment(settings_cls), SettingsFile(settings_cls, toml_file=settings_file())

@@ -1,8 +1,11 @@
 """Loads the settings once, at the start: reads `.env`, and turns every mistake into one clear sentence."""
 
+import contextlib
 import difflib
+import multiprocessing
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -12,27 +15,17 @@ import pydantic_settings
 from dotenv import dotenv_values
 from pydantic import BaseModel, ValidationError
 
-from app.config import (
-    SETTINGS_FILE,
-    TABLES,
-    CallerEntry,
-    Group,
-    ModelEntry,
-    Settings,
-    SettingsError,
-)
+from app.config import CallerEntry, Group, ModelEntry, Settings, SettingsError
 from app.network import exempt_from_proxies, is_injected
+from app.settings_sources import SETTINGS_FILE, TABLES, settings_file
 
 ENV_FILE = Path(__file__).parent.parent / ".env"
 FILE_VARIABLES = {"APP_SETTINGS_FILE", "APP_ENV_FILE"}
+GIVE_UP = 3
+"""The exit code by which a worker tells uvicorn's supervisor that it is of no use to start it again."""
 STRIPPED = re.compile("KEY|TOKEN|SECRET|PASS|CRED|_BASE|URL|ENDPOINT|PROXY|^PORT$", re.IGNORECASE)
 """Variables that lose surrounding blanks and line ends: of secrets and addresses, which libraries read too."""
 PROXY = re.compile("https?_proxy|all_proxy", re.IGNORECASE)
-
-
-def settings_file() -> Path:
-    """Return where the settings file is."""
-    return Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -93,6 +86,16 @@ def with_own(settings: Settings, kind: type[BaseModel] | None) -> Settings:
         return settings.model_copy(update={"own": kind.model_validate(settings.own)})
     except ValidationError as error:
         raise SettingsError("; ".join(_sentences(error, ["own"], kind))) from None
+
+
+@contextlib.contextmanager
+def exit_if_settings_are_wrong() -> Iterator[None]:
+    """End the process with one sentence if the block raises SettingsError."""
+    try:
+        yield
+    except SettingsError as error:
+        sys.stderr.write(f"Settings: {error}\n")
+        sys.exit(GIVE_UP if multiprocessing.parent_process() else 1)
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:

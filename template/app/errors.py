@@ -1,4 +1,4 @@
-"""Every error that a caller can meet, and the one body that they all have.
+"""Every error that a caller can meet. `http/problems.py` makes responses and events of them.
 
 AppError                    500 internal_error
 ├── InvalidJSON             400 invalid_json
@@ -26,14 +26,10 @@ The texts are ours. A provider's own text reaches a caller in ProviderRefused al
 
 import math
 from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from app.models import ErrorMember, Problem
-
-PROBLEM_JSON = "application/problem+json"
 MOST_ERRORS = 100
 INTERNAL_ERROR = "Something went wrong here. Search the logs for the request id."
 
@@ -228,41 +224,3 @@ class ProviderRateLimited(ProviderError):
 class ProviderTimeout(ProviderError):
     status, code = 504, "provider_timeout"
     spent = True
-
-
-def phrase(status: int) -> str:
-    """Return a status's name; for one that no standard names, that of its class."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Client Error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Server Error"
-
-
-def problem(status: int, code: str, message: str, param: str | None = None, *, request_id: str) -> Problem:
-    """Return an error's body.
-
-    Args:
-        status: the HTTP status, 400 to 599.
-        code: what programs look at.
-        message: what people read.
-        param: the request field at fault.
-        request_id: ties the body to the log line.
-    """
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        kind = "rate_limit_error"
-    else:
-        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    return Problem(
-        type="about:blank",
-        title=phrase(status),
-        status=status,
-        detail=message,
-        instance=f"urn:request:{request_id}",
-        error=ErrorMember(message=message, type=kind, param=param, code=code),
-    )
-
-
-def error_event(error: AppError, request_id: str) -> bytes:
-    """Return the server-sent event that ends a stream which has already begun, and the `[DONE]` after it."""
-    body = problem(error.status, error.code, error.message, error.param, request_id=request_id)
-    return b"data: " + body.model_dump_json().encode() + b"\n\ndata: [DONE]\n\n"

@@ -1,23 +1,19 @@
 """The application: create_app() puts it together; `app` is what an ASGI server imports."""
 
 import gc
-import multiprocessing
-import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 import structlog
-from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from app import own
 from app.access.callers import Caller, CallerKeys
-from app.config import Settings, SettingsError
-from app.environment import load_settings, unknown_variables, with_own
-from app.http.application import App
+from app.config import Settings
+from app.environment import exit_if_settings_are_wrong, load_settings, unknown_variables, with_own
+from app.http.application import App, telemetry_config
 from app.http.bodies import BodyMemory
 from app.http.cors import CORS
 from app.http.draining import Drain
@@ -28,19 +24,15 @@ from app.llm.upstreams import Upstreams
 from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
 from app.routers import chat, embeddings, health, messages, models, playground, responses
 from app.routers import metrics as metrics_router
-from app.routers.closed import Closed, include_public
+from app.routers.closed import Closed
 from app.telemetry.logs import configure_logs
 from app.telemetry.metrics import Metrics
 from app.telemetry.metrics_port import metrics_port
-from app.telemetry.tracing import check_exporter
 
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
-
-GIVE_UP = 3
-"""The exit code by which a worker tells uvicorn's supervisor that it is of no use to start it again."""
 
 log = structlog.get_logger("app")
 
@@ -62,7 +54,7 @@ def create_app(settings: Settings | None = None) -> App:
         title=settings.name,
         description=settings.description,
         lifespan=lifespan,
-        telemetry=_telemetry(settings),
+        telemetry=telemetry_config(settings, silent=PROBES),
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
         routes=[  # include_router would match each path twice
@@ -108,25 +100,11 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(playground.router)
     if settings.metrics:
         app.include_router(metrics_router.router)
-    include_public(app, getattr(own, "public_routers", ()))
-    for router in map(Closed, getattr(own, "routers", ())):
-        app.include_router(router)
+    for router in getattr(own, "public_routers", ()):
+        app.include_public(router)
+    for router in getattr(own, "routers", ()):
+        app.include_router(Closed(router))
     return app
-
-
-def _telemetry(settings: Settings) -> TelemetryConfig:
-    if not settings.telemetry:
-        return {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-    check_exporter(os.environ)
-    os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
-    return {
-        "tracing": True,
-        "metrics": False,
-        "logs": False,
-        "operation_spans": False,
-        "auto_configure": True,
-        "exclude": lambda scope: scope["path"] in PROBES,
-    }
 
 
 @asynccontextmanager
@@ -154,8 +132,5 @@ async def lifespan(app: App) -> AsyncIterator[None]:
             state.drain.uninstall()
 
 
-try:
+with exit_if_settings_are_wrong():
     app = create_app()
-except SettingsError as error:
-    sys.stderr.write(f"Settings: {error}\n")
-    sys.exit(GIVE_UP if multiprocessing.parent_process() else 1)

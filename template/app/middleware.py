@@ -2,28 +2,23 @@
 
 import asyncio
 import time
-from http import HTTPStatus
-from itertools import chain
-from typing import Any
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import AppError, Overloaded, error_event
+from app.errors import AppError, Overloaded
 from app.http.draining import Drain
 from app.http.exchange import Exchange, exchange_of
-from app.http.problems import as_app_error, cause_of, problem_response
+from app.http.heads import head_error
+from app.http.problems import as_app_error, cause_of, error_event, problem_response
+from app.http.request_log import RequestLog
 from app.telemetry.logs import exception_fields
 from app.telemetry.metrics import Metrics
-from app.telemetry.tracing import trace_id
 
 PROBES = ("/health", "/ready", "/metrics")
 """Paths that are answered even while the server is draining or overloaded."""
-MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's path, query and headers. `ServerProtocol` reads little more; other servers may have no bound."""
-CLOSE = {"Connection": "close"}
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
 
@@ -45,7 +40,7 @@ class RequestContext:
         self.drain = drain
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
-        self._log: Any = None  # bound at the first request, for speed: by then the logs are configured
+        self.request_log = RequestLog(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,53 +59,8 @@ class RequestContext:
             exchange.close()
             self.drain.leave(exchange)
             self.metrics.requests_in_flight.dec()
-            self._log_request(scope, exchange, time.perf_counter() - started)
+            self.request_log.write(scope, exchange, time.perf_counter() - started)
             del scope["app.exchange"]  # breaks a reference cycle, so that no garbage collection is needed
-
-    def _log_request(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
-        totals = exchange.totals
-        route = _route_of(scope)
-        status = 499 if exchange.client_left else exchange.status
-        models = totals.models
-        model = models[0] if len(models) == 1 else "several" if models else "none"
-        self.metrics.requests(route, status, model).observe(seconds)
-        if exchange.client_left:
-            self.metrics.disconnects(route).inc()
-        elif exchange.error and status < HTTPStatus.BAD_REQUEST:
-            self.metrics.stream_errors(route, exchange.error).inc()
-        line: dict[str, Any] = {
-            "method": scope["method"],
-            "path": scope["path"][:256],
-            "status": status,
-            "ms": round(seconds * 1000, 2),
-            "request_id": exchange.request_id,
-        }
-        if trace := trace_id():
-            line["trace_id"] = trace
-        if exchange.caller:
-            line["caller"] = exchange.caller
-        if models:
-            line["model"] = ", ".join(models)
-            line["tokens_in"], line["tokens_out"] = totals.prompt_tokens, totals.completion_tokens
-        if totals.calls > 1:
-            line["calls"] = totals.calls
-        if len(totals.tried) > totals.calls:  # a retry or a fallback
-            line["tried"] = totals.tried
-        if totals.left_out:
-            line["left_out"] = totals.left_out
-        if exchange.error:
-            line["error"] = exchange.error
-        if self._log is None:
-            self._log = log.bind()
-        self._log.info("request", **line)
-
-
-def _route_of(scope: Scope) -> str:
-    """Return the path of the route that has handled a request, with its variable parts as they were declared."""
-    included = (scope.get("fastapi") or {}).get("effective_route_context")  # FastAPI's, of a router that was included
-    inner = getattr(included, "starlette_route", None) or included or scope.get("route")
-    path: str | None = getattr(inner, "path", None)
-    return path or "none"
 
 
 class LoadShedding:
@@ -158,22 +108,12 @@ class LoadShedding:
             self.places.release()
 
     def _rejection(self, scope: Scope, *, is_probe: bool) -> AppError | HTTPException | None:
-        head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))
-        if head > MAX_HEAD_BYTES:
-            return HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.")
-        exchange, is_old = exchange_of(scope), scope["http_version"] == "1.0"
-        names = [name for name, _ in scope["headers"]]
-        if (hosts := names.count(b"host")) > 1 or (hosts == 0 and not is_old):
-            return HTTPException(400, "A request needs one Host header.", CLOSE)  # RFC 9112, section 3.2
-        if codings := names.count(b"transfer-encoding"):
-            # RFC 9112, section 6.1; not its 501, since it is the client's fault
-            coding = exchange.headers[b"transfer-encoding"].lower()
-            if codings > 1 or is_old or coding != b"chunked":
-                return HTTPException(400, "The only Transfer-Encoding here is chunked.", CLOSE)
-        if is_probe:
-            return None
+        error = head_error(scope)
+        if error or is_probe:
+            return error
         if self.drain.draining:
             return self.drain.error()
+        exchange = exchange_of(scope)
         return exchange.too_large() if exchange.declares_too_much else None
 
 

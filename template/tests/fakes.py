@@ -21,8 +21,8 @@ from app.errors import AppError
 from app.llm.adapter import Adapter
 from app.llm.call import Call
 from app.llm.client import LLMClient
-from app.llm.relay import StreamState
 from app.llm.sse import DONE
+from app.llm.stream_state import StreamState
 from app.llm.structured import M, Parsed
 from app.llm.targets import Target
 from app.llm.typed_calls import Messages

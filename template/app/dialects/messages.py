@@ -13,8 +13,8 @@ from app.dialects.conversation import Conversation, Part, an_object, objects, te
 from app.dialects.message_events import END, MessageEvents, error_body, outlines
 from app.dialects.translation import Translation, hosted_choice
 from app.errors import AppError
-from app.llm.relay import StreamState
 from app.llm.sse import Events
+from app.llm.stream_state import StreamState
 from app.models import AS_INTEGER, Name, Wire
 
 FIELDS = {

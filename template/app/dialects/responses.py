@@ -13,8 +13,8 @@ from app.dialects.response_events import ResponseEvents
 from app.dialects.tools import Tools, custom_arguments, flat_name
 from app.dialects.translation import Translation
 from app.errors import AppError, UnsupportedParameter
-from app.llm.relay import StreamState
 from app.llm.sse import DONE, Events
+from app.llm.stream_state import StreamState
 from app.models import Answered, Name, Wire
 
 FIELDS = {

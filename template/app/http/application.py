@@ -1,8 +1,12 @@
 """App: FastAPI with a typed `state`, and with an OpenAPI page that knows about keys."""
 
+import os
+from collections.abc import Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import State
 from starlette.requests import HTTPConnection
 
@@ -14,6 +18,7 @@ from app.llm.client import LLMClient
 from app.llm.logged_calls import LoggedCalls
 from app.llm.upstreams import Upstreams
 from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import check_exporter
 
 if TYPE_CHECKING:
     from app.access.jwt_auth import JwtAuth  # which imports PyJWT; only a configured issuer needs it
@@ -68,11 +73,24 @@ class App(FastAPI):
             raise SettingsError(f"llm_for({caller!r}): there is no such caller in the table of callers")
         return LLMClient(self.state.upstreams, found, LoggedCalls())
 
+    def include_public(self, router: APIRouter) -> None:
+        """Include a router that needs no key."""
+        self.include_router(router)
+        self._public.include_router(router)
+
+    @cached_property
+    def _public(self) -> FastAPI:
+        """What is public alone, so that the OpenAPI page can tell it from the rest."""
+        return FastAPI()
+
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI page."""
         page = super().openapi()
         page.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         page["security"] = [{"key": []}]
+        for path, operations in self._public.openapi().get("paths", {}).items():
+            for method in operations:
+                page["paths"][path][method].setdefault("security", [])
         return page
 
 
@@ -80,3 +98,26 @@ def state_of(request: HTTPConnection) -> AppState:
     """Return the state of the application that a request is for."""
     state: AppState = request.app.state
     return state
+
+
+def telemetry_config(settings: Settings, silent: Collection[str]) -> TelemetryConfig:
+    """Return how FastAPI traces requests.
+
+    Args:
+        settings: tell whether it does.
+        silent: paths whose requests are not traced.
+
+    Raises:
+        SettingsError: OpenTelemetry can't work as it is set up.
+    """
+    if settings.telemetry:
+        check_exporter(os.environ)
+        os.environ.setdefault("OTEL_SERVICE_NAME", settings.name)
+    return {
+        "tracing": settings.telemetry,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": settings.telemetry,
+        "exclude": lambda scope: scope["path"] in silent,
+    }

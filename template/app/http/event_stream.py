@@ -10,10 +10,10 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import AppError, error_event
+from app.errors import AppError
 from app.http.exchange import exchange_of
 from app.http.own_events import OwnStream, named_error_event, open_events
-from app.http.problems import as_app_error, cause_of
+from app.http.problems import as_app_error, cause_of, error_event
 from app.llm.call import OpenStream
 from app.llm.sse import DONE
 from app.llm.translator import Translator

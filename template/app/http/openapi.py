@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from app.errors import PROBLEM_JSON
+from app.http.problems import PROBLEM_JSON
 from app.models import Problem
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from fastapi.sse import ServerSentEvent, format_sse_event
 from pydantic_core import to_json
 
-from app.errors import AppError, error_event
+from app.errors import AppError
+from app.http.problems import error_event
 from app.llm.sse import DONE
 
 

@@ -1,5 +1,6 @@
 """Renders every error as problem details (RFC 9457), whatever raised it."""
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,8 +11,11 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.dialects.message_events import error_type
-from app.errors import PROBLEM_JSON, AppError, InvalidJSON, invalid_request, phrase, problem
+from app.errors import AppError, InvalidJSON, invalid_request
+from app.llm.sse import DONE
+from app.models import ErrorMember, Problem
 
+PROBLEM_JSON = "application/problem+json"
 CODES = {
     400: "invalid_request",
     401: "unauthorized",
@@ -42,8 +46,8 @@ class HTTPFailure(AppError):
         self.status = error.status_code
         detail: Any = error.detail
         told = {k: v for k, v in detail.items() if isinstance(v, str)} if isinstance(detail, dict) else {}
-        message = detail if isinstance(detail, str) else told.get("message", phrase(self.status))
-        code = told.get("code") or CODES.get(self.status, phrase(self.status).lower().replace(" ", "_"))
+        message = detail if isinstance(detail, str) else told.get("message", _phrase(self.status))
+        code = told.get("code") or CODES.get(self.status, _phrase(self.status).lower().replace(" ", "_"))
         super().__init__(TEXTS.get(message, message), code=code, headers=dict(error.headers or {}))
         self.details = None if isinstance(detail, str) else to_jsonable_python(detail, fallback=str)
 
@@ -61,13 +65,41 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None, reque
     if exchange:
         exchange.error = error.code
     request_id = exchange.request_id if exchange else request_id
-    body = problem(error.status, error.code, error.message, error.param, request_id=request_id).model_dump()
+    body = _problem(error, request_id).model_dump()
     if isinstance(error, HTTPFailure) and error.details is not None:
         body["details"] = error.details
     if scope and scope["path"].startswith("/v1/messages"):
         body |= {"type": "error", "request_id": request_id}
         body["error"]["type"] = error_type(error.status)
     return Response(to_json(body), error.status, error.headers, PROBLEM_JSON)
+
+
+def error_event(error: AppError, request_id: str) -> bytes:
+    """Return the server-sent event that ends a stream which has already begun, and the `[DONE]` after it."""
+    return b"data: " + _problem(error, request_id).model_dump_json().encode() + b"\n\n" + DONE
+
+
+def _problem(error: AppError, request_id: str) -> Problem:
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return Problem(
+        type="about:blank",
+        title=_phrase(error.status),
+        status=error.status,
+        detail=error.message,
+        instance=f"urn:request:{request_id}",
+        error=ErrorMember(message=error.message, type=kind, param=error.param, code=error.code),
+    )
+
+
+def _phrase(status: int) -> str:
+    """Return a status's name; for one that no standard names, that of its class."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Server Error"
 
 
 def cause_of(error: BaseException) -> BaseException:

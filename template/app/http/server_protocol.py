@@ -17,11 +17,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.config import Timeouts
 from app.http.exchange import SECURITY_HEADERS
+from app.http.heads import MAX_HEAD_BYTES
 from app.http.problems import problem_response
 from app.telemetry.metrics import Metrics
 
-MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's target and headers, and of its trailers."""
 BODY_BYTES_A_SECOND = 1000
 """A slower body is not waited for. It is counted over `timeouts.receive`."""
 UNSENT_BYTES = 128 * 1024

@@ -12,7 +12,7 @@ from app.access.estimate import estimate
 from app.access.limits import Held, Limiter
 from app.errors import AppError, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
-from app.llm.relay import StreamState
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Span, Tracing

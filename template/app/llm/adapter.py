@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from app.errors import InvalidRequest
 from app.llm.call import Call
-from app.llm.relay import StreamState
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 
 

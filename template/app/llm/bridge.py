@@ -7,7 +7,7 @@ from typing import Any
 from app.llm.adapter import ChatAdapter
 from app.llm.call import Call
 from app.llm.failures import unreadable
-from app.llm.relay import StreamState
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.translator import Translator
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from app.access.callers import Caller
 from app.access.limits import Admission
 from app.llm.deadlines import Deadlines
-from app.llm.relay import StreamState
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.translator import Translator
 

@@ -17,7 +17,7 @@ from app.llm.call import Answer, Call, CallTotals, OpenStream, Operation
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import encode_as_base64
 from app.llm.failures import unreadable
-from app.llm.relay import StreamState
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.translator import Translator
 from app.llm.typed_calls import TypedCalls

@@ -13,8 +13,8 @@ from pydantic_core import to_json
 from app.errors import ProviderRefused
 from app.llm.adapter import Adapter
 from app.llm.call import Call
-from app.llm.relay import StreamState
 from app.llm.sse import DONE
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 
 PAUSE = 0.02

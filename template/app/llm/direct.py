@@ -11,36 +11,38 @@ from types import MappingProxyType
 from typing import Any
 
 import aiohttp
-from aiohttp.http_exceptions import ContentEncodingError
 from pydantic_core import to_json
 from yarl import URL
 
 from app.config import Timeouts
-from app.errors import ProviderError, ProviderTimeout
+from app.errors import ProviderError
 from app.llm.adapter import Adapter
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.embeddings import BASE64_PROVIDERS
-from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, provider_failure, unreachable, unreadable
-from app.llm.json_text import read_json
-from app.llm.relay import Relay, StreamState
-from app.llm.sse import BYTE_ORDER_MARK, ENCODINGS
+from app.llm.failures import parse_body, provider_failure, unreachable, unreadable
+from app.llm.provider_responses import (
+    READ_ERRORS,
+    broken_body,
+    check_encoding,
+    not_answered,
+    parse_answer,
+    read_body,
+    read_to_end,
+)
+from app.llm.relay import Relay
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.telemetry.tracing import inject
 
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
-"""The embeddings of 2,048 texts, in digits, take more than 64 MB."""
 MAX_ERROR_BYTES = 64 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 """Of one header line of a response."""
 ERROR_WITHIN = 2.0
 """Seconds that a provider may take to send an error's body."""
-AFTER_DONE = 1.0
-"""Seconds that a provider may take to end its response after `[DONE]`."""
 
 PROXY_REFUSES = 407
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-READ_ERRORS = (aiohttp.ClientError, OSError)
 
 _url = cache(URL)
 
@@ -129,7 +131,7 @@ class Direct(Adapter):
             raise deadlines.expired() from None
         if not 200 <= response.status < 300:
             raise await self._failure(target, response)
-        _check_encoding(target, response)
+        check_encoding(target, response)
         watchdog = Watchdog(deadlines, response.content.set_exception)
         try:
             is_first = True
@@ -140,7 +142,7 @@ class Direct(Adapter):
                 try:
                     packet = await response.content.readany()
                 except READ_ERRORS as error:
-                    raise _broken(target, error) from None
+                    raise broken_body(target, error) from None
                 watchdog.pause()
                 if is_first and packet.lstrip()[:1] in (b"{", b"["):
                     yield await self._whole(target, packet, response, deadlines, relay)
@@ -150,7 +152,7 @@ class Direct(Adapter):
                     yield out
             if relay.failure:
                 raise relay.failure
-            await _read_to_end(response)
+            await read_to_end(response)
         finally:
             watchdog.stop()
             response.close()
@@ -166,10 +168,10 @@ class Direct(Adapter):
         """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
         try:
             async with deadlines.limit():
-                body = packet + await self._read(target, response)
+                body = packet + await read_body(target, response)
         except TimeoutError:
             raise deadlines.expired() from None
-        return relay.whole(self._parse(target, body))
+        return relay.whole(parse_answer(target, body))
 
     async def _answer(
         self,
@@ -186,7 +188,7 @@ class Direct(Adapter):
                 response = await self._post(target, path, fields, headers)
                 if 200 <= response.status < 300:
                     with contextlib.closing(response):
-                        answer = self._parse(target, await self._read(target, response))
+                        answer = parse_answer(target, await read_body(target, response))
                         if not isinstance(answer.get(needs), int if needs == "input_tokens" else list):
                             raise unreadable(target.name)
                         return answer
@@ -215,68 +217,12 @@ class Direct(Adapter):
                 response.close()
                 raise unreachable(target, "ClientHttpProxyError")
             return response
-        except aiohttp.ConnectionTimeoutError as error:
-            unreachable(target, type(error).__name__)  # for the log
-            within = f"within {self._timeouts.connect:g} s (timeouts.connect)"
-            message = f"The provider of model {target.name!r} did not accept a connection {within}."
-            raise ProviderTimeout(message, retry=True, unreached=True) from None
-        except aiohttp.ClientHttpProxyError as error:
-            raise unreachable(target, type(error).__name__) from None
-        except aiohttp.ClientResponseError:  # not HTTP, or headers that are too long
-            raise unreadable(target.name) from None
         except READ_ERRORS as error:
-            raise unreachable(target, type(error).__name__) from None
+            raise not_answered(target, error, self._timeouts.connect) from None
 
     async def _failure(self, target: Target, response: aiohttp.ClientResponse) -> ProviderError:
         body = None
         with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(ERROR_WITHIN):  # without a body, the status says enough
-                body = parse_body(await self._read(target, response, MAX_ERROR_BYTES))
+                body = parse_body(await read_body(target, response, MAX_ERROR_BYTES))
         return provider_failure(target, response.status, body, response.headers)
-
-    @staticmethod
-    async def _read(target: Target, response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
-        packets, size = [], 0
-        try:
-            while packet := await response.content.readany():
-                packets.append(packet)
-                size += len(packet)
-                if size > limit:
-                    raise unreadable(target.name)
-        except READ_ERRORS as error:
-            raise _broken(target, error) from None
-        return b"".join(packets)
-
-    @staticmethod
-    def _parse(target: Target, body: bytes) -> dict[str, Any]:
-        try:
-            answer = read_json(body.removeprefix(BYTE_ORDER_MARK))
-        except ValueError:
-            raise unreadable(target.name) from None
-        if (error := error_in(answer)) is not None:
-            raise failure_in_body(target, error)
-        if not isinstance(answer, dict):
-            raise unreadable(target.name)
-        return answer
-
-
-def _check_encoding(target: Target, response: aiohttp.ClientResponse) -> None:
-    """Raise our error for a stream in an encoding that aiohttp does not know, whose bytes would mean nothing."""
-    if response.headers.get("Content-Encoding", "identity").lower() not in ENCODINGS:
-        response.close()
-        raise unreadable(target.name)
-
-
-def _broken(target: Target, error: Exception) -> ProviderError:
-    """Return our error for a body that can't be read to its end: because of its encoding, or because it was cut off."""
-    undecodable = isinstance(error.__cause__, ContentEncodingError)
-    return unreadable(target.name) if undecodable else cut_off(target.name)
-
-
-async def _read_to_end(response: aiohttp.ClientResponse) -> None:
-    """Read to the end of a response whose stream has ended, so that its connection can be used again."""
-    with contextlib.suppress(*READ_ERRORS):
-        if not response.content.at_eof():
-            async with asyncio.timeout(AFTER_DONE):
-                while await response.content.readany():
-                    pass

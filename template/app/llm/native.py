@@ -13,8 +13,9 @@ from app.llm.deadlines import Deadlines
 from app.llm.direct import Direct
 from app.llm.failures import cut_off, failure_in_body, unreadable
 from app.llm.json_text import read_json, read_plain
-from app.llm.relay import Relay, StreamState
+from app.llm.relay import Relay
 from app.llm.sse import BYTE_ORDER_MARK, DONE, event_data
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.translator import Translator
 

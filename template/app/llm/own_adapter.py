@@ -15,8 +15,8 @@ from app.config import SettingsError
 from app.errors import AppError, InvalidRequest, OwnModelFailed, ProviderError
 from app.llm.adapter import Adapter
 from app.llm.call import Call, CallTotals
-from app.llm.relay import StreamState
 from app.llm.sse import DONE
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.tool_loop import Done, TextDelta, Turn
 from app.llm.tools import ToolCall, ToolResult

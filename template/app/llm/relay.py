@@ -9,7 +9,9 @@ from pydantic_core import to_json
 from app.errors import ProviderError
 from app.llm.failures import cut_off, error_in, failure_in_body, unreadable
 from app.llm.json_text import read_json, read_plain
+from app.llm.odd_answers import complete_chunk, stream_of
 from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data, event_name
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 
 
@@ -34,78 +36,6 @@ class PlainChunk(Struct, gc=False):
 
 
 decode_chunks = Decoder(PlainChunk).decode_lines
-
-
-LONGEST_FRAME = 512
-"""Bytes of an event that are taken for no text at the most."""
-
-
-class StreamState:
-    """What one stream has said so far.
-
-    Args:
-        choices: how many the request asked for (`n`).
-        wants_usage: whether the client asked for the usage chunk.
-
-    Attributes:
-        chunks: how many chunks with a choice have come.
-        usage: the provider's usage, once it has come.
-        size: bytes of their events.
-        frame: bytes of an event that has hardly any text.
-        finish_reasons: why each choice ended, by its index.
-        model: the provider's name of the model.
-    """
-
-    __slots__ = ("_wants_usage", "choices", "chunks", "finish_reasons", "frame", "model", "size", "usage")
-
-    def __init__(self, choices: int = 1, *, wants_usage: bool = False) -> None:
-        self.choices = choices
-        self._wants_usage = wants_usage
-        self.chunks = self.size = 0
-        self.frame = LONGEST_FRAME
-        self.usage: dict[str, Any] | None = None
-        self.finish_reasons: dict[int, str] = {}
-        self.model: str | None = None
-
-    def see(self, chunk: dict[str, Any], size: int = 0) -> bool:
-        """Record what a chunk says; return whether it is passed on to the client.
-
-        Args:
-            chunk: the chunk.
-            size: bytes of its event.
-
-        Raises:
-            AttributeError, TypeError: it is no chunk of OpenAI's protocol.
-        """
-        usage = chunk.get("usage")
-        if usage:
-            self.usage = usage
-        choices = chunk["choices"]
-        if not choices:
-            return not usage or self._wants_usage
-        self.chunks += 1
-        self.size += size
-        self.frame = min(self.frame, size)
-        self.model = chunk.get("model")
-        for choice in choices:
-            if choice.get("finish_reason"):
-                self.finish_reasons[choice.get("index") or 0] = str(choice["finish_reason"])
-        return True
-
-    @property
-    def seen(self) -> int:
-        """About how many tokens have come: one for each chunk, or a quarter of the bytes that are text."""
-        return max(self.chunks, (self.size - self.chunks * self.frame) // 4)
-
-    @property
-    def finished(self) -> bool:
-        """Whether every choice has given its finish reason."""
-        return len(self.finish_reasons) >= self.choices
-
-    @property
-    def lost_a_choice(self) -> bool:
-        """Whether a choice has no finish reason, although another has one, or several were asked for."""
-        return (bool(self.finish_reasons) or self.choices > 1) and not self.finished
 
 
 class Relay:
@@ -217,7 +147,7 @@ class Relay:
                 raise failure_in_body(self._target, error or chunk)
             if chunk.get("choices") is None and not chunk.get("usage"):
                 return b""  # a ping, or something else that is no chunk
-            if _complete(chunk):
+            if complete_chunk(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
             self.spoke = True
             return event if self._state.see(chunk, len(event)) else b""
@@ -229,46 +159,3 @@ class Relay:
         self.ended = True
         if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._target.name)
-
-
-def _complete(chunk: dict[str, Any]) -> bool:
-    """Add what OpenAI's clients read in every chunk: choices, and in each a delta; return whether any was missing."""
-    if chunk.get("choices") is None:
-        chunk["choices"] = []
-        return True
-    lacking = [choice for choice in chunk["choices"] if choice.get("delta") is None]
-    for choice in lacking:
-        choice["delta"] = {}
-    return bool(lacking)
-
-
-def stream_of(answer: dict[str, Any], state: StreamState, model: str) -> bytes:
-    """Return the events of a stream for a whole answer, which some servers send though a stream was asked for.
-
-    Args:
-        answer: OpenAI's `chat.completion`.
-        state: told of every chunk.
-        model: the model's public name, for errors.
-
-    Raises:
-        ProviderError: the answer has no choices, or lacks one.
-    """
-    head = {name: value for name, value in answer.items() if name not in ("choices", "usage", "content")}
-    head["object"] = "chat.completion.chunk"
-    try:
-        choices = []
-        for choice in answer["choices"]:
-            delta = dict(choice.get("message") or {})
-            if delta.get("tool_calls"):
-                delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(delta["tool_calls"])]
-            choices.append({**{k: v for k, v in choice.items() if k != "message"}, "delta": delta})
-        chunks: list[dict[str, Any]] = [{**head, "choices": choices}]
-        if answer.get("usage"):
-            chunks.append({**head, "choices": [], "usage": answer["usage"]})
-        events = [(chunk, b"data: " + to_json(chunk) + b"\n\n") for chunk in chunks]
-        passed = [event for chunk, event in events if state.see(chunk, len(event))]
-    except (AttributeError, KeyError, TypeError):
-        raise unreadable(model) from None
-    if not state.finished:
-        raise cut_off(model)
-    return b"".join(passed) + DONE

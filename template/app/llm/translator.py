@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from app.errors import AppError
-from app.llm.relay import StreamState
+from app.llm.stream_state import StreamState
 
 
 class Translator(Protocol):

@@ -22,8 +22,8 @@ from app.llm.litellm_answers import chunk_of, completion_of, name_ends, said_in
 from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
 from app.llm.litellm_loading import load
-from app.llm.relay import StreamState
 from app.llm.sse import DONE
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.wire import Wire
 from app.models import addresses

@@ -1,9 +1,6 @@
-"""The team's routes that need a key, whatever kind they are, and what the OpenAPI page says of the others."""
+"""The team's routes that need a key, whatever kind they are."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
@@ -39,27 +36,3 @@ class Closed(APIRouter):
         """Find the caller, then handle the request; errors as in `check_key`."""
         await check_key(HTTPConnection(scope))
         await super().handle(scope, receive, send)
-
-
-def include_public(app: FastAPI, routers: Sequence[APIRouter]) -> None:
-    """Include routers that need no key, and have the OpenAPI page say so.
-
-    Args:
-        app: the application.
-        routers: the routers.
-    """
-    alone = FastAPI()
-    for router in routers:
-        app.include_router(router)
-        alone.include_router(router)
-    whole_page = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        page = whole_page()
-        for path, operations in alone.openapi().get("paths", {}).items():
-            for method in operations:
-                page["paths"][path][method].setdefault("security", [])
-        return page
-
-    if routers:
-        app.openapi = openapi  # type: ignore[method-assign]

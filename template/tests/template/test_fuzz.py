@@ -17,11 +17,12 @@ from starlette.testclient import TestClient
 
 from app.access.jwt_auth import JwtAuth
 from app.config import JwtSettings, ModelEntry, Settings
-from app.dependencies import is_local
 from app.errors import AppError, ProviderError
+from app.http.local_requests import is_local
 from app.llm.failures import provider_failure, redact, retry_after
-from app.llm.relay import Relay, StreamState
+from app.llm.relay import Relay
 from app.llm.sse import Events, event_data
+from app.llm.stream_state import StreamState
 from app.llm.targets import resolve
 from app.main import create_app
 from app.models import ChatRequest, EmbeddingRequest, addresses

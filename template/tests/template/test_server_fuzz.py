@@ -18,7 +18,8 @@ from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from app.http.draining import Drain
-from app.http.server_protocol import MAX_HEAD_BYTES, ServerProtocol
+from app.http.heads import MAX_HEAD_BYTES
+from app.http.server_protocol import ServerProtocol
 from app.middleware import LoadShedding, RequestContext
 from app.telemetry.metrics import Metrics
 

@@ -1,0 +1,71 @@
+"""What is told of every request when it has ended: one log line, and its metrics."""
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from starlette.types import Scope
+
+from app.http.exchange import Exchange
+from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import trace_id
+
+log = structlog.get_logger("app.access")
+
+
+class RequestLog:
+    """Writes a log line for each request, and counts it.
+
+    Args:
+        metrics: counts every request.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._log: Any = None  # bound at the first request, for speed: by then the logs are configured
+
+    def write(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
+        """Count a request that has ended, and write its line."""
+        totals = exchange.totals
+        route = _route_of(scope)
+        status = 499 if exchange.client_left else exchange.status
+        models = totals.models
+        model = models[0] if len(models) == 1 else "several" if models else "none"
+        self._metrics.requests(route, status, model).observe(seconds)
+        if exchange.client_left:
+            self._metrics.disconnects(route).inc()
+        elif exchange.error and status < HTTPStatus.BAD_REQUEST:
+            self._metrics.stream_errors(route, exchange.error).inc()
+        line: dict[str, Any] = {
+            "method": scope["method"],
+            "path": scope["path"][:256],
+            "status": status,
+            "ms": round(seconds * 1000, 2),
+            "request_id": exchange.request_id,
+        }
+        if trace := trace_id():
+            line["trace_id"] = trace
+        if exchange.caller:
+            line["caller"] = exchange.caller
+        if models:
+            line["model"] = ", ".join(models)
+            line["tokens_in"], line["tokens_out"] = totals.prompt_tokens, totals.completion_tokens
+        if totals.calls > 1:
+            line["calls"] = totals.calls
+        if len(totals.tried) > totals.calls:  # a retry or a fallback
+            line["tried"] = totals.tried
+        if totals.left_out:
+            line["left_out"] = totals.left_out
+        if exchange.error:
+            line["error"] = exchange.error
+        if self._log is None:
+            self._log = log.bind()
+        self._log.info("request", **line)
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the path of the route that has handled a request, with its variable parts as they were declared."""
+    included = (scope.get("fastapi") or {}).get("effective_route_context")  # FastAPI's, of a router that was included
+    inner = getattr(included, "starlette_route", None) or included or scope.get("route")
+    path: str | None = getattr(inner, "path", None)
+    return path or "none"
