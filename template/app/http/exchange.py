@@ -3,7 +3,6 @@
 import asyncio
 import re
 import secrets
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
@@ -65,8 +64,8 @@ class Exchange:
         self._listener: asyncio.Task[None] | None = None
         self._wants_cancel = False
         self._is_receiving = False
-        self._ahead: deque[Message] = deque()
-        self._arrived = asyncio.Event()
+        self._ahead: list[Message] = []
+        self._arrived: asyncio.Event | None = None  # made by the first that waits for it: few do
         self._body_read = False
         self._received = 0
         self._max_body_bytes = max_body_bytes
@@ -104,23 +103,21 @@ class Exchange:
                 self._listen()
             return message
         while not self._ahead:
+            self._arrived = self._arrived or asyncio.Event()
             self._arrived.clear()
             await self._arrived.wait()
         if self._ahead[0]["type"] == "error":
             raise self._ahead[0]["error"]
-        return self._ahead.popleft() if self._ahead[0]["type"] == "http.request" else self._ahead[0]
+        return self._ahead.pop(0) if self._ahead[0]["type"] == "http.request" else self._ahead[0]
 
     async def send(self, message: Message) -> None:
         """Send, as ASGI says, with the request id and security headers on every response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ())]
-            self.sends_events = any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in headers)
-            message["headers"] = [
-                *headers,
-                (b"x-request-id", self.request_id.encode()),
-                *SECURITY_HEADERS,
-            ]
+            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
+            kinds = [value for name, value in headers if name == b"content-type"]
+            self.sends_events = bool(kinds) and kinds[0].startswith(b"text/event-stream")
+            message["headers"] = headers
         elif self.sends_events and not message.get("more_body") and not message.get("body"):
             self._end = message
             return
@@ -189,7 +186,8 @@ class Exchange:
                 kind = self._ahead[-1]["type"]
             except HTTPException as error:  # nobody waits for the rest of this body
                 self._ahead.append({"type": (kind := "error"), "error": error})
-            self._arrived.set()
+            if self._arrived:
+                self._arrived.set()
         if self.client_left and self._task:
             self._task.cancel()
 
