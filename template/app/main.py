@@ -18,6 +18,7 @@ from app.http.bodies import BodyMemory
 from app.http.cors import CORS
 from app.http.draining import Drain
 from app.http.problems import install_problem_handlers
+from app.http.routing import ExactPaths
 from app.llm.client import LLMClient
 from app.llm.own_model import connect
 from app.llm.upstreams import Upstreams
@@ -50,6 +51,8 @@ def create_app(settings: Settings | None = None) -> App:
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
     metrics = Metrics()
     docs = settings.api_docs or settings.dev
+    # Not by include_router, which would match each path twice.
+    routes = [route for module in (chat, embeddings, messages, responses) for route in module.router.routes]
     app = App(
         title=settings.name,
         description=settings.description,
@@ -57,9 +60,7 @@ def create_app(settings: Settings | None = None) -> App:
         telemetry=telemetry_config(settings, silent=PROBES),
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
-        routes=[  # include_router would match each path twice
-            route for module in (chat, embeddings, messages, responses) for route in module.router.routes
-        ],
+        routes=routes,
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
             Middleware(
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None) -> App:
             Middleware(LoadShedding, drain=drain, max_in_flight=settings.max_in_flight),
             Middleware(ErrorBoundary),
             *getattr(own, "middleware", ()),
+            Middleware(ExactPaths, routes=routes),
         ],
     )
     own_models = getattr(own, "models", {})
