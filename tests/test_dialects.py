@@ -3,6 +3,7 @@
 Hypothesis makes up what the model says: text, refusals, reasoning and tool calls, in any order and split anywhere.
 """
 
+import base64
 import json
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -120,9 +121,9 @@ PLACES = st.lists(st.integers(0, 5000), max_size=12)
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def responses(tools: list[Json]) -> Responses:
+def responses(tools: list[Json], *, refers: bool = False) -> Responses:
     asked = {"model": "m", "input": "Hello", "stream": True, "tools": tools, "include": ["reasoning.encrypted_content"]}
-    return Responses(ResponsesRequest.model_validate(asked))
+    return Responses(ResponsesRequest.model_validate(asked), refers=refers)
 
 
 def check_responses(events: list[Json], said: Said, tools: list[Json]) -> None:
@@ -151,9 +152,11 @@ def check_responses(events: list[Json], said: Said, tools: list[Json]) -> None:
 
 
 @MANY
-@given(answers(["look", "unknown"]), PLACES)
-def test_every_event_and_object_of_a_response_fits_the_open_specification(said: Said, places: list[int]) -> None:
-    events = streamed(responses([FUNCTION]), wire(said), places)
+@given(answers(["look", "unknown"]), PLACES, st.booleans())
+def test_every_event_and_object_of_a_response_fits_the_open_specification(
+    said: Said, places: list[int], refers: bool
+) -> None:
+    events = streamed(responses([FUNCTION], refers=refers), wire(said), places)
     for event in events:
         EVENTS[event["type"]].model_validate(event)
     check_responses(events, said, [FUNCTION])
@@ -258,6 +261,7 @@ def test_the_blocks_of_a_message_begin_and_end_one_after_the_other(said: Said, p
 # --- Requests ---------------------------------------------------------------------------------------------------------
 
 TEXT_BLOCK = {"type": "text", "text": "Hi.", "cache_control": {"type": "ephemeral"}}
+CARRIED = base64.urlsafe_b64encode(b'[{"type":"message","id":"msg_1","role":"assistant","content":"Hi."}]').decode()
 FILLED_RESPONSES: Json = {
     "model": "m",
     "instructions": "Be nice.",
@@ -274,6 +278,7 @@ FILLED_RESPONSES: Json = {
         {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "."}]},
         {"type": "custom_tool_call_output", "call_id": "2", "output": "done"},
         {"type": "item_reference", "id": "msg_1"},
+        {"type": "item_reference", "id": f"rs_chat-1.{CARRIED}"},
     ],
     "tools": [FUNCTION, CUSTOM | {"format": {"type": "grammar", "syntax": "lark", "definition": "a"}}, SPACE],
     "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "look"}]},

@@ -1,6 +1,7 @@
 """One session each with real clients: OpenAI's and Anthropic's SDKs, agent frameworks, and coding agents."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import importlib
@@ -50,8 +51,14 @@ def agent(body: Any) -> Any:
     return Behaviour(tool_calls=((shell or "weather", json.dumps(arguments)),))
 
 
+def thinker(body: Any) -> Any:
+    """Think before it does what the agent does."""
+    return dataclasses.replace(agent(body), thought="Hm, hm.")
+
+
 PROVIDERS = {
     "agent": agent,
+    "thinker": thinker,
     "stub": Behaviour(),
     "odd": Behaviour(body=ODD_EVENTS.encode(), headers=_odd.SSE),
     "anthropic": Behaviour(),
@@ -144,6 +151,23 @@ def test_clients_of_the_other_dialects(backend: Backend, stubs: dict[str, Any], 
     assert output.split() == DIALECT_STEPS
     for name, stub in stubs.items():
         assert stub.wait_until(lambda stub=stub: stub.in_flight == 0), f"a call to {name} is still open"
+
+
+def test_ai_sdk_in_several_turns(backend: Backend, stubs: dict[str, Any], tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("node_modules")
+    folder = shutil.copytree(HERE / "ui", tmp_path / "client", ignore=ignored)
+    trusting = os.environ | {"NODE_USE_SYSTEM_CA": "1"}
+    run(TOOLS / "npm", "ci", "--no-audit", "--no-fund", cwd=folder, env=trusting)
+    output = run(TOOLS / "node", "turns.mjs", backend[0], KEY, cwd=folder)
+    models = ("demo", "agent", "thinker")
+    assert output.split() == [f"{way}-{model}" for way in ("whole", "streamed") for model in models]
+    for name in ("agent", "thinker"):
+        messages = stubs[name].requests[-1].body["messages"]
+        roles = ["user", "assistant", "tool", "assistant"] * 3
+        assert [message["role"] for message in messages] == roles[:-1]
+        assert [message["content"] for message in messages[3::4]] == ["Sunny.", "Sunny."]
+        thoughts = {message.get("reasoning_content") for message in messages if message["role"] == "assistant"}
+        assert thoughts == ({"Hm, hm."} if name == "thinker" else {None})
 
 
 @pytest.fixture(scope="module")

@@ -495,6 +495,30 @@ def test_reasoning_goes_back_to_the_model_that_it_came_from(web: httpx2.Client, 
     assert third[1] == {"role": "assistant", "content": "Hi."}
 
 
+@BOTH
+def test_reasoning_that_a_bridge_has_sealed_is_not_sent_to_a_provider(
+    web: httpx2.Client, upstream: Stub, path: str
+) -> None:
+    """It can't read that, and would refuse the whole request: a conversation may move from one model to another."""
+    upstream.default = Behaviour(thought="Hm, hm.", tool_calls=CALL.tool_calls)
+    include = {"include": ["reasoning.encrypted_content"]} if path == RESPONSES else {}
+    said = ask(web, path, "bridged", **include).json()
+    if path == RESPONSES:
+        more: Json = {"input": [*said["output"], {"type": "function_call_output", "call_id": "call_0", "output": "."}]}
+        kept = more["input"][1:]
+    else:
+        hello = ASKED[MESSAGES]["messages"]
+        thought = {"role": "assistant", "content": said["content"][:1]}
+        more = {"messages": [*hello, thought, *hello, {"role": "assistant", "content": said["content"]}, *hello]}
+        kept = [*hello, *hello, {"role": "assistant", "content": said["content"][1:]}, *hello]
+    upstream.default = Behaviour()
+    assert ask(web, path, "native", **more).status_code == 200
+    assert upstream.requests[-1].body["input" if path == RESPONSES else "messages"] == kept
+    if path == MESSAGES:
+        assert web.post(f"{path}/count_tokens", json=more | {"model": "claude"}).status_code == 200
+        assert upstream.requests[-1].body["messages"] == kept
+
+
 UNFIT = {
     "a list": [1],
     "no names": [],
