@@ -72,8 +72,8 @@ class ResponseEvents:
         return out
 
     def go_on(self, response: dict[str, Any], number: int) -> None:
-        """Go on from a response that an upstream has begun itself, and from the number of its last event."""
-        self.whole, self._number = dict(response), number + 1
+        """Go on from a response that an upstream has begun itself, and from its last event's number, if it has one."""
+        self.whole, self._number = dict(response), max(number + 1, 1)
 
     def add(self, chunk: Chunk) -> None:
         """Take a chunk."""
@@ -114,8 +114,9 @@ class ResponseEvents:
         """End the response with an error. What has come so far stays in it, as incomplete."""
         if not self._number:
             self._begin(None)
-        for item in self.whole.get("output") or ():
-            if item.get("status") == "in_progress":
+        output = self.whole.get("output")
+        for item in output if isinstance(output, list) else ():
+            if isinstance(item, dict) and item.get("status") == "in_progress":
                 item["status"] = "incomplete"
         self.whole |= {"status": "failed", "error": {"code": code, "message": message}}
         self._emit("response.failed", response=self.whole)

@@ -267,7 +267,8 @@ class Responses(Translation):
 
     def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
         """Note what an event says that an upstream has sent; return whether it is the last."""
-        self.last_number = event.get("sequence_number") or self.last_number
+        if isinstance(number := event.get("sequence_number"), int):
+            self.last_number = number
         if not isinstance(event.get("response"), dict):
             state.chunks += 1
             return False
