@@ -368,6 +368,43 @@ def test_anthropic_gets_messages_as_they_are_with_our_key(web: httpx2.Client, up
     assert "x-left-out" not in response.headers
 
 
+def test_the_blocks_of_a_tool_round_trip_keep_their_bytes(web: httpx2.Client, upstream: Stub) -> None:
+    """Thinking, its signature and the prefix that a prompt cache knows are those that Anthropic made.
+
+    The request is parsed and written anew, as compact JSON in UTF-8, as SDKs write it. Each value then has the bytes
+    that it had, in the order that it had. Only spelling can change, which means nothing to a signature or a cache, since
+    they are about what the JSON says: blanks between values, `\\u00e9` for é, `1.5e-09` for 1.5e-9. The names at the top
+    level, and `role` and `content` of a message, may change places.
+    """
+    cache = {"type": "ephemeral", "ttl": "1h"}
+    thinking = {"signature": "EqQB/+==", "type": "thinking", "thinking": 'Hm. "é"\n\t\x1f 👋\u2028 \\u00e9', "of": None}
+    hidden = {"type": "redacted_thinking", "data": "EmwKAhgB/+=="}
+    given = {"z": [1, 1.0, -0.5, 1e22, 12345678901234567890, True, None], "a": {"b": "", "A": {}}, "é": []}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": given, "cache_control": cache}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "21 °C"}]}
+    fields: Json = {
+        "system": [{"type": "text", "text": "Be nice.", "cache_control": cache}],
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": [thinking, hidden, call]},
+            {"role": "user", "content": [result | {"cache_control": cache}]},
+        ],
+        "tools": [{"name": "weather", "input_schema": {"type": "object", "properties": {}}, "cache_control": cache}],
+        "thinking": {"type": "enabled", "budget_tokens": 16000},
+    }
+
+    def written(value: Any) -> bytes:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+    asked = {"model": "claude", "max_tokens": 32000} | fields
+    assert web.post(MESSAGES, content=written(asked), headers=JSON).status_code == 200
+    for name, value in fields.items():
+        assert written({name: value})[1:-1] in upstream.requests[0].raw
+    spelt = json.dumps(asked, indent=1).encode()  # as \u00e9, and with blanks
+    assert web.post(MESSAGES, content=spelt, headers=JSON).status_code == 200
+    assert upstream.requests[1].raw == upstream.requests[0].raw
+
+
 def test_anthropic_counts_tokens_itself_and_others_are_estimated(web: httpx2.Client) -> None:
     asked = {"messages": [{"role": "user", "content": "Hello"}]}
     counted = {
