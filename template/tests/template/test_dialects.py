@@ -372,9 +372,9 @@ def test_the_blocks_of_a_tool_round_trip_keep_their_bytes(web: httpx2.Client, up
     """Thinking, its signature and the prefix that a prompt cache knows are those that Anthropic made.
 
     The request is parsed and written anew, as compact JSON in UTF-8, as SDKs write it. Each value then has the bytes
-    that it had, in the order that it had. Only spelling can change, which means nothing to a signature or a cache, since
-    they are about what the JSON says: blanks between values, `\\u00e9` for é, `1.5e-09` for 1.5e-9. The names at the top
-    level, and `role` and `content` of a message, may change places.
+    that it had, in the order that it had. Only spelling can change, which means nothing to a signature or a cache: they
+    are about what the JSON says. That is blanks between values, `\\u00e9` for é, and `1.5e-09` for 1.5e-9. The names at
+    the top level, and `role` and `content` of a message, may change places.
     """
     cache = {"type": "ephemeral", "ttl": "1h"}
     thinking = {"signature": "EqQB/+==", "type": "thinking", "thinking": 'Hm. "é"\n\t\x1f 👋\u2028 \\u00e9', "of": None}
