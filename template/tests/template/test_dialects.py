@@ -2,11 +2,14 @@
 
 import base64
 import contextlib
+import http.client
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import Mock
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -16,6 +19,7 @@ from app.access.callers import hash_key
 from app.config import Settings
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import ProviderError
+from app.llm.relay import Relay
 from app.llm.targets import resolve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, request_line, row, running
@@ -217,6 +221,80 @@ def test_an_error_of_ours_is_anthropics_on_its_path(web: httpx2.Client, case: st
 def test_without_a_key_the_error_is_anthropics_too(web: httpx2.Client) -> None:
     response = web.post(MESSAGES, json=ASKED[MESSAGES], headers={"x-api-key": "sk-unknown"})
     assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
+
+
+def test_without_a_key_the_error_of_a_list_of_models_is_in_the_form_of_its_client(web: httpx2.Client) -> None:
+    headers = {"x-api-key": "sk-unknown", "anthropic-version": "2023-06-01"}
+    assert web.get("/v1/models", headers=headers).json()["type"] == "error"
+    assert web.get("/v1/models/none", headers=headers).json()["error"]["type"] == "authentication_error"
+    del headers["anthropic-version"]
+    assert web.get("/v1/models", headers=headers).json()["type"] == "about:blank"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["bridged", "native"])
+def test_a_provider_that_is_too_slow_is_told_in_anthropics_form(
+    web: httpx2.Client, served: Ask, upstream: Stub, model: str, stream: bool
+) -> None:
+    upstream.default = Behaviour(delay_headers=600)
+    with served.waiting(first_token=0.2, total=0.2):
+        response = ask(web, MESSAGES, model, stream=stream)
+    assert (response.status_code, response.json()["type"]) == (504, "error")
+    assert response.json()["error"]["type"] == "timeout_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_is_told_in_anthropics_form(
+    web: httpx2.Client, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("app.llm.accounting.AccountedCall.__aenter__", Mock(side_effect=RuntimeError("a fault")))
+    response = ask(web, MESSAGES, "bridged", stream=stream)
+    assert (response.status_code, response.json()["type"]) == (500, "error")
+    assert response.json()["error"]["type"] == "api_error"
+    assert "fault" not in response.text
+
+
+@BOTH
+def test_a_fault_of_ours_in_mid_stream_is_told_in_each_dialects_form(
+    web: httpx2.Client, upstream: Stub, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    upstream.default = Behaviour(pace=0.05)
+    packets = iter([True, True, False])
+    real = Relay.feed
+    monkeypatch.setattr(
+        "app.llm.relay.Relay.feed", lambda relay, packet: real(relay, packet) if next(packets) else 1 / 0
+    )
+    last = events(ask(web, path, "bridged", stream=True))[-1]
+    assert last["type"] == ("error" if path == MESSAGES else "response.failed")
+    error = last["error"] if path == MESSAGES else last["response"]["error"]
+    assert error["type" if path == MESSAGES else "code"] == ("api_error" if path == MESSAGES else "internal_error")
+
+
+BROKEN = {
+    "a head that is too large": (b"X-A: %b\r\n\r\n" % (b"x" * 70_000), 431, "invalid_request_error"),
+    "a head that is far too large": (b"X-A: %b" % (b"x" * 140_000), 431, "invalid_request_error"),
+    "a head that is none": (b"broken\r\n\r\n", 400, "invalid_request_error"),
+    "a head that never ends": (b"", 408, "invalid_request_error"),
+    "a body that never ends": (b"Content-Length: 9000\r\n\r\n{", 408, "invalid_request_error"),
+    "a body that is too large": (b"Content-Length: 999999999\r\n\r\n", 413, "request_too_large"),
+    "a body that is broken": (b"Transfer-Encoding: chunked\r\n\r\nnone\r\n", 400, "invalid_request_error"),
+}
+
+
+@pytest.mark.parametrize("why", BROKEN)
+def test_what_is_no_request_yet_is_told_in_anthropics_form(upstream: Stub, why: str) -> None:
+    """The path has come by then, if it was not that which is too long."""
+    sent, status, kind = BROKEN[why]
+    with running("sk-app-test", {"bridged": row(upstream)}, timeouts={"receive": 0.3}) as served:
+        address = urlsplit(served.url)
+        with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+            key = b"Host: a\r\nx-api-key: sk-app-test\r\ncontent-type: application/json\r\n"
+            connection.sendall(b"POST /v1/messages?beta=true HTTP/1.1\r\n" + key + sent)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            body = json.loads(response.read())
+    assert (response.status, body["type"], body["error"]["type"]) == (status, "error", kind)
+    assert body["request_id"] == response.headers["x-request-id"]
 
 
 def _as_each_client(error: Json, path: str) -> Any:
