@@ -1,4 +1,4 @@
-"""One session each with real clients: OpenAI's and Anthropic's SDKs, agent frameworks, and coding agents."""
+"""One session each with real clients: OpenAI's and Anthropic's SDKs, AI SDK, and agent frameworks."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ import copier
 import pytest
 
 from operations.servers import Behaviour, Program, Stub, free_port
-from workspace import FULL_MATRIX, ROOT, run
+from workspace import ROOT, run
 
 HERE = Path(__file__).parent
 TOOLS = Path(sys.executable).parent
@@ -36,7 +36,7 @@ LIBRARIES = (
     "openai==3.57.0", "anthropic==2.14.0", "openai-agents==0.24.0", "pydantic-ai-slim[openai,anthropic]==2.68.0",
     "langchain-openai==1.7.4",
 )  # fmt: skip
-SHELLS = {"exec_command": "cmd", "Bash": "command"}
+SHELLS = {"exec_command": "cmd", "Bash": "command", "bash": "command", "run_commands": "commands"}
 """The shell tools of coding agents, and the argument that holds the command."""
 COMMAND = "echo written by the agent > proof.txt"
 
@@ -168,48 +168,6 @@ def test_ai_sdk_in_several_turns(backend: Backend, stubs: dict[str, Any], tmp_pa
         assert [message["content"] for message in messages[3::4]] == ["Sunny.", "Sunny."]
         thoughts = {message.get("reasoning_content") for message in messages if message["role"] == "assistant"}
         assert thoughts == ({"Hm, hm."} if name == "thinker" else {None})
-
-
-@pytest.fixture(scope="module")
-def coding_agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where npm has put the coding agents' own programs."""
-    folder = shutil.copytree(HERE / "agents", tmp_path_factory.mktemp("agents") / "npm")
-    trusting = os.environ | {"NODE_USE_SYSTEM_CA": "1"}
-    run(TOOLS / "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder, env=trusting)
-    return folder / "node_modules"
-
-
-@pytest.mark.skipif(not FULL_MATRIX, reason="800 MB of programs: nightly")
-@pytest.mark.skipif(sys.platform != "linux", reason="these programs are built for each platform")
-@pytest.mark.parametrize("name", ["codex", "codex with a WebSocket", "claude"])
-def test_a_coding_agent_runs_a_tool_and_finishes(
-    backend: Backend, stubs: dict[str, Any], coding_agents: Path, tmp_path: Path, name: str
-) -> None:
-    url = backend[0]
-    (tmp_path / "home").mkdir()
-    ours = ("OPENAI_", "ANTHROPIC_", "CLAUDE", "CODEX")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    env |= {"HOME": str(tmp_path / "home"), "CODEX_HOME": str(tmp_path / "home"), "IS_SANDBOX": "1"}
-    if name == "claude":
-        env |= {"ANTHROPIC_BASE_URL": url.removesuffix("/v1"), "ANTHROPIC_API_KEY": KEY}
-        env |= {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
-        [program] = (coding_agents / "@anthropic-ai").glob("claude-code-linux-*/claude")
-        program.chmod(0o755)
-        options = ["-p", "Write the file.", "--model", "agent", "--allowedTools", "Bash"]
-    else:
-        program = coding_agents / ".bin/codex"
-        env |= {"OPENAI_API_KEY": KEY, "CODEX_API_KEY": KEY, "PATH": f"{TOOLS}:{os.environ['PATH']}"}
-        provider = f'{{name="app", base_url="{url}", env_key="OPENAI_API_KEY", wire_api="responses"}}'
-        settings = ["model_provider=app", f"model_providers.app={provider}"]
-        if name != "codex":
-            settings = [f'openai_base_url="{url}"']  # its own provider, which tries a WebSocket first
-        options = ["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "-m", "agent"]
-        options += [*(word for setting in settings for word in ("-c", setting)), "Write the file."]
-    output = run(program, *options, cwd=tmp_path, env=env)
-    assert "Sunny." in output
-    assert (tmp_path / "proof.txt").read_text() == "written by the agent\n"
-    *_, last = (request.body["messages"][-1] for request in stubs["agent"].requests)
-    assert last["role"] == "tool"
 
 
 def check(output: str, stubs: dict[str, Any]) -> None:
