@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import copier
+import httpx2
 import pytest
 
 from operations.servers import Behaviour, Program, Stub, free_port
@@ -168,6 +169,27 @@ def test_ai_sdk_in_several_turns(backend: Backend, stubs: dict[str, Any], tmp_pa
         assert [message["content"] for message in messages[3::4]] == ["Sunny.", "Sunny."]
         thoughts = {message.get("reasoning_content") for message in messages if message["role"] == "assistant"}
         assert thoughts == ({"Hm, hm."} if name == "thinker" else {None})
+
+
+def test_what_open_webui_sends_is_answered(backend: Backend, stubs: dict[str, Any]) -> None:
+    """Its connection of the type OpenAI, as its source has it: a list of models, a chat, and a title for the chat."""
+    headers = {"Authorization": f"Bearer {KEY}", "X-OpenWebUI-User-Name": "Ada", "X-OpenWebUI-Chat-Id": "1"}
+    messages = [
+        {"role": "system", "content": "Be nice."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    ]
+    asked: dict[str, Any] = {"model": "stub", "messages": messages}
+    with httpx2.Client(base_url=backend[0], headers=headers, timeout=60) as web:
+        assert "stub" in [model["id"] for model in web.get("/models").json()["data"]]
+        streamed = web.post(
+            "/chat/completions", json=asked | {"stream": True, "stream_options": {"include_usage": True}}
+        )
+        title = web.post("/chat/completions", json=asked | {"stream": False, "max_completion_tokens": 1000})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert '"completion_tokens"' in streamed.text
+    assert title.json()["choices"][0]["message"]["content"]
+    assert not [name for name in stubs["stub"].requests[-1].headers if "webui" in name]
 
 
 def check(output: str, stubs: dict[str, Any]) -> None:
