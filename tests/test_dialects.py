@@ -3,6 +3,7 @@
 Hypothesis makes up what the model says: text, refusals, reasoning and tool calls, in any order and split anywhere.
 """
 
+import base64
 import json
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,6 +15,7 @@ from app.config import ModelEntry
 from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import AppError, ProviderError
+from app.llm.native import NativeRelay
 from app.llm.relay import Relay
 from app.llm.stream_state import StreamState
 from app.llm.targets import resolve
@@ -121,9 +123,9 @@ PLACES = st.lists(st.integers(0, 5000), max_size=12)
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def responses(tools: list[Json]) -> Responses:
+def responses(tools: list[Json], *, refers: bool = False) -> Responses:
     asked = {"model": "m", "input": "Hello", "stream": True, "tools": tools, "include": ["reasoning.encrypted_content"]}
-    return Responses(ResponsesRequest.model_validate(asked))
+    return Responses(ResponsesRequest.model_validate(asked), refers=refers)
 
 
 def check_responses(events: list[Json], said: Said, tools: list[Json]) -> None:
@@ -152,9 +154,11 @@ def check_responses(events: list[Json], said: Said, tools: list[Json]) -> None:
 
 
 @MANY
-@given(answers(["look", "unknown"]), PLACES)
-def test_every_event_and_object_of_a_response_fits_the_open_specification(said: Said, places: list[int]) -> None:
-    events = streamed(responses([FUNCTION]), wire(said), places)
+@given(answers(["look", "unknown"]), PLACES, st.booleans())
+def test_every_event_and_object_of_a_response_fits_the_open_specification(
+    said: Said, places: list[int], refers: bool
+) -> None:
+    events = streamed(responses([FUNCTION], refers=refers), wire(said), places)
     for event in events:
         EVENTS[event["type"]].model_validate(event)
     check_responses(events, said, [FUNCTION])
@@ -259,6 +263,7 @@ def test_the_blocks_of_a_message_begin_and_end_one_after_the_other(said: Said, p
 # --- Requests ---------------------------------------------------------------------------------------------------------
 
 TEXT_BLOCK = {"type": "text", "text": "Hi.", "cache_control": {"type": "ephemeral"}}
+CARRIED = base64.urlsafe_b64encode(b'[{"type":"message","id":"msg_1","role":"assistant","content":"Hi."}]').decode()
 FILLED_RESPONSES: Json = {
     "model": "m",
     "instructions": "Be nice.",
@@ -275,6 +280,7 @@ FILLED_RESPONSES: Json = {
         {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "."}]},
         {"type": "custom_tool_call_output", "call_id": "2", "output": "done"},
         {"type": "item_reference", "id": "msg_1"},
+        {"type": "item_reference", "id": f"rs_chat-1.{CARRIED}"},
     ],
     "tools": [FUNCTION, CUSTOM | {"format": {"type": "grammar", "syntax": "lark", "definition": "a"}}, SPACE],
     "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "look"}]},
@@ -360,3 +366,112 @@ def test_a_request_is_translated_or_refused_whatever_is_in_it(kind: type[Respons
             translator.feed(wire(Said([{"content": "Hi."}])))
 
     check()
+
+
+# --- Streams that are cut ---------------------------------------------------------------------------------------------
+
+WAYS = {
+    (kind, way): (make, way)
+    for kind, make in {"responses": lambda: responses([FUNCTION]), "messages": messages}.items()
+    for way in ("translated", "passed through")
+}
+COMPLETE = {"response.completed", "response.incomplete", "message_stop"}
+RICH = Said(
+    [
+        {"role": "assistant", "reasoning_content": "Hm, "},
+        {"reasoning_content": "ü."},
+        {"content": "One \n\n"},
+        {"content": "moment. 👋"},
+        {"tool_calls": [{"index": 0, "id": "call_0", "function": {"name": "look", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a": "ü"}'}}]},
+    ],
+    "tool_calls",
+    {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14},
+)
+
+
+def got(make: Any, way: str, said: Said, cut_at: int, places: list[int]) -> tuple[bytes, int, bytes]:
+    """Return what a client gets of a stream that ends after so many bytes; how many it has; and all that it gets of it.
+
+    What is passed through is what a bridge makes of the same answer.
+    """
+    whole, translator = wire(said), make()
+    if way == "passed through":
+        whole = translator.feed(whole)
+        translator = make()
+    cut_at %= len(whole) + 1
+    stream = whole[:cut_at]
+    state = StreamState(wants_usage=True)
+    relay = NativeRelay(TARGET, state, translator) if way == "passed through" else Relay(TARGET, state)
+    edges = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
+    out = b""
+    for start, end in [*pairwise(edges), (0, 0)]:  # in the end, the connection is closed
+        if relay.ended:
+            break
+        packet = relay.feed(stream[start:end])
+        out += packet if way == "passed through" else translator.feed(packet)
+    if relay.failure:
+        out += translator.failed(relay.failure, "id")
+    return out, len(whole), whole
+
+
+def check_cut(events: list[Json], whole: bytes, cut_at: int) -> None:
+    kinds = [event["type"] for event in events]
+    finished = whole[:cut_at].count(b'"finish_reason": "') + len(COMPLETE & set(kinds))
+    if kinds[-1] in COMPLETE:
+        assert finished, "all has come but what follows the end"
+        assert not {"error", "response.failed"} & set(kinds)
+        return
+    assert kinds[-1] in ("response.failed", "error")
+    assert not COMPLETE & set(kinds)
+    if kinds[-1] == "response.failed":
+        assert events[-1]["response"]["status"] == "failed"
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        EVENTS["response.failed"].model_validate(events[-1])
+
+
+@pytest.mark.parametrize("case", WAYS)
+def test_a_stream_that_is_cut_at_any_byte_fails(case: tuple[str, str]) -> None:
+    make, way = WAYS[case]
+    size = got(make, way, RICH, 0, [])[1]
+    ends = set()
+    for place in range(size + 1):
+        out, _, whole = got(make, way, RICH, place, [])
+        events = events_of(out)
+        check_cut(events, whole, place)
+        ends.add(events[-1]["type"])
+    assert len(ends) == 2
+
+
+@pytest.mark.parametrize("case", WAYS)
+def test_a_stream_of_any_answer_that_is_cut_anywhere_fails(case: tuple[str, str]) -> None:
+    make, way = WAYS[case]
+
+    @settings(MANY, max_examples=50)
+    @given(answers(["look", "unknown"]), st.integers(0, 100_000), PLACES)
+    def check(said: Said, cut_at: int, places: list[int]) -> None:
+        out, size, whole = got(make, way, said, cut_at, places)
+        check_cut(events_of(out), whole, cut_at % (size + 1))
+
+    check()
+
+
+ODD: dict[str, Json] = {
+    "without numbers": {"response": {"output": []}},
+    "with a number that is none": {"response": {"output": []}, "sequence_number": "1"},
+    "with items that are none": {"response": {"output": ["item"]}, "sequence_number": 0},
+    "with an output that is none": {"response": {"output": 5}, "sequence_number": 0},
+}
+
+
+@pytest.mark.parametrize("why", ODD)
+def test_the_failure_of_an_odd_upstream_is_told_all_the_same(why: str) -> None:
+    translator = responses([])
+    relay = NativeRelay(TARGET, StreamState(), translator)
+    delta = {"type": "response.output_text.delta", "delta": "Hi."}
+    for event in ({"type": "response.created"} | ODD[why], delta):
+        assert relay.feed(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), json.dumps(event).encode()))
+    assert not relay.feed(b"")
+    assert relay.failure
+    [failed] = events_of(translator.failed(relay.failure, "id"))
+    assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")

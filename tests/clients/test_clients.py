@@ -1,6 +1,7 @@
-"""One session each with real clients: OpenAI's and Anthropic's SDKs, agent frameworks, and coding agents."""
+"""One session each with real clients: OpenAI's and Anthropic's SDKs, AI SDK, and agent frameworks."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import importlib
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import copier
+import httpx2
 import pytest
 
 from operations.servers import Behaviour, Program, Stub, free_port
-from workspace import FULL_MATRIX, ROOT, run
+from workspace import ROOT, run
 
 HERE = Path(__file__).parent
 TOOLS = Path(sys.executable).parent
@@ -35,7 +37,7 @@ LIBRARIES = (
     "openai==3.57.0", "anthropic==2.14.0", "openai-agents==0.24.0", "pydantic-ai-slim[openai,anthropic]==2.68.0",
     "langchain-openai==1.7.4",
 )  # fmt: skip
-SHELLS = {"exec_command": "cmd", "Bash": "command"}
+SHELLS = {"exec_command": "cmd", "Bash": "command", "bash": "command", "run_commands": "commands"}
 """The shell tools of coding agents, and the argument that holds the command."""
 COMMAND = "echo written by the agent > proof.txt"
 
@@ -50,8 +52,14 @@ def agent(body: Any) -> Any:
     return Behaviour(tool_calls=((shell or "weather", json.dumps(arguments)),))
 
 
+def thinker(body: Any) -> Any:
+    """Think before it does what the agent does."""
+    return dataclasses.replace(agent(body), thought="Hm, hm.")
+
+
 PROVIDERS = {
     "agent": agent,
+    "thinker": thinker,
     "stub": Behaviour(),
     "odd": Behaviour(body=ODD_EVENTS.encode(), headers=_odd.SSE),
     "anthropic": Behaviour(),
@@ -146,46 +154,42 @@ def test_clients_of_the_other_dialects(backend: Backend, stubs: dict[str, Any], 
         assert stub.wait_until(lambda stub=stub: stub.in_flight == 0), f"a call to {name} is still open"
 
 
-@pytest.fixture(scope="module")
-def coding_agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where npm has put the coding agents' own programs."""
-    folder = shutil.copytree(HERE / "agents", tmp_path_factory.mktemp("agents") / "npm")
+def test_ai_sdk_in_several_turns(backend: Backend, stubs: dict[str, Any], tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("node_modules")
+    folder = shutil.copytree(HERE / "ui", tmp_path / "client", ignore=ignored)
     trusting = os.environ | {"NODE_USE_SYSTEM_CA": "1"}
-    run(TOOLS / "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder, env=trusting)
-    return folder / "node_modules"
+    run(TOOLS / "npm", "ci", "--no-audit", "--no-fund", cwd=folder, env=trusting)
+    output = run(TOOLS / "node", "turns.mjs", backend[0], KEY, cwd=folder)
+    models = ("demo", "agent", "thinker")
+    assert output.split() == [f"{way}-{model}" for way in ("whole", "streamed") for model in models]
+    for name in ("agent", "thinker"):
+        messages = stubs[name].requests[-1].body["messages"]
+        roles = ["user", "assistant", "tool", "assistant"] * 3
+        assert [message["role"] for message in messages] == roles[:-1]
+        assert [message["content"] for message in messages[3::4]] == ["Sunny.", "Sunny."]
+        thoughts = {message.get("reasoning_content") for message in messages if message["role"] == "assistant"}
+        assert thoughts == ({"Hm, hm."} if name == "thinker" else {None})
 
 
-@pytest.mark.skipif(not FULL_MATRIX, reason="800 MB of programs: nightly")
-@pytest.mark.skipif(sys.platform != "linux", reason="these programs are built for each platform")
-@pytest.mark.parametrize("name", ["codex", "codex with a WebSocket", "claude"])
-def test_a_coding_agent_runs_a_tool_and_finishes(
-    backend: Backend, stubs: dict[str, Any], coding_agents: Path, tmp_path: Path, name: str
-) -> None:
-    url = backend[0]
-    (tmp_path / "home").mkdir()
-    ours = ("OPENAI_", "ANTHROPIC_", "CLAUDE", "CODEX")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    env |= {"HOME": str(tmp_path / "home"), "CODEX_HOME": str(tmp_path / "home"), "IS_SANDBOX": "1"}
-    if name == "claude":
-        env |= {"ANTHROPIC_BASE_URL": url.removesuffix("/v1"), "ANTHROPIC_API_KEY": KEY}
-        env |= {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
-        [program] = (coding_agents / "@anthropic-ai").glob("claude-code-linux-*/claude")
-        program.chmod(0o755)
-        options = ["-p", "Write the file.", "--model", "agent", "--allowedTools", "Bash"]
-    else:
-        program = coding_agents / ".bin/codex"
-        env |= {"OPENAI_API_KEY": KEY, "CODEX_API_KEY": KEY, "PATH": f"{TOOLS}:{os.environ['PATH']}"}
-        provider = f'{{name="app", base_url="{url}", env_key="OPENAI_API_KEY", wire_api="responses"}}'
-        settings = ["model_provider=app", f"model_providers.app={provider}"]
-        if name != "codex":
-            settings = [f'openai_base_url="{url}"']  # its own provider, which tries a WebSocket first
-        options = ["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "-m", "agent"]
-        options += [*(word for setting in settings for word in ("-c", setting)), "Write the file."]
-    output = run(program, *options, cwd=tmp_path, env=env)
-    assert "Sunny." in output
-    assert (tmp_path / "proof.txt").read_text() == "written by the agent\n"
-    *_, last = (request.body["messages"][-1] for request in stubs["agent"].requests)
-    assert last["role"] == "tool"
+def test_what_open_webui_sends_is_answered(backend: Backend, stubs: dict[str, Any]) -> None:
+    """Its connection of the type OpenAI, as its source has it: a list of models, a chat, and a title for the chat."""
+    headers = {"Authorization": f"Bearer {KEY}", "X-OpenWebUI-User-Name": "Ada", "X-OpenWebUI-Chat-Id": "1"}
+    messages = [
+        {"role": "system", "content": "Be nice."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    ]
+    asked: dict[str, Any] = {"model": "stub", "messages": messages}
+    with httpx2.Client(base_url=backend[0], headers=headers, timeout=60) as web:
+        assert "stub" in [model["id"] for model in web.get("/models").json()["data"]]
+        streamed = web.post(
+            "/chat/completions", json=asked | {"stream": True, "stream_options": {"include_usage": True}}
+        )
+        title = web.post("/chat/completions", json=asked | {"stream": False, "max_completion_tokens": 1000})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert '"completion_tokens"' in streamed.text
+    assert title.json()["choices"][0]["message"]["content"]
+    assert not [name for name in stubs["stub"].requests[-1].headers if "webui" in name]
 
 
 def check(output: str, stubs: dict[str, Any]) -> None:

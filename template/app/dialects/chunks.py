@@ -2,9 +2,9 @@
 
 import base64
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import DecodeError, Struct, ValidationError
@@ -61,6 +61,7 @@ class Chunk(Struct, gc=False):
     service_tier: Any = None
 
 
+T = TypeVar("T")
 Thought = dict[str, str | list[dict[str, str | int | float | bool | None]]]
 """A model's reasoning, by the names that the provider gave it."""
 
@@ -184,23 +185,32 @@ def sealed(thought: dict[str, Any], model: str) -> str:
 def unsealed(text: Any, model: str, most: int) -> tuple[Thought | None, int]:
     """Return the reasoning that `sealed` hid, and how many values it has.
 
-    There is none if it is another provider's or another model's, or has more than `most` values: nobody else counts
-    those that stand inside of a text.
+    There is none if it is another provider's or another model's, or has more than `most` values.
+    """
+    thought, values = opened(text, _decode_thought, most)
+    if thought is None or thought.get("model") != model:
+        return None, values
+    return {name: thought[name] for name in REASONING if name in thought} or None, values
+
+
+def opened(text: Any, decode: Callable[[bytes], T], most: int) -> tuple[T | None, int]:
+    """Return what a text hides that was made here, and how many values it has.
+
+    Args:
+        text: SEAL, and JSON as base64. Anything else hides nothing.
+        decode: reads the JSON.
+        most: how many values it may have: nobody else counts those that stand inside of a text.
     """
     if not isinstance(text, str) or not text.startswith(SEAL):
         return None, 0
     values = 0
-    thought: Thought = {}
     try:
         raw = base64.urlsafe_b64decode(text.removeprefix(SEAL))
         strings = raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"', most)
         values = len(strings) + b"".join(strings[::2]).count(b",")
-        if values <= most:
-            thought = _decode_thought(raw)
+        return (decode(raw), values) if values <= most else (None, most)
     except (ValueError, DecodeError):
-        pass
-    found = {name: thought[name] for name in REASONING if name in thought and thought.get("model") == model}
-    return found or None, min(values, most)
+        return None, min(values, most)
 
 
 def counts(usage: Any) -> dict[str, Any]:

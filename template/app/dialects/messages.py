@@ -62,6 +62,7 @@ class Messages(Translation):
     dialect = "messages"
     path = "/messages"
     end = END
+    history = "messages"
     needs = "content"
     bound = "max_tokens"
     names: ClassVar[dict[str, str]] = {

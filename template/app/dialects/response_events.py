@@ -7,6 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.dialects.chunks import Chunk, Delta, ToolCalls, add_thought, sealed
+from app.dialects.references import carrier
 from app.dialects.tools import Tools, custom_input
 from app.llm.sse import DONE
 
@@ -25,16 +26,20 @@ class ResponseEvents:
         tools: the request's tools.
         model: the model's public name.
         is_sealed: whether the client wants reasoning as `encrypted_content`.
+        is_carried: whether the client will refer to the items by their ids.
 
     Attributes:
         whole: the response so far.
     """
 
-    def __init__(self, skeleton: dict[str, Any], tools: Tools, model: str, is_sealed: bool) -> None:
+    def __init__(
+        self, skeleton: dict[str, Any], tools: Tools, model: str, *, is_sealed: bool = False, is_carried: bool = False
+    ) -> None:
         self._token = secrets.token_hex(12)
         self._tools = tools
         self._model = model
         self._is_sealed = is_sealed
+        self._is_carried = is_carried
         self._number = 0
         self._out: list[bytes] = []
         self._calls = ToolCalls()
@@ -67,8 +72,8 @@ class ResponseEvents:
         return out
 
     def go_on(self, response: dict[str, Any], number: int) -> None:
-        """Go on from a response that an upstream has begun itself, and from the number of its last event."""
-        self.whole, self._number = dict(response), number + 1
+        """Go on from a response that an upstream has begun itself, and from its last event's number, if it has one."""
+        self.whole, self._number = dict(response), max(number + 1, 1)
 
     def add(self, chunk: Chunk) -> None:
         """Take a chunk."""
@@ -95,6 +100,8 @@ class ResponseEvents:
         self._close_item(status)
         for call in self._calls.all:
             self._close_call(call, status)
+        if self._is_carried and (item := carrier(self.whole["output"])):
+            self._emit("response.output_item.done", output_index=self._open(item), item=item)
         self.whole["status"] = status
         if reason:
             self.whole["incomplete_details"] = {"reason": reason}
@@ -107,8 +114,9 @@ class ResponseEvents:
         """End the response with an error. What has come so far stays in it, as incomplete."""
         if not self._number:
             self._begin(None)
-        for item in self.whole.get("output") or ():
-            if item.get("status") == "in_progress":
+        output = self.whole.get("output")
+        for item in output if isinstance(output, list) else ():
+            if isinstance(item, dict) and item.get("status") == "in_progress":
                 item["status"] = "incomplete"
         self.whole |= {"status": "failed", "error": {"code": code, "message": message}}
         self._emit("response.failed", response=self.whole)

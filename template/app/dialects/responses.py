@@ -9,6 +9,7 @@ from pydantic import Field
 
 from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
+from app.dialects.references import resolved
 from app.dialects.response_events import ResponseEvents
 from app.dialects.tools import Tools, custom_arguments, flat_name
 from app.dialects.translation import Translation
@@ -35,6 +36,7 @@ STATE = {
 }
 """What needs a memory, and what to do instead."""
 BACKGROUND = "Nothing is answered in the background here: leave background out, and stream the answer."
+REFERENCE = "Items are not stored here: send the items themselves, and store: false."
 USAGE = {"prompt": "input", "completion": "output", "total": "total"}
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
@@ -64,11 +66,17 @@ class ResponseObject(Answered):
 
 
 class Responses(Translation):
-    """Translates one request of the Responses API. See `app.llm.translator.Translator`."""
+    """Translates one request of the Responses API. See `app.llm.translator.Translator`.
+
+    Args:
+        asked: the request.
+        refers: whether its client will refer to items by their ids, unless `store` is false.
+    """
 
     dialect = "responses"
     path = "/responses"
     end = DONE
+    history = "input"
     needs = "output"
     bound = "max_output_tokens"
     names: ClassVar[dict[str, str]] = {
@@ -80,8 +88,12 @@ class Responses(Translation):
     }
     defaults = frozenset({"temperature", "top_p", "max_output_tokens", "reasoning"})
 
-    def __init__(self, asked: ResponsesRequest, versions: dict[str, str] | None = None) -> None:
-        super().__init__(asked, versions)
+    def __init__(self, asked: ResponsesRequest, *, refers: bool = False) -> None:
+        super().__init__(asked)
+        if isinstance(given := self.sent.get("input"), list):
+            self.sent["input"], values = resolved(given, self._unsealed_values)
+            self._unsealed_values -= values
+        self._refers = refers and self.sent.get("store") is not False
         self._seen: dict[str, Any] | None = None
         self.tools = Tools(self)
         self.chat = self.chat_request(self._fields())
@@ -163,7 +175,7 @@ class Responses(Translation):
             if thought := self.unseal(item.get("encrypted_content"), "reasoning", item):
                 chat.think(thought)
         elif kind == "item_reference":
-            self.cannot("Items are not stored here: send the items themselves, and store: false.", param)
+            self.cannot(f"{param}: {REFERENCE}", param)
         else:
             self.leave_out(str(kind)[:64], item)
 
@@ -208,8 +220,9 @@ class Responses(Translation):
     def _stream(self) -> ResponseEvents:
         """The answer of the newest attempt; made when it is needed, since what is passed through needs none."""
         if self._begun is None:
-            is_sealed = "reasoning.encrypted_content" in self.sent.get("include", ())
-            self._begun = ResponseEvents(self._skeleton(), self.tools, self._model, is_sealed)
+            is_sealed = self._refers or "reasoning.encrypted_content" in self.sent.get("include", ())
+            how = {"is_sealed": is_sealed, "is_carried": self._refers}
+            self._begun = ResponseEvents(self._skeleton(), self.tools, self._model, **how)
         return self._begun
 
     def _skeleton(self) -> dict[str, Any]:
@@ -254,7 +267,8 @@ class Responses(Translation):
 
     def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
         """Note what an event says that an upstream has sent; return whether it is the last."""
-        self.last_number = event.get("sequence_number") or self.last_number
+        if isinstance(number := event.get("sequence_number"), int):
+            self.last_number = number
         if not isinstance(event.get("response"), dict):
             state.chunks += 1
             return False

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 from app.dialects.chunks import Thought, as_chunk, chunks, unsealed
+from app.dialects.references import without_seals
 from app.errors import InvalidRequest, UnsupportedParameter, unfit
 from app.llm.sse import Events
 from app.models import ChatRequest
@@ -29,6 +30,8 @@ class Translation:
     """Chat's names of fields, and the dialect's own for the same."""
     bound: ClassVar[str]
     """The field that bounds an answer's tokens."""
+    history: ClassVar[str]
+    """The field that has the conversation."""
     _stream: Any
     """The answer of the newest attempt: ResponseEvents, or MessageEvents."""
 
@@ -56,7 +59,10 @@ class Translation:
     def native(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Return the request for an upstream that speaks the dialect, with those of a row's defaults that fit."""
         known = {self.names.get(name, name): value for name, value in defaults.items()}
-        return {**{name: value for name, value in known.items() if name in type(self).defaults}, **self.sent}
+        fields = {**{name: value for name, value in known.items() if name in type(self).defaults}, **self.sent}
+        if isinstance(said := fields.get(self.history), list):
+            fields[self.history] = without_seals(said)
+        return fields
 
     defaults: ClassVar[frozenset[str]] = frozenset({"temperature", "top_p"})
     """Fields of a row's `defaults` that the dialect has too, by its own names."""

@@ -1,5 +1,6 @@
 """Renders every error as problem details (RFC 9457), whatever raised it."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -8,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json, to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Scope
 
 from app.dialects.message_events import error_type
 from app.errors import AppError, InvalidJSON, invalid_request
@@ -52,12 +52,14 @@ class HTTPFailure(AppError):
         self.details = None if isinstance(detail, str) else to_jsonable_python(detail, fallback=str)
 
 
-def problem_response(error: AppError | HTTPException, scope: Scope | None, request_id: str = "none") -> Response:
+def problem_response(
+    error: AppError | HTTPException, scope: Mapping[str, Any] | None, request_id: str = "none"
+) -> Response:
     """Return the response for an error: problem details with OpenAI's error in it; on /v1/messages, it is Anthropic's.
 
     Args:
         error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint.
-        scope: the request's ASGI scope, for its id; None outside a request.
+        scope: the request's ASGI scope, or as much of it as is known; None outside a request.
         request_id: the id of what is no request that the application has met.
     """
     exchange = scope.get("app.exchange") if scope else None
@@ -68,7 +70,7 @@ def problem_response(error: AppError | HTTPException, scope: Scope | None, reque
     body = _problem(error, request_id).model_dump()
     if isinstance(error, HTTPFailure) and error.details is not None:
         body["details"] = error.details
-    if scope and scope["path"].startswith("/v1/messages"):
+    if scope and _is_anthropics(scope):
         body |= {"type": "error", "request_id": request_id}
         body["error"]["type"] = error_type(error.status)
     return Response(to_json(body), error.status, error.headers, PROBLEM_JSON)
@@ -100,6 +102,14 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Client Error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Server Error"
+
+
+def _is_anthropics(scope: Mapping[str, Any]) -> bool:
+    """Return whether the client of a request expects Anthropic's errors."""
+    path = scope["path"]
+    if path.startswith("/v1/models"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return bool(path.startswith("/v1/messages"))
 
 
 def cause_of(error: BaseException) -> BaseException:

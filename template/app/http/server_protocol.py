@@ -94,6 +94,7 @@ class ServerProtocol(HttpToolsProtocol):
         """Which part of a request comes next; "over": whatever comes is dropped."""
         self._moved = False
         """Whether the newest bytes completed a head, or had a part of a body in them."""
+        self.url, self.headers = b"", []  # also before the first request
         self._held = 0
         """Bytes since the newest of those that did."""
         self._arrived = 0
@@ -230,7 +231,8 @@ class ServerProtocol(HttpToolsProtocol):
 
     def _answer(self, refusal: HTTPException) -> None:
         status, request_id = refusal.status_code, secrets.token_hex(16)
-        response = problem_response(refusal, None, request_id)
+        known = {"path": self.url.decode("latin-1"), "headers": self.headers}
+        response = problem_response(refusal, known, request_id)
         head = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close"), *SECURITY_HEADERS]
         head.append((b"x-request-id", request_id.encode()))
         lines = [b"%b: %b\r\n" % header for header in head]

@@ -53,6 +53,10 @@ class Accounting:
         return True
 
 
+DETAILS = {"prompt_tokens_details": "cached_tokens", "completion_tokens_details": "reasoning_tokens"}
+"""Parts of a usage, and what is added up of them."""
+
+
 class AccountedCall:
     """The context in which a call is made: it admits the call, and counts it when it has ended, however it ends.
 
@@ -203,8 +207,12 @@ def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
     """
     if inner := call.inner.get(call.answered_by.name):
         call.prompt_tokens, call.completion_tokens = inner.prompt_tokens, inner.completion_tokens
+        call.details = inner.details
         return
     told = usage if isinstance(usage, dict) else {}
+    for group, name in DETAILS.items():
+        if isinstance(details := told.get(group), dict):
+            call.details[name] = _count(details.get(name))
     prompt, completion, total = (_count(told.get(f"{what}_tokens")) for what in ("prompt", "completion", "total"))
     if not prompt:
         asked = estimate(call.fields, call.target.entry.upstream)

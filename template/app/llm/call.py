@@ -38,6 +38,7 @@ class Call:
         finish_reasons: why the answer ended, one reason for each choice.
         prompt_tokens: tokens of the request, as the provider counted them, else estimated.
         completion_tokens: tokens of the answer.
+        details: how many of them were `cached_tokens` and `reasoning_tokens`.
     """
 
     operation: Operation
@@ -59,6 +60,7 @@ class Call:
     finish_reasons: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    details: dict[str, int] = field(default_factory=dict)
 
     @property
     def caller_name(self) -> str | None:
@@ -113,6 +115,7 @@ class CallTotals:
         tried: public names of all models that were tried, in the order in which the calls ended.
         prompt_tokens: tokens of all requests to models.
         completion_tokens: tokens of all answers.
+        details: as in Call.
         calls: how many calls there were.
         unsettled: whether one of them may have used more tokens than anybody has told.
         left_out: what could not be translated to chat.
@@ -122,6 +125,7 @@ class CallTotals:
     tried: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    details: dict[str, int] = field(default_factory=dict)
     calls: int = 0
     unsettled: bool = False
     left_out: list[str] = field(default_factory=list)
@@ -134,4 +138,6 @@ class CallTotals:
         self.tried += [target.name for target in call.tried]
         self.prompt_tokens += call.prompt_tokens
         self.completion_tokens += call.completion_tokens
+        for name, tokens in call.details.items():
+            self.details[name] = self.details.get(name, 0) + tokens
         self.left_out += call.left_out

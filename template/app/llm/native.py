@@ -55,7 +55,7 @@ class Native(Direct):
         """Return the upstream's count of a request's tokens; errors as in `Direct.complete`."""
         target.check_configured()
         upstream = target.native or target
-        fields = {**translator.sent, "model": upstream.model}
+        fields = {**translator.native({}), "model": upstream.model}
         path = f"{translator.path}/count_tokens"
         return await self._answer(upstream, path, fields, deadlines, "input_tokens", _headers(translator))
 

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from app.access.callers import Caller
 from app.config import SettingsError
 from app.errors import AppError, InvalidRequest, OwnModelFailed, ProviderError
+from app.llm.accounting import DETAILS
 from app.llm.adapter import Adapter
 from app.llm.call import Call, CallTotals
 from app.llm.sse import DONE
@@ -146,6 +147,7 @@ def _chunk(delta: dict[str, Any], reason: str | None = None) -> ChatChunk:
     return ChatChunk.model_validate({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
 
 
-def _usage(totals: CallTotals) -> dict[str, int]:
+def _usage(totals: CallTotals) -> dict[str, Any]:
     asked, answered = totals.prompt_tokens, totals.completion_tokens
-    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+    details = {group: {name: totals.details.get(name, 0)} for group, name in DETAILS.items()}
+    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered, **details}

@@ -5,6 +5,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
+from app.dialects.references import REFERRING
 from app.dialects.responses import ResponseObject, Responses, ResponsesRequest
 from app.http.event_stream import EventStream
 from app.http.exchange import exchange_of
@@ -19,7 +20,8 @@ router = APIRouter(tags=["responses"], route_class=BytesRoute)
 async def responses(request: Request) -> Response:
     """Answer in OpenAI's Responses API: the whole response, or with `stream` its events. Nothing is stored."""
     llm = await get_llm(request)
-    asked = Responses(await read_body(request, ResponsesRequest, llm))
+    refers = REFERRING in request.headers.get("user-agent", "")
+    asked = Responses(await read_body(request, ResponsesRequest, llm), refers=refers)
     if asked.chat.stream:
         return EventStream(llm.open_stream(asked.chat, asked), asked)
     answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)

@@ -35,6 +35,8 @@ def completion(request: Json, behaviour: Behaviour) -> Json:
             {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
             for index, (name, arguments) in enumerate(behaviour.tool_calls)
         ]
+    if behaviour.thought:
+        message["reasoning_content"] = behaviour.thought
     choice = {"message": message, "logprobs": None, "finish_reason": _finish_reason(behaviour)}
     body = _common(request, "chat.completion")
     body["choices"] = [{"index": index} | choice for index in _choices(request)]
@@ -124,6 +126,8 @@ def usage(request: Json, behaviour: Behaviour) -> Json:
 
 def _deltas(behaviour: Behaviour) -> Iterator[Json]:
     """Yield what each choice streams before its finish reason."""
+    for half in filter(None, halves(behaviour.thought)):
+        yield {"reasoning_content": half}
     if not behaviour.tool_calls:
         yield {"role": "assistant", "content": "", "refusal": None}
         for word in behaviour.words():

@@ -29,6 +29,7 @@ class Received:
         path: path, with its query.
         headers: by name in lower case.
         body: the JSON body, parsed; an empty object if there was none.
+        raw: its bytes.
         behaviour: how the stub answers.
         received_at: when it had arrived, by `time.monotonic()`.
         sent: bytes handed to the socket so far, headers included.
@@ -42,6 +43,7 @@ class Received:
     headers: dict[str, str]
     body: Any
     behaviour: Behaviour
+    raw: bytes = b""
     received_at: float = field(default_factory=time.monotonic)
     sent: int = 0
     answered: bool = False
@@ -171,7 +173,7 @@ class Stub:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         asked = json.loads(body or b"{}")
         default = self.default if isinstance(self.default, Behaviour) else self.default(asked)
-        request = Received(method, path, headers, asked, self._queue.popleft() if self._queue else default)
+        request = Received(method, path, headers, asked, self._queue.popleft() if self._queue else default, body)
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()

@@ -2,11 +2,14 @@
 
 import base64
 import contextlib
+import http.client
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import Mock
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -16,6 +19,7 @@ from app.access.callers import hash_key
 from app.config import Settings
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import ProviderError
+from app.llm.relay import Relay
 from app.llm.targets import resolve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, request_line, row, running
@@ -219,6 +223,80 @@ def test_without_a_key_the_error_is_anthropics_too(web: httpx2.Client) -> None:
     assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
 
 
+def test_without_a_key_the_error_of_a_list_of_models_is_in_the_form_of_its_client(web: httpx2.Client) -> None:
+    headers = {"x-api-key": "sk-unknown", "anthropic-version": "2023-06-01"}
+    assert web.get("/v1/models", headers=headers).json()["type"] == "error"
+    assert web.get("/v1/models/none", headers=headers).json()["error"]["type"] == "authentication_error"
+    del headers["anthropic-version"]
+    assert web.get("/v1/models", headers=headers).json()["type"] == "about:blank"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["bridged", "native"])
+def test_a_provider_that_is_too_slow_is_told_in_anthropics_form(
+    web: httpx2.Client, served: Ask, upstream: Stub, model: str, stream: bool
+) -> None:
+    upstream.default = Behaviour(delay_headers=600)
+    with served.waiting(first_token=0.2, total=0.2):
+        response = ask(web, MESSAGES, model, stream=stream)
+    assert (response.status_code, response.json()["type"]) == (504, "error")
+    assert response.json()["error"]["type"] == "timeout_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_is_told_in_anthropics_form(
+    web: httpx2.Client, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("app.llm.accounting.AccountedCall.__aenter__", Mock(side_effect=RuntimeError("a fault")))
+    response = ask(web, MESSAGES, "bridged", stream=stream)
+    assert (response.status_code, response.json()["type"]) == (500, "error")
+    assert response.json()["error"]["type"] == "api_error"
+    assert "fault" not in response.text
+
+
+@BOTH
+def test_a_fault_of_ours_in_mid_stream_is_told_in_each_dialects_form(
+    web: httpx2.Client, upstream: Stub, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    upstream.default = Behaviour(pace=0.05)
+    packets = iter([True, True, False])
+    real = Relay.feed
+    monkeypatch.setattr(
+        "app.llm.relay.Relay.feed", lambda relay, packet: real(relay, packet) if next(packets) else 1 / 0
+    )
+    last = events(ask(web, path, "bridged", stream=True))[-1]
+    assert last["type"] == ("error" if path == MESSAGES else "response.failed")
+    error = last["error"] if path == MESSAGES else last["response"]["error"]
+    assert error["type" if path == MESSAGES else "code"] == ("api_error" if path == MESSAGES else "internal_error")
+
+
+BROKEN = {
+    "a head that is too large": (b"X-A: %b\r\n\r\n" % (b"x" * 70_000), 431, "invalid_request_error"),
+    "a head that is far too large": (b"X-A: %b" % (b"x" * 140_000), 431, "invalid_request_error"),
+    "a head that is none": (b"broken\r\n\r\n", 400, "invalid_request_error"),
+    "a head that never ends": (b"", 408, "invalid_request_error"),
+    "a body that never ends": (b"Content-Length: 9000\r\n\r\n{", 408, "invalid_request_error"),
+    "a body that is too large": (b"Content-Length: 999999999\r\n\r\n", 413, "request_too_large"),
+    "a body that is broken": (b"Transfer-Encoding: chunked\r\n\r\nnone\r\n", 400, "invalid_request_error"),
+}
+
+
+@pytest.mark.parametrize("why", BROKEN)
+def test_what_is_no_request_yet_is_told_in_anthropics_form(upstream: Stub, why: str) -> None:
+    """The path has come by then, if it was not that which is too long."""
+    sent, status, kind = BROKEN[why]
+    with running("sk-app-test", {"bridged": row(upstream)}, timeouts={"receive": 0.3}) as served:
+        address = urlsplit(served.url)
+        with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+            key = b"Host: a\r\nx-api-key: sk-app-test\r\ncontent-type: application/json\r\n"
+            connection.sendall(b"POST /v1/messages?beta=true HTTP/1.1\r\n" + key + sent)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            body = json.loads(response.read())
+    assert (response.status, body["type"], body["error"]["type"]) == (status, "error", kind)
+    assert body["request_id"] == response.headers["x-request-id"]
+
+
 def _as_each_client(error: Json, path: str) -> Any:
     """Return what tells a dialect's clients the kind of an error: Anthropic's type, or OpenAI's code."""
     return error["error"]["type" if path == MESSAGES else "code"]
@@ -368,6 +446,43 @@ def test_anthropic_gets_messages_as_they_are_with_our_key(web: httpx2.Client, up
     assert "x-left-out" not in response.headers
 
 
+def test_the_blocks_of_a_tool_round_trip_keep_their_bytes(web: httpx2.Client, upstream: Stub) -> None:
+    """Thinking, its signature and the prefix that a prompt cache knows are those that Anthropic made.
+
+    The request is parsed and written anew, as compact JSON in UTF-8, as SDKs write it. Each value then has the bytes
+    that it had, in the order that it had. Only spelling can change, which means nothing to a signature or a cache: they
+    are about what the JSON says. That is blanks between values, `\\u00e9` for é, and `1.5e-09` for 1.5e-9. The names at
+    the top level, and `role` and `content` of a message, may change places.
+    """
+    cache = {"type": "ephemeral", "ttl": "1h"}
+    thinking = {"signature": "EqQB/+==", "type": "thinking", "thinking": 'Hm. "é"\n\t\x1f 👋\u2028 \\u00e9', "of": None}
+    hidden = {"type": "redacted_thinking", "data": "EmwKAhgB/+=="}
+    given = {"z": [1, 1.0, -0.5, 1e22, 12345678901234567890, True, None], "a": {"b": "", "A": {}}, "é": []}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": given, "cache_control": cache}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "21 °C"}]}
+    fields: Json = {
+        "system": [{"type": "text", "text": "Be nice.", "cache_control": cache}],
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": [thinking, hidden, call]},
+            {"role": "user", "content": [result | {"cache_control": cache}]},
+        ],
+        "tools": [{"name": "weather", "input_schema": {"type": "object", "properties": {}}, "cache_control": cache}],
+        "thinking": {"type": "enabled", "budget_tokens": 16000},
+    }
+
+    def written(value: Any) -> bytes:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+    asked = {"model": "claude", "max_tokens": 32000} | fields
+    assert web.post(MESSAGES, content=written(asked), headers=JSON).status_code == 200
+    for name, value in fields.items():
+        assert written({name: value})[1:-1] in upstream.requests[0].raw
+    spelt = json.dumps(asked, indent=1).encode()  # as \u00e9, and with blanks
+    assert web.post(MESSAGES, content=spelt, headers=JSON).status_code == 200
+    assert upstream.requests[1].raw == upstream.requests[0].raw
+
+
 def test_anthropic_counts_tokens_itself_and_others_are_estimated(web: httpx2.Client) -> None:
     asked = {"messages": [{"role": "user", "content": "Hello"}]}
     counted = {
@@ -493,6 +608,30 @@ def test_reasoning_goes_back_to_the_model_that_it_came_from(web: httpx2.Client, 
     _, second, third = (request.body["messages"] for request in upstream.requests)
     assert second[1] == {"role": "assistant", "content": "Hi.", "reasoning_content": "Hm, hm."}
     assert third[1] == {"role": "assistant", "content": "Hi."}
+
+
+@BOTH
+def test_reasoning_that_a_bridge_has_sealed_is_not_sent_to_a_provider(
+    web: httpx2.Client, upstream: Stub, path: str
+) -> None:
+    """It can't read that, and would refuse the whole request: a conversation may move from one model to another."""
+    upstream.default = Behaviour(thought="Hm, hm.", tool_calls=CALL.tool_calls)
+    include = {"include": ["reasoning.encrypted_content"]} if path == RESPONSES else {}
+    said = ask(web, path, "bridged", **include).json()
+    if path == RESPONSES:
+        more: Json = {"input": [*said["output"], {"type": "function_call_output", "call_id": "call_0", "output": "."}]}
+        kept = more["input"][1:]
+    else:
+        hello = ASKED[MESSAGES]["messages"]
+        thought = {"role": "assistant", "content": said["content"][:1]}
+        more = {"messages": [*hello, thought, *hello, {"role": "assistant", "content": said["content"]}, *hello]}
+        kept = [*hello, *hello, {"role": "assistant", "content": said["content"][1:]}, *hello]
+    upstream.default = Behaviour()
+    assert ask(web, path, "native", **more).status_code == 200
+    assert upstream.requests[-1].body["input" if path == RESPONSES else "messages"] == kept
+    if path == MESSAGES:
+        assert web.post(f"{path}/count_tokens", json=more | {"model": "claude"}).status_code == 200
+        assert upstream.requests[-1].body["messages"] == kept
 
 
 UNFIT = {

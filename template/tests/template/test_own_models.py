@@ -153,6 +153,31 @@ def test_the_usage_of_own_code_is_the_sum_of_its_calls(client: openai.OpenAI, st
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_cached_and_reasoning_tokens_of_own_code_are_the_sums_of_its_calls(
+    client: openai.OpenAI, stub: Stub, stream: bool
+) -> None:
+    """Clients show them, and of an own model they would be a cache that never works."""
+    details = {"prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 2}}
+    usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12} | details
+    message = {"role": "assistant", "content": "Hi."}
+    whole = {"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
+    odd = whole | {
+        "usage": usage | {"prompt_tokens_details": [], "completion_tokens_details": {"reasoning_tokens": "2"}}
+    }
+    chunk = {"id": "c", "choices": [{"index": 0, "delta": message, "finish_reason": "stop"}], "usage": usage}
+    events = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
+    streamed = Behaviour(body=events, headers={"content-type": "text/event-stream"})
+    for first, total in ((whole, (8, 4)), (odd, (4, 2))):
+        stub.queue(Behaviour(body=json.dumps(first).encode()), streamed)
+        if stream:
+            used = read(say(client, "support", stream=True, stream_options={"include_usage": True}))[2]
+        else:
+            used = say(client, "support").usage
+        told = (used.prompt_tokens_details.cached_tokens, used.completion_tokens_details.reasoning_tokens)
+        assert (used.prompt_tokens, told) == (14, total)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_own_code_may_call_the_clients_tools(client: openai.OpenAI, stub: Stub, stream: bool) -> None:
     offered: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
     delta = {
