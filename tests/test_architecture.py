@@ -23,7 +23,7 @@ LAYERS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("__init__", "config", "environment", "errors", "models", "network"),
+            ("__init__", "config", "environment", "errors", "models", "network", "quotas"),
             ("telemetry",),
             ("access",),
             ("llm",),
@@ -42,7 +42,7 @@ LAYERS = {
 
 FILES_AT_THE_TOP = 12
 LINES_OF_THE_PAGE = 142
-LINES_OF_THE_SPINE = 1695
+LINES_OF_THE_SPINE = 1699
 
 WAITING = {"create_task", "call_later", "call_at", "to_thread", "timeout", "timeout_at", "Thread"}
 """Of asyncio and threading: what starts a task, a thread or a timer."""

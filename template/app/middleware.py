@@ -15,6 +15,7 @@ from app.errors import AppError, Overloaded, error_event
 from app.http.draining import Drain
 from app.http.exchange import Exchange, exchange_of
 from app.http.problems import as_app_error, cause_of, problem_response
+from app.quotas import MICRO
 from app.telemetry.logs import exception_fields
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import trace_id
@@ -92,6 +93,8 @@ class RequestContext:
         if models:
             line["model"] = ", ".join(models)
             line["tokens_in"], line["tokens_out"] = totals.prompt_tokens, totals.completion_tokens
+        if totals.cost is not None:
+            line["cost_usd"] = totals.cost / MICRO
         if totals.calls > 1:
             line["calls"] = totals.calls
         if len(totals.tried) > totals.calls:  # a retry or a fallback

@@ -31,6 +31,8 @@ class Call:
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         admissions: what admits the call, for its own model and for each fallback that was tried.
         unsettled: names of the models that may have used more tokens than anybody has told.
+        told: whether the provider has told how many tokens the answer took.
+        cost: what it costs, in micro-dollars; None if its model has no price.
         inner: the sum of the calls that each own model has made for this one.
         headers: what a response tells about this call: `X-Model` and `x-ratelimit-*`.
         stream: what the stream of the newest attempt has said so far; None where a whole answer is asked for.
@@ -52,6 +54,8 @@ class Call:
     began_at: float | None = None
     admissions: list[tuple[Target, Admission]] = field(default_factory=list)
     unsettled: set[str] = field(default_factory=set)
+    told: bool = False
+    cost: int | None = None
     inner: "dict[str, CallTotals]" = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     stream: StreamState | None = None
@@ -64,6 +68,12 @@ class Call:
     def caller_name(self) -> str | None:
         """The name of who calls; None for the application itself."""
         return self.caller.name if self.caller else None
+
+    def spent(self, target: Target) -> None:
+        """Note that an attempt may have used tokens, and money, that nobody has told."""
+        self.unsettled.add(target.name)
+        if self.admissions:
+            self.admissions[-1][1].spent = True
 
     @property
     def answered_by(self) -> Target:
@@ -114,6 +124,7 @@ class CallTotals:
         prompt_tokens: tokens of all requests to models.
         completion_tokens: tokens of all answers.
         calls: how many calls there were.
+        cost: what they cost, in micro-dollars; None if no model of theirs has a price.
         unsettled: whether one of them may have used more tokens than anybody has told.
         left_out: what could not be translated to chat.
     """
@@ -123,6 +134,7 @@ class CallTotals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 0
+    cost: int | None = None
     unsettled: bool = False
     left_out: list[str] = field(default_factory=list)
 
@@ -135,3 +147,5 @@ class CallTotals:
         self.prompt_tokens += call.prompt_tokens
         self.completion_tokens += call.completion_tokens
         self.left_out += call.left_out
+        if call.cost is not None:
+            self.cost = (self.cost or 0) + call.cost

@@ -108,7 +108,11 @@ class Own(Adapter):
         """Yield what the function yields, within the call's time limit."""
         call.deadlines.start_answer(target.name)
         request = ChatRequest.model_validate(target.fields(call.fields))
-        caller = call.caller and replace(call.caller, models=None, limits=None)  # this call keeps them already
+        asked_by = call.caller or Caller("app")
+        # This call keeps the limits already. What it costs is charged call by call, to its budgets as well.
+        spenders = [("caller", asked_by.name, asked_by.limits), ("model", target.name, target.entry)]
+        budgets = tuple((kind, name, limits.money) for kind, name, limits in spenders if limits and limits.money)
+        caller = replace(asked_by, models=None, limits=None, budgets=(*asked_by.budgets, *budgets))
         limit, in_span = call.deadlines.limit(), keep_current()
         try:
             async with aclosing(self._functions[target.model](request, caller, totals)) as events:
