@@ -23,7 +23,7 @@ LAYERS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("__init__", "config", "environment", "errors", "models", "network", "settings_sources"),
+            ("__init__", "config", "environment", "errors", "models", "network", "quotas"),
             ("telemetry",),
             ("access",),
             ("llm",),

@@ -72,7 +72,7 @@ def serve(options: dict[str, object]) -> int:
     Raises:
         SettingsError: the settings are wrong.
     """
-    from app.access.shared_storage import shared_storage
+    from app.access.shared_storage import SharedStorage
     from app.config import SettingsError
     from app.environment import load_settings
     from app.http.serving import serve as serve_until_signal
@@ -85,7 +85,7 @@ def serve(options: dict[str, object]) -> int:
     # Checked here too, so that what can't work is told before a server starts.
     targets = [resolve(name, entry, os.environ) for name, entry in settings.models.items()]
     if settings.limit_storage != "async+memory://":
-        shared_storage(settings.limit_storage, timeout=1)
+        SharedStorage(settings.limit_storage, timeout=1)
     if settings.telemetry:
         check_exporter(os.environ)
     for name, value in options.items():  # the server's processes load the settings themselves

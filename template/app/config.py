@@ -5,16 +5,31 @@ defaults below.
 """
 
 import json
+import os
+import tomllib
+from collections.abc import Mapping
 from datetime import date
-from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
-from app.network import ADDRESS, check_list
-from app.settings_sources import Environment, SettingsFile, settings_file
+from app.network import ADDRESS, check_list, is_injected
+from app.quotas import Budget, Price
+from app.quotas import Group as Group
+from app.quotas import Limits as Limits
 
+SETTINGS_FILE = Path(__file__).with_name("settings.toml")
+TABLES = ("models", "callers")
+"""Tables whose keys the team chooses. A stronger source replaces the whole table."""
 JWT_NAMES = "jwt:"
 """What the names of JWT subjects begin with, so that none is named like a caller with a key."""
 
@@ -41,23 +56,6 @@ class SettingsError(ValueError):
     """The settings are wrong. The message says where and how, and never shows a value."""
 
 
-class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, str_strip_whitespace=True)
-
-
-class Limits(Group):
-    """What one caller, or one model, may use. None means no limit."""
-
-    requests_per_minute: int | None = Field(default=None, gt=0)
-    tokens_per_minute: int | None = Field(default=None, gt=0)
-    max_in_flight: int | None = Field(default=None, gt=0)
-
-    @cached_property
-    def any(self) -> bool:
-        """Whether anything is limited."""
-        return any((self.requests_per_minute, self.tokens_per_minute, self.max_in_flight))
-
-
 class ModelEntry(Limits):
     """One row of the model table: where a public name leads.
 
@@ -68,6 +66,7 @@ class ModelEntry(Limits):
         api_base: address of the API, if it is not the vendor's own; without a key in it.
         api_key_env: the environment variable that holds the key for `api_base`.
         protocol: how to speak to it; None chooses by provider.
+        price: what it costs; None is not known, so that no call with a budget may use it.
         speaks: the dialects that are passed through to it, besides chat; None chooses by provider.
         max_tokens_limit: upper bound on a request's `max_tokens` for this model; None takes the setting of that name.
         stream_usage: ask for usage in streams; turn it off for servers that refuse `stream_options`.
@@ -79,6 +78,7 @@ class ModelEntry(Limits):
     api_base: str | None = Field(default=None, pattern=ADDRESS)
     api_key_env: str | None = None
     protocol: Literal["openai", "litellm"] | None = None
+    price: Price | None = None
     speaks: list[Literal["responses", "messages"]] | None = None
     max_tokens_limit: int | None = Field(default=None, gt=0)
     stream_usage: bool = True
@@ -214,6 +214,11 @@ class Settings(BaseSettings):
     limit_storage: str = Field(
         default="async+memory://", pattern=r"^async\+(memory://$|(valkeys?|rediss?)(\+unix)?://.+)", repr=False
     )
+    usd_per_day: Budget | None = None
+    usd_per_month: Budget | None = None
+    """What all calls together may cost in a day, and in a month, of UTC."""
+    budget_failure_mode: Literal["open", "closed"] = "closed"
+    """While the limit storage fails: `open` lets each process count budgets for itself, `closed` answers 503."""
     image_hosts: StrList = []
     """`host` or `host:port` whose images and files LiteLLM may fetch over http too, and within the own network."""
     max_in_flight: int = Field(default=2000, gt=0)
@@ -251,4 +256,36 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, Environment(settings_cls), SettingsFile(settings_cls, toml_file=settings_file())
+        return init_settings, _Environment(settings_cls), _File(settings_cls, toml_file=settings_file())
+
+
+def settings_file() -> Path:
+    """Return where the settings file is."""
+    return Path(os.environ.get("APP_SETTINGS_FILE") or SETTINGS_FILE)
+
+
+class _Environment(EnvSettingsSource):
+    """`APP_` variables, a table as one JSON value, and the `PORT` that hosting platforms set."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = _without_tables_of(self.current_state, super().__call__())
+        if port := os.environ.get("PORT"):
+            values.setdefault("port", port)
+        return values
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in super()._load_env_vars().items() if not is_injected(name, value)}
+
+
+class _File(TomlConfigSettingsSource):
+    """The settings file, with or without a byte order mark."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _without_tables_of(self.current_state, super().__call__())
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        return tomllib.loads(file_path.read_text("utf-8-sig"))
+
+
+def _without_tables_of(stronger: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in TABLES or key not in stronger}

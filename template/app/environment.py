@@ -15,9 +15,8 @@ import pydantic_settings
 from dotenv import dotenv_values
 from pydantic import BaseModel, ValidationError
 
-from app.config import CallerEntry, Group, ModelEntry, Settings, SettingsError
+from app.config import SETTINGS_FILE, TABLES, CallerEntry, Group, ModelEntry, Settings, SettingsError, settings_file
 from app.network import exempt_from_proxies, is_injected
-from app.settings_sources import SETTINGS_FILE, TABLES, settings_file
 
 ENV_FILE = Path(__file__).parent.parent / ".env"
 FILE_VARIABLES = {"APP_SETTINGS_FILE", "APP_ENV_FILE"}

@@ -9,6 +9,9 @@ AppError                    500 internal_error
 ├── ModelNotFound           404 model_not_found
 ├── UnknownEndpoint         404 unknown_endpoint
 ├── RateLimited             429 rate_limit_exceeded
+│   └── BudgetExceeded          429 budget_exceeded
+├── BudgetUnavailable       503 budget_unavailable
+├── ModelNotPriced          503 model_not_priced
 ├── Overloaded              503 overloaded
 ├── AuthUnavailable         503 auth_unavailable
 ├── Draining                503 draining
@@ -147,6 +150,20 @@ class UnknownEndpoint(AppError):
 
 class RateLimited(AppError):
     status, code = 429, "rate_limit_exceeded"
+
+
+class BudgetExceeded(RateLimited):
+    code = "budget_exceeded"
+    should_retry = False
+
+
+class BudgetUnavailable(AppError):
+    status, code = 503, "budget_unavailable"
+
+
+class ModelNotPriced(AppError):
+    status, code = 503, "model_not_priced"
+    should_retry = False
 
 
 class Overloaded(AppError):

@@ -31,7 +31,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.metrics_port import metrics_port
 
 EXPOSED_HEADERS = [
-    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "Retry-After", "X-Should-Retry"),
+    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "X-Cost-USD", "Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
 

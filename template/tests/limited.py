@@ -62,7 +62,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A fixture: time that a test moves by hand. No minute ends in between, however busy the machine is."""
     clock = SimpleNamespace(now=1000.7, time=time.time)
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr("app.access.limits.time", clock)
     monkeypatch.setattr("app.access.process_storage.time", clock)
     return clock
 

@@ -12,6 +12,9 @@ from app.errors import ModelNotAllowed, Unauthorized
 
 HOW_TO_ADD = "Add a caller with `python -m app callers add NAME` and send its key as `Authorization: Bearer KEY`."
 
+Scope = tuple[str, str, Limits]
+"""`caller`, `model` or `service`, its name, and its limits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -24,6 +27,7 @@ class Caller:
         may_read_metrics: whether this caller may read `/metrics`.
         anonymous: whether no key was sent.
         label: the name in metrics; empty takes `name`.
+        budgets: further budgets that its calls are charged to: those of calls that this one is a part of.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Caller:
     may_read_metrics: bool = False
     anonymous: bool = False
     label: str = ""
+    budgets: tuple[Scope, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.label:

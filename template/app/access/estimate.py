@@ -50,5 +50,25 @@ def estimate(fields: dict[str, Any], upstream: str = "") -> int:
     return max(0, size) // 4 + tokens
 
 
+def most_tokens(fields: dict[str, Any], upstream: str, unset: int) -> tuple[int, int]:
+    """Return about how many tokens a request has, and how many its answer may have at the most.
+
+    Args:
+        fields: the request's fields.
+        upstream: as in `estimate`.
+        unset: the bound of an answer, if the request bounds it by nothing.
+    """
+    bounds = [fields.get("max_completion_tokens"), fields.get("max_tokens")]
+    bound = max((bound for bound in bounds if bound), default=unset)
+    return estimate(fields, upstream), bound * (fields.get("n") or 1) if "messages" in fields else 0
+
+
+def images_in(fields: dict[str, Any]) -> int:
+    """Return how many images a request has."""
+    contents = (message.get("content") for message in fields.get("messages") or ())
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return sum(part.get("type") in ("image_url", "input_image") for part in parts)
+
+
 def _image_tokens(upstream: str) -> int:
     return next((most for vendor, most in IMAGE_TOKENS.items() if upstream.startswith(vendor)), MOST_IMAGE_TOKENS)

@@ -1,54 +1,38 @@
-"""Limits: what a caller, or a model, may use in a minute, and how many calls may be in flight.
+"""Limits: what a caller, a model or the whole service may use and spend, and how many calls may be in flight.
 
-Requests and tokens are counted in this process, or in a Valkey that all workers and replicas share (by the library
-`limits`). Calls in flight are counted in this process.
+Requests, tokens and money are counted in this process, or in a Valkey that all workers and replicas share. Calls in
+flight are counted in this process.
 """
 
-import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-import structlog
-from limits.aio.storage import RedisStorage
-
-from app.access.callers import Caller
-from app.access.estimate import estimate
-from app.access.process_storage import ProcessStorage
-from app.access.shared_storage import shared_storage
-from app.config import Limits, ModelEntry, Settings
-from app.errors import RateLimited
+from app.access.callers import Caller, Scope
+from app.access.estimate import images_in, most_tokens
+from app.access.limit_storage import LimitStorage, Storage
+from app.access.windows import Window, in_calendar, in_minute, refusal
+from app.config import JWT_NAMES, Limits, ModelEntry, Settings
+from app.errors import ModelNotPriced, RateLimited
+from app.quotas import MICRO
 from app.telemetry.metrics import Metrics
 
-STORAGE_TIMEOUT = 1.0
-"""Seconds that a call's reservation, or its settlement, may take on a shared storage.
-
-Much longer than a storage takes: a burst of requests keeps this process busy, and must not look like a storage that has
-stalled, since then each process would count for itself and let too much in.
-"""
-STORAGE_CONNECTIONS = 64
-"""Calls that use a shared storage at once, each on a connection of its own."""
-STORAGE_PAUSE = 2.0
-"""Seconds after a failure of a shared storage before one call tries it again."""
 UNSET_MAX_TOKENS = 1024
-"""Tokens that are reserved for an answer whose length nothing bounds."""
+"""Tokens that are reserved for an answer whose length nothing bounds. Of money, `max_tokens_limit` is the bound."""
+WITHOUT_PRICE = ("demo/", "own/")
+"""What costs nothing itself. The calls that own code makes are charged one by one."""
 
-Scope = tuple[str, str, Limits]
-"""`caller` or `model`, its name, and its limits."""
-Storage = ProcessStorage | RedisStorage
 Held = list[Callable[[], object]]
 """What is called when a request has ended, so when its answer has been sent."""
-
-log = structlog.get_logger("app.limits")
+Turn = Literal["first", "fallback", "retry"]
 
 
 class Limiter:
     """Admits calls within their limits.
 
     Args:
-        settings: `limit_storage` says where requests and tokens are counted.
+        settings: `limit_storage` says where requests, tokens and money are counted.
         metrics: counts every decision, and shows whether the storage answers.
 
     Raises:
@@ -57,15 +41,15 @@ class Limiter:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.degraded = False
-        """Whether the shared storage fails, so that this process counts for itself."""
         self.in_flight: Counter[tuple[str, str]] = Counter()
-        self._own = ProcessStorage()
-        self._shared: Storage | None = None
-        if settings.limit_storage != "async+memory://":
-            self._shared = shared_storage(settings.limit_storage, STORAGE_TIMEOUT)
-        self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
-        self._retry_at = 0.0
+        self.service = Limits(usd_per_day=settings.usd_per_day, usd_per_month=settings.usd_per_month).money
+        self.max_tokens = settings.max_tokens_limit
+        self.storage = LimitStorage(settings, metrics)
+        rows: list[Scope] = [("caller", *row) for row in settings.callers.items()]
+        rows += [("model", *row) for row in settings.models.items()]
+        for kind, name, limits in [*rows, ("service", "", self.service or Limits())]:
+            for unit, limit in limits.budgets:
+                metrics.budget_limit(kind, name, unit).set(limit / MICRO)
 
     def admit_request(self, caller: Caller | None) -> "Admission":
         """Return a context to read a request's body in: its caller is charged with one request, not yet with tokens.
@@ -73,105 +57,88 @@ class Limiter:
         Its `headers` are then the `prepaid` of the call that the request makes.
         """
         limits = caller.limits if caller else None
-        return Admission(self, [("caller", caller.name, limits)] if caller and limits and limits.any else [], {}, "")
+        return Admission(self, [("caller", caller.name, limits)] if caller and limits and limits.any else [], {})
 
-    def admit(self, caller: Caller | None, model: str, entry: ModelEntry, fields: dict[str, Any]) -> "Admission":
-        """Return a context that a call is made in; entering it may raise RateLimited.
+    def admit(
+        self, caller: Caller | None, model: str, entry: ModelEntry, fields: dict[str, Any], turn: Turn = "first"
+    ) -> "Admission":
+        """Return a context that a call is made in. Entering it may raise an error.
 
         Args:
-            caller: who calls; None is the application itself, to which only the model's limits apply.
+            caller: who calls; None is the application itself, to which only the limits of models and service apply.
             model: public name of the model.
             entry: the model's row, with its limits.
             fields: the fields that the provider gets.
+            turn: `first` for the model that was asked for. What follows is charged with money like it; a `fallback`
+                also counts for its own other limits, and a `retry` for none.
+
+        Raises, on entering:
+            RateLimited, BudgetExceeded: a limit, or a budget, has too little room.
+            ModelNotPriced: a budget applies, and nobody has said what the model costs.
+            BudgetUnavailable: a budget applies, and can't be read.
         """
         scopes: list[Scope] = []
-        if caller and caller.limits and caller.limits.any:
-            scopes.append(("caller", caller.name, caller.limits))
-        if entry.any:
-            scopes.append(("model", model, entry))
-        return Admission(self, scopes, fields, entry.upstream)
-
-    async def on_storage(self, work: Callable[[Storage], Awaitable[None]]) -> None:
-        """Do a call's work on the shared storage, or, while that fails, on this process's own.
-
-        Args:
-            work: reserves or settles; may raise RateLimited.
-        """
-        if self._shared is not None:
-            async with self._connections:
-                if (now := time.monotonic()) >= self._retry_at:
-                    probes = self.degraded
-                    if probes:
-                        self._retry_at = now + STORAGE_PAUSE
-                    try:
-                        async with asyncio.timeout(STORAGE_TIMEOUT):
-                            await work(self._shared)
-                    except RateLimited:
-                        self._answered(probes=probes)
-                        raise
-                    except Exception as error:
-                        self._failed(error)
-                    else:
-                        self._answered(probes=probes)
-                        return
-        await work(self._own)
-
-    def _failed(self, error: Exception) -> None:
-        self._retry_at = time.monotonic() + STORAGE_PAUSE
-        if not self.degraded:
-            self.degraded = True
-            self.metrics.storage_up.set(0)
-            log.error("limit storage fails: each process counts for itself", error=type(error).__name__)
-
-    def _answered(self, *, probes: bool) -> None:
-        if probes:
-            self.degraded = False
-            self._retry_at = 0.0
-            self.metrics.storage_up.set(1)
-            log.info("limit storage is back")
+        if caller:
+            limits = caller.limits if turn == "first" or not caller.limits else caller.limits.money
+            if limits and limits.any:
+                scopes.append(("caller", caller.name, limits))
+            scopes += caller.budgets
+        own = entry.money if turn == "retry" else entry
+        if own and own.any:
+            scopes.append(("model", model, own))
+        if self.service:
+            scopes.append(("service", "", self.service))
+        return Admission(self, scopes, fields, entry)
 
 
 class Admission:
     """One call's share of its limits: reserved on entering, settled on leaving.
 
     If `held` is a list, the places in flight of a call that was answered are given back later, by what is put into it.
-    Before leaving, say by `charge` how many tokens were used. Without that, the reservation is given back.
+    Before leaving, say by `charge` how much was used. Without that, the reservation is given back.
 
     Attributes:
         headers: `x-ratelimit-*`, once it is entered.
         prepaid: the headers of `admit_request`, if the caller has been charged with the request already.
+        spent: whether the model may have used more than anybody has told, so that the reserved money stays.
     """
 
     __slots__ = (
-        *("_charged", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_upstream", "_used"),
-        *("headers", "held", "prepaid"),
+        *("_charged", "_entry", "_fields", "_limiter", "_places", "_refused_by", "_reserved", "_scopes", "_used"),
+        *("headers", "held", "prepaid", "spent"),
     )
 
-    def __init__(self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], upstream: str) -> None:
-        self._upstream = upstream
+    def __init__(
+        self, limiter: Limiter, scopes: list[Scope], fields: dict[str, Any], entry: ModelEntry | None = None
+    ) -> None:
+        self._entry = entry
         self._limiter = limiter
         self._scopes = scopes
         self._fields = fields
         self._places: list[tuple[str, str]] = []
-        self._reserved: list[tuple[str, str, int, float]] = []
+        self._reserved: list[tuple[Window, float]] = []
         self._charged: Storage | None = None
         self._refused_by = ""
         self._used: dict[str, tuple[int, bool]] = {}
         self.headers: dict[str, str] = {}
         self.held: Held | None = None
         self.prepaid: dict[str, str] | None = None
+        self.spent = False
 
     async def __aenter__(self) -> "Admission":
         if not self._scopes:
             return self
         try:
             self._take_places()
-            if any(limits.requests_per_minute or limits.tokens_per_minute for _, _, limits in self._scopes):
-                await self._limiter.on_storage(self._reserve)
+            if windows := list(self._windows()):
+                money = any(window.is_money for window in windows)
+                await self._limiter.storage.use(lambda storage: self._reserve(storage, windows), money=money)
+            elif self.prepaid:
+                self.headers |= self.prepaid
         except BaseException as error:
             self._leave_places()
             if self._reserved:
-                await self._limiter.on_storage(self._give_back)
+                await self._limiter.storage.use(self._settle)
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
@@ -185,17 +152,17 @@ class Admission:
         else:
             self._leave_places()
         if self._reserved:
-            await self._limiter.on_storage(self._settle)
+            await self._limiter.storage.use(self._settle)
 
-    def charge(self, kind: str, tokens: int, *, at_least: bool = False) -> None:
-        """Say how many tokens were used.
+    def charge(self, what: str, used: int, *, at_least: bool = False) -> None:
+        """Say how much was used.
 
         Args:
-            kind: who is charged, `caller` or `model`.
-            tokens: how many.
+            what: `caller` or `model`, which are charged with tokens; or `money`, with which all are.
+            used: how many tokens, or micro-dollars.
             at_least: whether there may have been more, which nobody knows; then the reservation stays.
         """
-        self._used[kind] = tokens, at_least
+        self._used[what] = used, at_least
 
     def _take_places(self) -> None:
         in_flight = self._limiter.in_flight
@@ -216,72 +183,73 @@ class Admission:
                 del in_flight[place]  # callers come and go
         self._places.clear()
 
-    async def _reserve(self, storage: Storage) -> None:
-        self._reserved.clear()
+    def _windows(self) -> Iterator[Window]:
+        """Yield the windows that the call is counted in."""
+        fields, entry, tokens, money = self._fields, self._entry, None, None
+        for kind, name, limits in self._scopes:
+            if (limit := limits.requests_per_minute) and (kind == "model" or self.prepaid is None):
+                yield in_minute("requests", kind, name, limit, 1)
+            if entry is None or not fields:
+                continue
+            if limit := limits.tokens_per_minute:
+                tokens = tokens or sum(most_tokens(fields, entry.upstream, UNSET_MAX_TOKENS))
+                yield in_minute("tokens", kind, name, limit, tokens)
+            for unit, limit in limits.budgets if not entry.upstream.startswith(WITHOUT_PRICE) else ():
+                money = self._most(entry) if money is None else money
+                yield in_calendar(unit, kind, name, limit, money)
+
+    async def _reserve(self, storage: Storage, windows: list[Window]) -> None:
+        refused, counts = await storage.reserve(windows)
         self.headers.clear()
         self.headers |= self.prepaid or {}
         self._charged = storage
-        windows = []
-        for kind, name, limits in self._scopes:
-            if (limit := limits.requests_per_minute) and (kind == "model" or self.prepaid is None):
-                key = f"requests/{kind}/{name}"
-                window_start, count = await storage.get_moving_window(key, limit, 60)
-                windows.append((kind, key, limit, window_start + 60))
-                self._set_headers("requests", limit, limit - count - 1, window_start + 60 - _now(storage))
-                if count >= limit:
-                    await self._refuse(storage, kind, f"{limit} requests", window_start + 60)
-            if limits.tokens_per_minute and self._fields:
-                key = f"tokens/{kind}/{name}"
-                cost = self._estimate()
-                count = await storage.incr(key, 60, amount=cost)
-                reset_at = await storage.get_expiry(key)
-                self._reserved.append((kind, key, cost, reset_at))
-                remaining = limits.tokens_per_minute - count
-                self._set_headers("tokens", limits.tokens_per_minute, remaining, reset_at - _now(storage))
-                if cost > limits.tokens_per_minute:
-                    await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", None)
-                if count > limits.tokens_per_minute:
-                    await self._refuse(storage, kind, f"{limits.tokens_per_minute} tokens", reset_at)
-        for kind, key, limit, reset_at in windows:  # last, so that a call that one limit refuses is counted by none
-            if not await storage.acquire_entry(key, limit, 60):  # another process was faster
-                await self._refuse(storage, kind, f"{limit} requests", reset_at)
-
-    async def _refuse(self, storage: Storage, kind: str, limit: str, reset_at: float | None) -> None:
-        self._refused_by = kind
-        await self._give_back(storage)
-        if reset_at is None:
-            raise RateLimited(
-                f"This request alone could use more than this {kind}'s limit of {limit} a minute: lower max_tokens.",
-                headers=self.headers | {"X-Should-Retry": "false"},
-            )
-        wait = max(1.0, reset_at - _now(storage))
-        message = f"This {kind} has reached its limit of {limit} a minute."
-        raise RateLimited(message, retry_after=wait, headers=self.headers)
-
-    async def _give_back(self, storage: Storage) -> None:
-        """Give back what was reserved, for a call that is not made; nothing twice, whenever this is cancelled."""
-        while self._reserved:
-            _, key, cost, window_end = self._reserved.pop()
-            if self._may_refund(storage, window_end):
-                await storage.incr(key, 60, amount=-cost)
-
-    def _may_refund(self, storage: Storage, window_end: float) -> bool:
-        """Return whether the window that was charged still runs, whose end a Valkey tells to the second."""
-        return storage is self._charged and _now(storage) < window_end - 1
+        for window, count in zip(windows, counts, strict=True):
+            left = window.limit - count.before - window.amount
+            if window.is_money:
+                self._show(window, count.before + (window.amount if refused is None else 0))
+            else:
+                self._set_headers(window.unit, window.limit, left, count.wait)
+        if refused is not None:
+            window, count = windows[refused], counts[refused]
+            self._refused_by = window.kind
+            if window.is_money and window.amount <= window.limit and not window.name.startswith(JWT_NAMES):
+                self._limiter.metrics.budget_refusals(window.kind, window.name, window.unit).inc()
+            raise refusal(window, count, self.headers)
+        self._reserved = [(w, c.end) for w, c in zip(windows, counts, strict=True) if w.unit != "requests"]
 
     async def _settle(self, storage: Storage) -> None:
-        for kind, key, cost, window_end in self._reserved:
-            used, at_least = self._used.get(kind, (0, False))
-            owed = (max(used, cost) if at_least else used) - (cost if storage is self._charged else 0)
-            if owed > 0 or (owed < 0 and self._may_refund(storage, window_end)):
-                await storage.incr(key, 60, amount=owed)
+        changes = []
+        here = storage is self._charged
+        for window, end in self._reserved:
+            used, at_least = self._used.get("money" if window.is_money else window.kind, (0, False))
+            owed = (max(used, window.amount) if at_least else used) - (window.amount if here else 0)
+            if owed:
+                changes.append((window, owed, end if here else 0))
+        if not changes:
+            return
+        for (window, _, _), total in zip(changes, await storage.settle(changes), strict=True):
+            if window.is_money:
+                self._show(window, total)
 
-    def _estimate(self) -> int:
-        """Return the tokens that a call may take: four bytes are about one, and the answer's bound."""
-        bounds = [self._fields.get("max_completion_tokens"), self._fields.get("max_tokens")]
-        bound = max((bound for bound in bounds if bound), default=UNSET_MAX_TOKENS)
-        answer = bound * (self._fields.get("n") or 1) if "messages" in self._fields else 0
-        return estimate(self._fields, self._upstream) + answer
+    def _most(self, entry: ModelEntry) -> int:
+        """Return the most that the call may cost, in micro-dollars.
+
+        Raises:
+            ModelNotPriced: nobody has said what the model costs.
+        """
+        price = entry.price
+        if price is None or ("messages" in self._fields and price.output is None):
+            message = "This model has no price here, so calls with a budget can't use it. Whoever runs this service can"
+            raise ModelNotPriced(f"{message} set one (`python -m app prices`).")
+        asked, answer = most_tokens(self._fields, entry.upstream, entry.max_tokens_limit or self._limiter.max_tokens)
+        return price.most(asked, answer, images_in(self._fields) if price.image else 0)
+
+    def _show(self, window: Window, used: int) -> None:
+        """Show a budget in metrics. Subjects of tokens have none there, since they are many."""
+        if not window.name.startswith(JWT_NAMES):
+            metrics = self._limiter.metrics
+            metrics.budget_used(window.kind, window.name, window.unit).set(used / MICRO)
+            metrics.budget_ends(window.kind, window.name, window.unit).set(window.end)
 
     def _set_headers(self, what: str, limit: int, remaining: int, seconds: float) -> None:
         """Set OpenAI's `x-ratelimit-*` headers, for the tightest limit where there are two."""
@@ -291,8 +259,3 @@ class Admission:
             self.headers[f"x-ratelimit-limit-{what}"] = str(limit)
             self.headers[f"x-ratelimit-remaining-{what}"] = str(remaining)
             self.headers[f"x-ratelimit-reset-{what}"] = f"{max(0.0, seconds):.3f}s"
-
-
-def _now(storage: Storage) -> float:
-    """Return the time by the clock of a storage: the wall clock tells the same time to all who share one."""
-    return time.monotonic() if isinstance(storage, ProcessStorage) else time.time()

@@ -1,14 +1,16 @@
-"""ProcessStorage: counts requests and tokens in this process's memory."""
+"""ProcessStorage: counts in this process's memory."""
 
 import time
 from collections import deque
+from collections.abc import Sequence
+
+from app.access.windows import MINUTE, Count, Window
 
 
 class ProcessStorage:
-    """Fixed and moving windows, with those methods of a storage of the library `limits` that Limiter uses.
+    """Counts as SharedStorage does.
 
-    The library's own storage in memory switches to a thread at every request, and counts by the wall clock, whose jumps
-    would free or lock out callers. Times here are seconds of `time.monotonic()`.
+    Minutes are those of `time.monotonic()`: the wall clock's jumps would free or lock out callers.
     """
 
     def __init__(self) -> None:
@@ -19,47 +21,65 @@ class ProcessStorage:
     def __len__(self) -> int:
         return len(self._counts) + len(self._entries)
 
-    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Add to the count of a fixed window, which starts with its first use; return the count."""
+    async def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
+        """Count a call in all windows, or in none, if one has too little room.
+
+        Returns:
+            The index of the first window that has too little room, or None; and what was counted in each before.
+        """
         now = self._swept()
-        end, count = self._counts.get(key, (0.0, 0))
+        counts = [self._count(window, now) for window in windows]
+        for index, (window, count) in enumerate(zip(windows, counts, strict=True)):
+            if count.before + window.amount > window.limit:
+                return index, counts
+        for window, count in zip(windows, counts, strict=True):
+            if window.unit == "requests":
+                self._entries[window.key].append(now)
+            else:
+                self._counts[window.key] = count.end, count.before + window.amount
+        return None, counts
+
+    async def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
+        """Add to windows what calls took more than was counted, or take off what they took less.
+
+        Args:
+            changes: windows, how much is added, and the `end` of their Count when they were reserved; 0 if that was in
+                another storage. From a window that has ended since, nothing is taken off.
+
+        Returns:
+            What is counted in each now.
+        """
+        now = self._swept()
+        left = []
+        for window, change, end in changes:
+            count = self._count(window, now)
+            total = count.before + (change if change > 0 or count.end == end else 0)
+            self._counts[window.key] = count.end, total
+            left.append(total)
+        return left
+
+    async def read(self, windows: Sequence[Window]) -> list[int]:
+        """Return what is counted in each window of a day or a month."""
+        return [self._count(window, time.monotonic()).before for window in windows]
+
+    def _count(self, window: Window, now: float) -> Count:
+        if window.unit == "requests":
+            entries = self._entries.setdefault(window.key, deque())
+            while entries and entries[0] <= now - MINUTE:
+                entries.popleft()
+            return Count(len(entries), (entries[0] if entries else now) + MINUTE - now, 0)
+        end, count = self._counts.get(window.key, (0.0, 0))
         if end <= now:
-            end, count = now + expiry, 0
-        self._counts[key] = end, count + amount
-        return count + amount
-
-    async def get_expiry(self, key: str) -> float:
-        """Return when a fixed window ends."""
-        return self._counts[key][0]
-
-    async def acquire_entry(self, key: str, limit: int, expiry: int) -> bool:
-        """Add an entry to a moving window and return True, or return False if it is full."""
-        now, entries = self._window(key, expiry)
-        if len(entries) >= limit:
-            return False
-        entries.append(now)
-        return True
-
-    async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """Return the time of the oldest entry in a moving window, or now if it is empty, and the number of entries."""
-        now, entries = self._window(key, expiry)
-        return entries[0] if entries else now, len(entries)
-
-    def _window(self, key: str, expiry: int) -> tuple[float, deque[float]]:
-        """Return the time, and the entries of a moving window that are not older than it is long."""
-        now = self._swept()
-        entries = self._entries.setdefault(key, deque())
-        while entries and entries[0] <= now - expiry:
-            entries.popleft()
-        return now, entries
+            end, count = now + (window.end - time.time() if window.end else MINUTE), 0
+        return Count(count, end - now, end)
 
     def _swept(self) -> float:
         """Return the time. Once a minute, delete windows that have ended, since callers come and go."""
         now = time.monotonic()
         if now >= self._sweep_at:
-            self._sweep_at = now + 60
+            self._sweep_at = now + MINUTE
             self._counts = {key: window for key, window in self._counts.items() if window[0] > now}
             self._entries = {
-                key: entries for key, entries in self._entries.items() if entries and entries[-1] > now - 60
+                key: entries for key, entries in self._entries.items() if entries and entries[-1] > now - MINUTE
             }
         return now

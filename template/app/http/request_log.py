@@ -7,6 +7,7 @@ import structlog
 from starlette.types import Scope
 
 from app.http.exchange import Exchange
+from app.quotas import MICRO
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import trace_id
 
@@ -50,6 +51,8 @@ class RequestLog:
         if models:
             line["model"] = ", ".join(models)
             line["tokens_in"], line["tokens_out"] = totals.prompt_tokens, totals.completion_tokens
+        if totals.cost is not None:
+            line["cost_usd"] = totals.cost / MICRO
         if totals.calls > 1:
             line["calls"] = totals.calls
         if len(totals.tried) > totals.calls:  # a retry or a fallback

@@ -21,10 +21,9 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-from app.config import Settings, SettingsError
+from app.config import Settings, SettingsError, settings_file
 from app.http.signals import END_SIGNALS, end_signals
 from app.network import with_mapped
-from app.settings_sources import settings_file
 from app.telemetry.logs import capture_output, configure_logs
 
 SERVER_BACKSTOP = 1

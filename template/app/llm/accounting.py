@@ -1,24 +1,20 @@
 """What is done around every call, whole or streamed: limits, the gauge of calls in flight, a span, and metrics."""
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from math import ceil
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from app.access.estimate import estimate
-from app.access.limits import Held, Limiter
-from app.errors import AppError, ProviderError, RateLimited
+from app.access.limits import Held, Limiter, Turn
+from app.errors import AppError, BudgetUnavailable, ModelNotPriced, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
 from app.llm.stream_state import StreamState
 from app.llm.targets import Target
+from app.llm.usage import count_tokens
+from app.quotas import MICRO
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Span, Tracing
-
-MOST_TOKENS = 10**9
-"""Fewer than this has every request and every answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +31,25 @@ class Accounting:
     metrics: Metrics
     tracing: Tracing | None
 
-    async def admit_fallback(self, call: Call, target: Target) -> bool:
-        """Return whether a fallback may take a call: by its bound on tokens, and within its own limits.
+    async def admit_again(self, call: Call, target: Target) -> bool:
+        """Return whether a call may go on to a fallback, within its limits, or once more to a model that may have cost.
+
+        What it can cost is reserved once more, since what it has cost so far is not known, or not settled yet.
 
         Args:
             call: the call; from now on it keeps its place at the fallback until it ends.
-            target: the fallback.
+            target: the fallback, or the model that was tried last.
         """
         if target.exceeded(call.fields):
             return False
-        admission = self.limiter.admit(None, target.name, target.entry, _sent(call, target))
+        turn: Turn = "retry" if target in call.tried else "fallback"
+        admission = self.limiter.admit(call.caller, target.name, target.entry, _sent(call, target), turn)
         try:
             await admission.__aenter__()
-        except RateLimited:
+        except (RateLimited, ModelNotPriced, BudgetUnavailable):
             return False
         call.admissions.append((target, admission))
         return True
-
-
-DETAILS = {"prompt_tokens_details": "cached_tokens", "completion_tokens_details": "reasoning_tokens"}
-"""Parts of a usage, and what is added up of them."""
 
 
 class AccountedCall:
@@ -105,12 +100,17 @@ class AccountedCall:
             used = {name: totals.prompt_tokens + totals.completion_tokens for name, totals in call.inner.items()}
             used.setdefault(call.answered_by.name, call.prompt_tokens + call.completion_tokens)
             call.unsettled.update(name for name, totals in call.inner.items() if totals.unsettled)
-            if _may_have_used_more(call, error):
+            more = _may_have_used_more(call, error)
+            if more:
                 call.unsettled.add(call.answered_by.name)
             if self._totals and call.unsettled:
                 self._totals.unsettled = True
             async with AsyncExitStack() as stack:  # settles each, though another's is cancelled
-                for target, admission in call.admissions:
+                for place, (target, admission) in enumerate(call.admissions, 1):
+                    if place == len(call.admissions) and call.began_at is not None:
+                        admission.charge("money", call.cost or 0, at_least=more or not call.told)
+                    elif admission.spent or (place == len(call.admissions) and more):
+                        admission.charge("money", 0, at_least=True)
                     admission.charge("caller", sum(used.values()), at_least=bool(call.unsettled))
                     admission.charge("model", used.get(target.name, 0), at_least=target.name in call.unsettled)
                     stack.push_async_exit(admission)
@@ -129,6 +129,10 @@ class AccountedCall:
                 caller = call.caller.label if call.caller else "app"
                 metrics.tokens(model, caller, "in").inc(call.prompt_tokens)
                 metrics.tokens(model, caller, "out").inc(call.completion_tokens)
+                if call.cost is not None:
+                    metrics.cost(model, caller).inc(call.cost / MICRO)
+            if call.cost is not None and not call.stream:
+                call.headers["X-Cost-USD"] = f"{call.cost / MICRO:.6f}"
         if call.translator:
             dialect = call.translator.dialect
             way = "passed_through" if dialect in call.answered_by.speaks else "translated"
@@ -160,6 +164,7 @@ class AccountedCall:
             input_tokens=call.prompt_tokens,
             output_tokens=call.completion_tokens,
             tried=[target.name for target in call.tried],
+            cost=call.cost,
         )
 
 
@@ -188,34 +193,3 @@ def _may_have_used_more(call: Call, error: BaseException | None) -> bool:
     if error is None or (call.stream and call.stream.usage and call.stream.finished):
         return False
     return call.began_at is not None or not isinstance(error, AppError)
-
-
-def _count(told: Any) -> int:
-    return ceil(told) if type(told) in (int, float) and 0 < told < MOST_TOKENS else 0
-
-
-def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
-    """Record how many tokens a call took. What its provider does not tell, or what can't be so, is estimated.
-
-    What an own model takes is the sum of the calls that it has made, exactly.
-    Some providers leave what a model thought out of `completion_tokens`, and count it in `total_tokens` alone.
-
-    Args:
-        call: the call.
-        usage: the provider's.
-        seen: returns about how many tokens of the answer have come.
-    """
-    if inner := call.inner.get(call.answered_by.name):
-        call.prompt_tokens, call.completion_tokens = inner.prompt_tokens, inner.completion_tokens
-        call.details = inner.details
-        return
-    told = usage if isinstance(usage, dict) else {}
-    for group, name in DETAILS.items():
-        if isinstance(details := told.get(group), dict):
-            call.details[name] = _count(details.get(name))
-    prompt, completion, total = (_count(told.get(f"{what}_tokens")) for what in ("prompt", "completion", "total"))
-    if not prompt:
-        asked = estimate(call.fields, call.target.entry.upstream)
-        prompt = total - completion if total > completion > 0 else min(asked, total or asked)
-    call.prompt_tokens = prompt
-    call.completion_tokens = max(0, completion, total - prompt) or seen()

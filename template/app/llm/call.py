@@ -31,6 +31,8 @@ class Call:
         began_at: when the answer, or a stream's first event, arrived, in seconds of `perf_counter`; None before that.
         admissions: what admits the call, for its own model and for each fallback that was tried.
         unsettled: names of the models that may have used more tokens than anybody has told.
+        told: whether the provider has told how many tokens the answer took.
+        cost: what it costs, in micro-dollars; None if its model has no price.
         inner: the sum of the calls that each own model has made for this one.
         headers: what a response tells about this call: `X-Model` and `x-ratelimit-*`.
         stream: what the stream of the newest attempt has said so far; None where a whole answer is asked for.
@@ -53,6 +55,8 @@ class Call:
     began_at: float | None = None
     admissions: list[tuple[Target, Admission]] = field(default_factory=list)
     unsettled: set[str] = field(default_factory=set)
+    told: bool = False
+    cost: int | None = None
     inner: "dict[str, CallTotals]" = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     stream: StreamState | None = None
@@ -66,6 +70,12 @@ class Call:
     def caller_name(self) -> str | None:
         """The name of who calls; None for the application itself."""
         return self.caller.name if self.caller else None
+
+    def spent(self, target: Target) -> None:
+        """Note that an attempt may have used tokens, and money, that nobody has told."""
+        self.unsettled.add(target.name)
+        if self.admissions:
+            self.admissions[-1][1].spent = True
 
     @property
     def answered_by(self) -> Target:
@@ -117,6 +127,7 @@ class CallTotals:
         completion_tokens: tokens of all answers.
         details: as in Call.
         calls: how many calls there were.
+        cost: what they cost, in micro-dollars; None if no model of theirs has a price.
         unsettled: whether one of them may have used more tokens than anybody has told.
         left_out: what could not be translated to chat.
     """
@@ -127,6 +138,7 @@ class CallTotals:
     completion_tokens: int = 0
     details: dict[str, int] = field(default_factory=dict)
     calls: int = 0
+    cost: int | None = None
     unsettled: bool = False
     left_out: list[str] = field(default_factory=list)
 
@@ -141,3 +153,5 @@ class CallTotals:
         for name, tokens in call.details.items():
             self.details[name] = self.details.get(name, 0) + tokens
         self.left_out += call.left_out
+        if call.cost is not None:
+            self.cost = (self.cost or 0) + call.cost

@@ -11,7 +11,7 @@ from app.access.callers import Caller
 from app.access.estimate import estimate
 from app.access.limits import Admission, Held
 from app.errors import InvalidRequest, ModelNotFound
-from app.llm.accounting import AccountedCall, count_tokens
+from app.llm.accounting import AccountedCall
 from app.llm.adapter import ChatAdapter
 from app.llm.call import Answer, Call, CallTotals, OpenStream, Operation
 from app.llm.deadlines import Deadlines
@@ -22,6 +22,7 @@ from app.llm.targets import Target
 from app.llm.translator import Translator
 from app.llm.typed_calls import TypedCalls
 from app.llm.upstreams import Upstreams
+from app.llm.usage import count_tokens
 from app.models import ChatRequest, EmbeddingRequest, text_of
 from app.telemetry.tracing import current
 

@@ -3,6 +3,7 @@
 import structlog
 
 from app.llm.call import Call, CallTotals
+from app.quotas import MICRO
 
 log = structlog.get_logger("app.calls")
 
@@ -19,6 +20,7 @@ class LoggedCalls(CallTotals):
             model=call.answered_by.name,
             tokens_in=call.prompt_tokens,
             tokens_out=call.completion_tokens,
+            **({} if call.cost is None else {"cost_usd": call.cost / MICRO}),
             tried=[target.name for target in call.tried],
             finish_reasons=call.finish_reasons,
         )

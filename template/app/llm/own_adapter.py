@@ -13,7 +13,6 @@ from pydantic_core import to_json
 from app.access.callers import Caller
 from app.config import SettingsError
 from app.errors import AppError, InvalidRequest, OwnModelFailed, ProviderError
-from app.llm.accounting import DETAILS
 from app.llm.adapter import Adapter
 from app.llm.call import Call, CallTotals
 from app.llm.sse import DONE
@@ -21,6 +20,7 @@ from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.tool_loop import Done, TextDelta, Turn
 from app.llm.tools import ToolCall, ToolResult
+from app.llm.usage import DETAILS
 from app.models import ChatChunk, ChatRequest
 from app.telemetry.logs import exception_fields
 from app.telemetry.tracing import keep_current
@@ -109,7 +109,11 @@ class Own(Adapter):
         """Yield what the function yields, within the call's time limit."""
         call.deadlines.start_answer(target.name)
         request = ChatRequest.model_validate(target.fields(call.fields))
-        caller = call.caller and replace(call.caller, models=None, limits=None)  # this call keeps them already
+        asked_by = call.caller or Caller("app")
+        # This call keeps the limits already. What it costs is charged call by call, to its budgets as well.
+        spenders = [("caller", asked_by.name, asked_by.limits), ("model", target.name, target.entry)]
+        budgets = tuple((kind, name, limits.money) for kind, name, limits in spenders if limits and limits.money)
+        caller = replace(asked_by, models=None, limits=None, budgets=(*asked_by.budgets, *budgets))
         limit, in_span = call.deadlines.limit(), keep_current()
         try:
             async with aclosing(self._functions[target.model](request, caller, totals)) as events:

@@ -35,7 +35,7 @@ class Retries:
         targets: the model table.
         retries: how often one model is tried again, 0 or more.
         metrics: counts every attempt.
-        admit: returns whether a fallback may take a call, by its own limits.
+        admit: returns whether a call may go on, to a fallback or once more, by what it may use and cost there.
     """
 
     def __init__(self, targets: Mapping[str, Target], retries: int, metrics: Metrics, admit: Admit) -> None:
@@ -129,10 +129,12 @@ class Retries:
                 return await attempt(target)  # success is counted by AccountedCall, when the answer ends
             except ProviderError as error:
                 if error.spent:
-                    call.unsettled.add(target.name)
+                    call.spent(target)
                 self._metrics.upstream_calls(target.name, error.kind).inc()
                 pause = pause_after(error, number)
                 if not error.retry or number == self._retries or pause is None or pause >= call.deadlines.remaining():
+                    raise
+                if error.spent and not await self._admit(call, target):
                     raise
             except asyncio.CancelledError:
                 self._metrics.upstream_calls(target.name, "cancelled").inc()

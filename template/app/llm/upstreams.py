@@ -58,7 +58,7 @@ class Upstreams:
         self.targets = {name: target.with_secrets(secrets) for name, target in targets.items()}
         self.limiter = Limiter(settings, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
-        self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_fallback)
+        self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_again)
         self._own = Own(own(self))
         self.native = Native(settings.timeouts, traced=settings.telemetry)
         self.adapters = {name: self._adapter(name) for name in {target.adapter for target in self.targets.values()}}

@@ -26,7 +26,7 @@ async def ready(request: Request) -> JSONResponse:
         failing.append("The server is shutting down.")
     if failing:
         return JSONResponse({"status": "not ready", "failing": failing}, 503, {"Retry-After": "1"})
-    if state.upstreams.limiter.degraded:
+    if state.upstreams.limiter.storage.degraded:
         degraded = ["The limit storage does not answer: each process counts for itself."]
         return JSONResponse({"status": "ready", "degraded": degraded})
     return JSONResponse({"status": "ready"})

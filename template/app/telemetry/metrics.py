@@ -84,6 +84,14 @@ class Metrics:
         self.tokens = cache(
             counter("llm_tokens", "Tokens, counted or estimated.", ["model", "caller", "direction"]).labels
         )
+        self.cost = cache(counter("llm_cost_usd", "What calls cost, in US dollars.", ["model", "caller"]).labels)
+        recent = partial(gauge, labelnames=["scope", "name", "window"], multiprocess_mode="livemostrecent")
+        self.budget_limit = cache(recent("llm_budget_limit_usd", "Budgets, in US dollars.").labels)
+        self.budget_used = cache(recent("llm_budget_used_usd", "What is spent or reserved of a budget.").labels)
+        self.budget_ends = cache(recent("llm_budget_ends_timestamp_seconds", "When a budget's window ends.").labels)
+        self.budget_refusals = cache(
+            counter("llm_budget_refusals", "Calls refused because of a budget.", ["scope", "name", "window"]).labels
+        )
         self.calls_in_flight = cache(gauge("llm_calls_in_flight", "Calls of a model going on now.", ["model"]).labels)
         self.upstream_calls = cache(
             counter(

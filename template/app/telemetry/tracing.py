@@ -16,6 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from app.config import SettingsError
 from app.network import HOST
+from app.quotas import MICRO
 
 OTLP = {
     "ENDPOINT": (rf"https?://([^\s/@]+@)?{HOST}(/\S*)?", "http://collector:4318"),
@@ -105,6 +106,7 @@ class Span:
         input_tokens: int,
         output_tokens: int,
         tried: Sequence[str],
+        cost: int | None,
     ) -> None:
         """End the span, and record what came of the call.
 
@@ -116,6 +118,7 @@ class Span:
             input_tokens: tokens of the request.
             output_tokens: tokens of the answer.
             tried: public names of the models that were tried, one for each attempt.
+            cost: what the call costs, in micro-dollars; None if nobody knows.
         """
         self.span.set_attribute("gen_ai.provider.name", provider)
         self.span.set_attribute("gen_ai.request.model", model)
@@ -126,6 +129,8 @@ class Span:
         self.span.set_attribute("gen_ai.usage.input_tokens", input_tokens)
         self.span.set_attribute("gen_ai.usage.output_tokens", output_tokens)
         self.span.set_attribute("app.models.tried", tried)
+        if cost is not None:
+            self.span.set_attribute("app.cost_usd", cost / MICRO)
         self.span.end()
 
 

@@ -42,7 +42,7 @@ class Ask:
         deadline = time.monotonic() + 60
         while self.in_flight and time.monotonic() < deadline:
             time.sleep(0.002)
-        storage = self._app.state.upstreams.limiter._own  # noqa: SLF001 - nobody else asks
+        storage = self._app.state.upstreams.limiter.storage.own
         return int(storage._counts[f"tokens/{limit}"][1])  # noqa: SLF001
 
     @property

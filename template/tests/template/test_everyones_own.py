@@ -229,7 +229,6 @@ def test_a_wall_clock_that_jumps_frees_nobody_and_locks_nobody_out(
 ) -> None:
     clock = SimpleNamespace(wall=1_800_000_000.0, now=500.0)
     clock.time, clock.monotonic = lambda: clock.wall, lambda: clock.now
-    monkeypatch.setattr("app.access.limits.time", clock)
     monkeypatch.setattr("app.access.process_storage.time", clock)
     models = {"demo": {"upstream": "demo/echo"}}
     said = {"messages": [{"role": "user", "content": "word " * 800}], "max_tokens": 10}

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +13,12 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from app.access import limits, shared_storage
+from app.access import limit_storage
 from app.access.callers import Caller
 from app.access.limits import Limiter
 from app.access.process_storage import ProcessStorage
+from app.access.windows import Count, Window, in_minute
 from app.config import Limits, ModelEntry, Settings
-from app.errors import RateLimited
 from app.llm.targets import resolve
 from app.telemetry.metrics import Metrics
 from tests import limited
@@ -71,11 +71,13 @@ def test_callers_that_do_not_come_again_are_forgotten(clock: SimpleNamespace) ->
         storage = ProcessStorage()
         sizes = []
         for number in range(1000):
-            await storage.acquire_entry(f"requests/{number}", 5, 60)
-            await storage.incr(f"tokens/{number}", 60, 5)
+            name = str(number)
+            await storage.reserve(
+                [in_minute("requests", "caller", name, 5, 1), in_minute("tokens", "caller", name, 5, 5)]
+            )
         sizes.append(len(storage))
         clock.now += 61
-        await storage.incr("tokens/new", 60)
+        await storage.reserve([in_minute("tokens", "caller", "new", 5, 1)])
         return [*sizes, len(storage)]
 
     assert asyncio.run(count()) == [2000, 1]
@@ -115,7 +117,7 @@ def test_while_the_storage_fails_each_process_counts_alone(
         answers = list(pool.map(lambda _: server.ask(model="demo"), range(30)))
         waited = time.monotonic() - began
     assert sorted(answer.status_code for answer in answers) == [200] * 20 + [429] * 10
-    assert waited < 15 * limits.STORAGE_TIMEOUT, "30 calls wait for the storage together, not one after another"
+    assert waited < 15 * limit_storage.STORAGE_TIMEOUT, "30 calls wait for the storage together, not one after another"
     ready = httpx2.get(f"{server.url}/ready", timeout=60)
     assert ready.status_code == 200
     assert ready.json()["degraded"] == ["The limit storage does not answer: each process counts for itself."]
@@ -126,7 +128,7 @@ def test_while_the_storage_fails_each_process_counts_alone(
 def test_a_stalled_storage_is_waited_for_once_and_briefly(
     served: Callable[..., Served], stalled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "STORAGE_PAUSE", 60)
+    monkeypatch.setattr(limit_storage, "STORAGE_PAUSE", 60)
     server = served(requests_per_minute=100, settings={"limit_storage": SHARED.format(port=stalled)})
 
     def seconds() -> float:
@@ -135,7 +137,7 @@ def test_a_stalled_storage_is_waited_for_once_and_briefly(
         return time.monotonic() - began
 
     first, *others = (seconds() for _ in range(5))
-    assert first >= limits.STORAGE_TIMEOUT * 0.9
+    assert first >= limit_storage.STORAGE_TIMEOUT * 0.9
     assert min(others) < first
 
 
@@ -146,20 +148,29 @@ class Shared(ProcessStorage):
         super().__init__()
         self.up = True
 
-    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+    async def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
+        await self._travel()
+        told = await super().reserve(windows)
+        await self._travel()
+        return told
+
+    async def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
+        await self._travel()
+        return await super().settle(changes)
+
+    async def _travel(self) -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         if not self.up:
             raise ConnectionError("redis://:password@host")
-        return await super().incr(key, expiry, amount)
 
 
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> Shared:
     """The storage behind any address."""
     shared = Shared()
-    monkeypatch.setattr(shared_storage, "storage_from_string", lambda *_, **__: shared)
-    monkeypatch.setattr(limits, "STORAGE_PAUSE", 0.05)
+    monkeypatch.setattr(limit_storage, "SharedStorage", lambda *_: shared)
+    monkeypatch.setattr(limit_storage, "STORAGE_PAUSE", 0.05)
     return shared
 
 
@@ -227,7 +238,7 @@ def test_a_busy_process_does_not_take_the_storage_for_stalled() -> None:
         hog(5)
         async with admit():
             pass
-        return limiter.degraded
+        return limiter.storage.degraded
 
     assert asyncio.run(burst()) is False
 
@@ -248,47 +259,55 @@ def test_a_cancelled_wait_for_the_storage_leaves_nothing_behind(stalled: int) ->
     assert asyncio.run(leave()) == (0, 0)
 
 
-def test_what_was_reserved_is_given_back_when_the_wait_for_the_storage_is_cancelled(shared: Shared) -> None:
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("turns", range(1, 12))
+def test_what_was_reserved_is_given_back_whenever_the_wait_for_the_storage_is_cancelled(turns: int) -> None:
+    async def leave() -> tuple[int, int]:
+        _, admit = limiter_with(tokens_per_minute=9000, requests_per_minute=5)
+        entering = asyncio.create_task(admit().__aenter__())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        entering.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await entering
+        async with admit() as admission:
+            return int(admission.headers["x-ratelimit-remaining-tokens"]), len(asyncio.all_tasks())
+
+    left, tasks = asyncio.run(leave())
+    assert left > 9000 - 600, "only the second call's tokens are reserved"
+    assert tasks == 1
+
+
+def test_a_settlement_is_done_to_its_end_though_it_is_cancelled(shared: Shared) -> None:
     async def leave() -> int:
         _, admit = limiter_with(tokens_per_minute=9000)
-        reserved = asyncio.Event()
+        admission = await admit().__aenter__()
+        leaving = asyncio.create_task(admission.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leaving
+        [told] = await shared.settle([(in_minute("tokens", "caller", "test", 9000, 0), 0, 0)])
+        return told
 
-        async def never(_: str) -> float:
-            reserved.set()
-            await asyncio.sleep(60)
-            raise AssertionError
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(shared, "acquire_entry", lambda key, *_: never(key))
-            _, with_requests = limiter_with(tokens_per_minute=9000, requests_per_minute=5)
-            entering = asyncio.create_task(with_requests().__aenter__())
-            await reserved.wait()
-            entering.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await entering
-        async with admit() as admission:
-            return int(admission.headers["x-ratelimit-remaining-tokens"])
-
-    assert asyncio.run(leave()) > 9000 - 600, "only the second call's tokens are reserved"
+    assert asyncio.run(leave()) == 0
 
 
-def test_a_refusal_at_the_end_of_a_window_gives_nothing_to_the_next_one(clock: SimpleNamespace, shared: Shared) -> None:
-    """Where the old window has ended in the meantime, less than nothing would have been used of the new one."""
+@pytest.mark.usefixtures("shared")
+def test_what_was_reserved_in_a_window_that_has_ended_takes_nothing_off_the_next_one(clock: SimpleNamespace) -> None:
+    async def late() -> list[int]:
+        _, admit = limiter_with(tokens_per_minute=9000)
+        told = []
+        for seconds in (61, 0):
+            async with admit() as admission:
+                told.append(9000 - int(admission.headers["x-ratelimit-remaining-tokens"]))
+                clock.now += seconds
+                async with admit() as other:
+                    told.append(9000 - int(other.headers["x-ratelimit-remaining-tokens"]))
+                    other.charge("caller", 100)
+                admission.charge("caller", 10)
+        return told
 
-    async def refused_late() -> int:
-        limiter, admit = limiter_with(tokens_per_minute=400)
-
-        async def late(key: str) -> float:
-            expiry = await ProcessStorage.get_expiry(shared, key)
-            clock.now += 61
-            return expiry
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(shared, "get_expiry", late)
-            with pytest.raises(RateLimited):
-                await admit().__aenter__()
-        assert not limiter.degraded
-        return await shared.incr("tokens/caller/test", 60, 0)
-
-    clock.time = clock.monotonic
-    assert asyncio.run(refused_late()) == 0
+    first, second, third, _ = asyncio.run(late())
+    assert first == second
+    assert third == 100 + first

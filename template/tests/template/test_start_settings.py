@@ -160,9 +160,9 @@ def test_every_scheme_of_a_storage_that_is_accepted_works(scheme: str) -> None:
 
 def test_a_valkey_on_a_host_called_redis_is_found_there() -> None:
     os.environ["APP_LIMIT_STORAGE"] = "async+valkey://redis:6379"
-    with mock.patch("app.access.shared_storage.storage_from_string") as opened:
+    with mock.patch("app.access.shared_storage.Valkey.from_url") as opened:
         Limiter(load_settings(), Metrics())
-    assert opened.call_args.args == ("async+valkey://redis:6379",)
+    assert opened.call_args.args == ("valkey://redis:6379",)
 
 
 @pytest.mark.parametrize(
