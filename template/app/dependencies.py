@@ -98,4 +98,7 @@ async def read_body(request: Request, kind: type[W], llm: LLMClient) -> W:
 
 def _header(request: HTTPConnection, name: bytes) -> bytes:
     """Return a header as it is now: the team's middleware may have changed it."""
-    return next((value for found, value in request.scope["headers"] if found == name), b"")
+    for found, value in request.scope["headers"]:
+        if found == name:
+            return bytes(value)
+    return b""

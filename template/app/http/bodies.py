@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from app.errors import InvalidJSON, InvalidRequest, Overloaded, unfit
 from app.http.exchange import Exchange, exchange_of
@@ -78,9 +79,14 @@ async def read_json(request: Request, kind: type[W], memory: BodyMemory) -> W:
     parts: list[bytes] = []  # not request.body(), which keeps the bytes until the request ends
     exchange = exchange_of(request.scope)
     size = 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)  # not the declared length: nobody takes memory by announcing much
+    is_whole = False
+    while not is_whole:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        is_whole = not message.get("more_body", False)
+        size += len(parts[-1])  # not the declared length: nobody takes memory by announcing much
         if size > LARGE:
             memory.hold(exchange, 2 * size)  # as JSON and parsed; then parsed and as JSON for a provider
     marks = 0

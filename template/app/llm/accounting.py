@@ -1,12 +1,11 @@
 """What is done around every call, whole or streamed: limits, the gauge of calls in flight, a span, and metrics."""
 
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from app.access.limits import Held, Limiter, Turn
+from app.access.limits import Admission, Held, Limiter, Turn
 from app.errors import AppError, BudgetUnavailable, ModelNotPriced, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
 from app.llm.stream_state import StreamState
@@ -105,15 +104,14 @@ class AccountedCall:
                 call.unsettled.add(call.answered_by.name)
             if self._totals and call.unsettled:
                 self._totals.unsettled = True
-            async with AsyncExitStack() as stack:  # settles each, though another's is cancelled
-                for place, (target, admission) in enumerate(call.admissions, 1):
-                    if place == len(call.admissions) and call.began_at is not None:
-                        admission.charge("money", call.cost or 0, at_least=more or not call.told)
-                    elif admission.spent or (place == len(call.admissions) and more):
-                        admission.charge("money", 0, at_least=True)
-                    admission.charge("caller", sum(used.values()), at_least=bool(call.unsettled))
-                    admission.charge("model", used.get(target.name, 0), at_least=target.name in call.unsettled)
-                    stack.push_async_exit(admission)
+            for place, (target, admission) in enumerate(call.admissions, 1):
+                if place == len(call.admissions) and call.began_at is not None:
+                    admission.charge("money", call.cost or 0, at_least=more or not call.told)
+                elif admission.spent or (place == len(call.admissions) and more):
+                    admission.charge("money", 0, at_least=True)
+                admission.charge("caller", sum(used.values()), at_least=bool(call.unsettled))
+                admission.charge("model", used.get(target.name, 0), at_least=target.name in call.unsettled)
+            await _leave([admission for _, admission in call.admissions])
 
     def _record(self, call: Call, error: BaseException | None) -> None:
         metrics = self._accounting.metrics
@@ -166,6 +164,15 @@ class AccountedCall:
             tried=[target.name for target in call.tried],
             cost=call.cost,
         )
+
+
+async def _leave(admissions: list[Admission]) -> None:
+    """Leave each, though leaving another one is cancelled or fails."""
+    if admissions:
+        try:
+            await admissions[-1].__aexit__(None, None, None)
+        finally:
+            await _leave(admissions[:-1])
 
 
 def _sent(call: Call, target: Target) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
     for group, name in DETAILS.items():
         if isinstance(details := told.get(group), dict):
             call.details[name] = _count(details.get(name))
-    prompt, completion, total = (_count(told.get(f"{what}_tokens")) for what in ("prompt", "completion", "total"))
+    prompt, completion = _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
+    total = _count(told.get("total_tokens"))
     call.told = bool((prompt or total > completion > 0) and (completion or total > prompt or call.operation != "chat"))
     if not prompt:
         asked = estimate(call.fields, call.target.entry.upstream)
