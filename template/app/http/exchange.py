@@ -3,7 +3,8 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
@@ -18,6 +19,13 @@ SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
+
+
+class Connection(Protocol):
+    """What `ServerProtocol` tells of a connection. Other servers tell nothing: a task waits for the client to leave."""
+
+    def call_when_lost(self, callback: Callable[[], None] | None) -> None: ...
+    async def until_sent(self) -> bool: ...
 
 
 class Exchange:
@@ -57,7 +65,7 @@ class Exchange:
         self.aborted_by: AppError | None = None
         self.client_left = False
         self.held: Held = []
-        self._until_sent: Callable[[], Awaitable[bool]] | None = scope.pop("app.until_sent", None)  # ServerProtocol's
+        self._connection: Connection | None = scope.pop("app.connection", None)
         self._receive = receive
         self._send = send
         self._task = asyncio.current_task()
@@ -126,7 +134,7 @@ class Exchange:
             await self._send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 self.sent_all = True
-                if self._until_sent and not await self._until_sent():
+                if self._connection and not await self._connection.until_sent():
                     self.client_left = True
         except asyncio.CancelledError:  # not by abort(): the server waits no longer for a client that does not read
             self.client_left = self.client_left or self.sent_all or was_aborted
@@ -155,6 +163,8 @@ class Exchange:
     def close(self) -> None:
         """The request has ended."""
         self._wants_cancel = False
+        if self._connection:
+            self._connection.call_when_lost(None)
         if self._listener:
             self._listener.cancel()
             self._listener = None
@@ -163,8 +173,17 @@ class Exchange:
 
     def _listen(self) -> None:
         is_early = self.reads_body and not self._body_read
-        if self._wants_cancel and not self._listener and not self._is_receiving and not is_early:
+        if not self._wants_cancel or self._listener or self._is_receiving or is_early:
+            return
+        if self._connection and self._body_read:
+            self._connection.call_when_lost(self._on_lost)
+        else:
             self._listener = asyncio.create_task(self._until_client_leaves())
+
+    def _on_lost(self) -> None:
+        self.client_left = self.client_left or not self.sent_all
+        if self.client_left and self._task:
+            self._task.cancel()
 
     async def _next(self) -> Message:
         message = await self._receive()

@@ -8,6 +8,7 @@ import contextlib
 import secrets
 import socket
 from asyncio import Event, TimerHandle, Transport
+from collections.abc import Callable
 from typing import Any, Literal
 
 import structlog
@@ -75,7 +76,7 @@ class ServerProtocol(HttpToolsProtocol):
     """
 
     # Beside uvicorn's attributes there is no room for more in a dict whose names all connections share.
-    __slots__ = ("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_unsent", "timers")
+    __slots__ = ("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_unsent", "_when_lost", "timers")
 
     transport: Transport
     scope: Any  # an HTTPScope, and what is ours in it
@@ -100,6 +101,7 @@ class ServerProtocol(HttpToolsProtocol):
         self._arrived = 0
         """Bytes of the body since its timer was set."""
         self.timers: dict[str, TimerHandle] = {}
+        self._when_lost: Callable[[], None] | None = None
         self._unsent = 0
         """Bytes that waited to be sent when their timer was set; 0 when none wait."""
 
@@ -175,7 +177,7 @@ class ServerProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if version == "1.0":
             self.cycle.__class__ = CloseDelimited
-        self.scope["app.until_sent"] = self.until_sent
+        self.scope["app.connection"] = self
         self.headers = []  # what is appended from now on are trailers
         self._phase = "body"
         self._stop("receive")
@@ -294,6 +296,14 @@ class ServerProtocol(HttpToolsProtocol):
         self._stop("receive")
         self._stop("send")
         super().connection_lost(exc)
+        if self._when_lost:
+            self._when_lost()
+
+    def call_when_lost(self, callback: Callable[[], None] | None) -> None:
+        """Call a function when the connection is lost, at once if it is; None calls nothing any longer."""
+        self._when_lost = callback
+        if callback and self.cycle.disconnected:
+            callback()
 
     def _stop(self, name: str) -> None:
         if timer := self.timers.pop(name, None):
