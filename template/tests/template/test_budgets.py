@@ -135,16 +135,16 @@ def test_a_request_that_no_day_has_room_for_is_not_told_to_wait(served: Served) 
 @pytest.mark.parametrize(
     ("unit", "day", "date", "end"),
     [
-        ("day", (2026, 12, 31), "2026-12-31", (2027, 1, 1)),
-        ("month", (2026, 12, 31), "2026-12", (2027, 1, 1)),
-        ("month", (2028, 2, 29), "2028-02", (2028, 3, 1)),
-        ("month", (2027, 1, 31), "2027-01", (2027, 2, 1)),
-        ("month", (2027, 4, 1), "2027-04", (2027, 5, 1)),
+        ("day", "2026-12-31", "2026-12-31", "2027-01-01"),
+        ("month", "2026-12-31", "2026-12", "2027-01-01"),
+        ("month", "2028-02-29", "2028-02", "2028-03-01"),
+        ("month", "2027-01-31", "2027-01", "2027-02-01"),
+        ("month", "2027-04-01", "2027-04", "2027-05-01"),
     ],
 )
-def test_days_and_months_are_those_of_the_calendar(unit: Any, day: Any, date: str, end: Any) -> None:
-    began = datetime(*day, tzinfo=UTC).timestamp()
-    assert calendar(unit, int(began) // DAY) == (date, int(datetime(*end, tzinfo=UTC).timestamp()))
+def test_days_and_months_are_those_of_the_calendar(unit: Any, day: str, date: str, end: str) -> None:
+    began, ended = (int(datetime.fromisoformat(f"{each}T00:00Z").timestamp()) for each in (day, end))
+    assert calendar(unit, began // DAY) == (date, ended)
 
 
 def test_a_call_is_charged_to_the_day_in_which_it_began(served: Served, stub: Stub, clock: SimpleNamespace) -> None:
