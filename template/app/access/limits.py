@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal
 
+import structlog
+
 from app.access.callers import Caller, Scope
 from app.access.estimate import images_in, most_tokens
 from app.access.limit_storage import LimitStorage, Storage
@@ -28,6 +30,29 @@ Held = list[Callable[[], object]]
 Turn = Literal["first", "fallback", "retry"]
 
 
+log = structlog.get_logger("app.limits")
+
+
+def scopes_of(settings: Settings) -> list[Scope]:
+    """Return all that have limits and a name in the settings: callers, models, and the service last."""
+    service = Limits(usd_per_day=settings.usd_per_day, usd_per_month=settings.usd_per_month)
+    callers: list[Scope] = [("caller", *row) for row in settings.callers.items()]
+    return [*callers, *(("model", *row) for row in settings.models.items()), ("service", "", service)]
+
+
+def warn_of_budgets(settings: Settings) -> None:
+    """Log what keeps budgets from doing what they are for."""
+    jwt = settings.auth.jwt
+    if not any(limits.budgets for _, _, limits in scopes_of(settings)) and not (jwt and jwt.budgets):
+        return
+    if settings.limit_storage == "async+memory://":
+        log.warning("budgets are counted in each process's memory, and start anew with it: set limit_storage")
+    rows = settings.models.items()
+    unpriced = [name for name, row in rows if row.price is None and not row.upstream.startswith(WITHOUT_PRICE)]
+    if unpriced:
+        log.warning("models without a price are refused where a budget applies", models=unpriced)
+
+
 class Limiter:
     """Admits calls within their limits.
 
@@ -42,12 +67,11 @@ class Limiter:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
         self.in_flight: Counter[tuple[str, str]] = Counter()
-        self.service = Limits(usd_per_day=settings.usd_per_day, usd_per_month=settings.usd_per_month).money
+        *_, (_, _, service) = scopes = scopes_of(settings)
+        self.service = service.money
         self.max_tokens = settings.max_tokens_limit
         self.storage = LimitStorage(settings, metrics)
-        rows: list[Scope] = [("caller", *row) for row in settings.callers.items()]
-        rows += [("model", *row) for row in settings.models.items()]
-        for kind, name, limits in [*rows, ("service", "", self.service or Limits())]:
+        for kind, name, limits in scopes:
             for unit, limit in limits.budgets:
                 metrics.budget_limit(kind, name, unit).set(limit / MICRO)
 
