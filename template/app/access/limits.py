@@ -37,7 +37,7 @@ def scopes_of(settings: Settings) -> list[Scope]:
     """Return all that have limits and a name in the settings: callers, models, and the service last."""
     service = Limits(usd_per_day=settings.usd_per_day, usd_per_month=settings.usd_per_month)
     callers: list[Scope] = [("caller", *row) for row in settings.callers.items()]
-    return [*callers, *(("model", *row) for row in settings.models.items()), ("service", "", service)]
+    return [*callers, *(("model", *row) for row in settings.models.items()), ("service", "all", service)]
 
 
 def warn_of_budgets(settings: Settings) -> None:
@@ -111,7 +111,7 @@ class Limiter:
         if own and own.any:
             scopes.append(("model", model, own))
         if self.service:
-            scopes.append(("service", "", self.service))
+            scopes.append(("service", "all", self.service))
         return Admission(self, scopes, fields, entry)
 
 

@@ -78,7 +78,7 @@ def usd(micro: int) -> float:
 SCOPES: dict[str, tuple[dict[str, Any], str]] = {
     "caller": ({"usd_per_day": usd(MOST + 10)}, "caller/test"),
     "model": ({"model": {"usd_per_day": usd(MOST + 10)}}, "model/m"),
-    "service": ({"settings": {"usd_per_day": usd(MOST + 10)}}, "service/"),
+    "service": ({"settings": {"usd_per_day": usd(MOST + 10)}}, "service/all"),
 }
 
 
@@ -291,7 +291,7 @@ def test_an_own_model_costs_what_its_calls_cost_once(served: Served, stream: boo
     ask = served(usd_per_day=1, models=OWN, model={"usd_per_day": 1}, settings={"usd_per_day": 1})
     answer = ask("twice", messages=HELLO, stream=stream)
     assert answer.body
-    for scope in ("caller/test", "model/twice", "model/m", "service/"):
+    for scope in ("caller/test", "model/twice", "model/m", "service/all"):
         assert settled(ask, 2 * COST, scope) == 2 * COST, scope
     if not stream:
         assert answer.headers["x-cost-usd"] == f"{usd(2 * COST):.6f}"

@@ -180,7 +180,7 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("file", "budgets")
 @pytest.mark.parametrize(
-    ("arguments", "names"), [([], ["caller web"] * 2 + ["service"]), (["--caller", "web"], ["caller web"] * 2)]
+    ("arguments", "names"), [([], ["caller web"] * 2 + ["service al"]), (["--caller", "web"], ["caller web"] * 2)]
 )
 def test_spend_shows_each_budget(capsys: pytest.CaptureFixture[str], arguments: list[str], names: list[str]) -> None:
     assert main(["spend", *arguments]) == 0
