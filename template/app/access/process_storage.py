@@ -62,6 +62,9 @@ class ProcessStorage:
         """Return what is counted in each window of a day or a month."""
         return [self._count(window, time.monotonic()).before for window in windows]
 
+    async def close(self) -> None:
+        """Do nothing: there is no connection."""
+
     def _count(self, window: Window, now: float) -> Count:
         if window.unit == "requests":
             entries = self._entries.setdefault(window.key, deque())

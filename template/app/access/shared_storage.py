@@ -124,6 +124,10 @@ class SharedStorage:
         """Return what is counted in each window of a day or a month."""
         return [int(await self._client.hget(_key(window), "count") or 0) for window in windows]
 
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
     @staticmethod
     async def _run(script: Any, windows: Sequence[Window], given: Sequence[tuple[object, ...]]) -> list[int]:
         told: list[int] = await script([_key(window) for window in windows], [value for row in given for value in row])

@@ -8,9 +8,16 @@ from valkey.exceptions import ValkeyError
 from app.access.limit_storage import STORAGE_TIMEOUT
 from app.access.limits import scopes_of
 from app.access.shared_storage import SharedStorage
-from app.access.windows import in_calendar
+from app.access.windows import Window, in_calendar
 from app.config import JWT_NAMES, Settings, SettingsError
 from app.quotas import MICRO
+
+
+async def _read(storage: SharedStorage, windows: list[Window]) -> list[int]:
+    try:
+        return await storage.read(windows)
+    finally:
+        await storage.close()
 
 
 def spend(settings: Settings, caller: str | None) -> list[str]:
@@ -34,7 +41,7 @@ def spend(settings: Settings, caller: str | None) -> list[str]:
             "limit_storage is the memory of each process; only what is counted in a Valkey can be shown"
         )
     try:
-        counts = asyncio.run(SharedStorage(settings.limit_storage, STORAGE_TIMEOUT).read(windows))
+        counts = asyncio.run(_read(SharedStorage(settings.limit_storage, STORAGE_TIMEOUT), windows))
     except (ValkeyError, OSError) as error:
         raise SettingsError(f"limit_storage can't be read: {type(error).__name__}") from None
     lines = []

@@ -74,6 +74,8 @@ class Upstreams:
         """Close every connection."""
         for adapter in (*self.adapters.values(), self.native):
             await adapter.close()
+        if self.limiter.storage.shared:
+            await self.limiter.storage.shared.close()
 
     def translated(self, adapter: ChatAdapter, target: Target, translator: Translator) -> ChatAdapter:
         """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""

@@ -173,6 +173,8 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> None:
         async def read(self, windows: list[Window]) -> list[int]:
             return [1_250_000 for _ in windows]
 
+        async def close(self) -> None: ...
+
     monkeypatch.setattr(spend, "SharedStorage", Storage)
     for name, value in BUDGETS.items():
         monkeypatch.setenv(name, value)
