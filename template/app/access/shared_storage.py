@@ -112,7 +112,7 @@ class SharedStorage:
         """Count a call in all windows or in none; as ProcessStorage does."""
         given = [(window.unit, window.limit, window.amount, _span(window)) for window in windows]
         refused, *told = await self._run(self._reserve, windows, given)
-        counts = [Count(before, wait / 1000, end) for before, wait, end in zip(*[iter(told)] * 3, strict=True)]
+        counts: list[Count] = [(before, wait / 1000, end) for before, wait, end in zip(*[iter(told)] * 3, strict=True)]
         return (refused - 1 if refused else None), counts
 
     async def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
