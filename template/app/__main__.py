@@ -1,4 +1,4 @@
-"""python -m app: serve, add callers, and tell the template's release."""
+"""python -m app: serve, add callers, propose prices, show what is spent, and tell the template's release."""
 
 import argparse
 import errno
@@ -34,6 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     callers = commands.add_parser("callers", help="manage who may call").add_subparsers(dest="action", required=True)
     callers.add_parser("add", help="make a key for a new caller").add_argument("name", metavar="NAME")
     commands.add_parser("version", help="tell which release of the template this project has")
+    prices = commands.add_parser("prices", help="write the models' prices, from LiteLLM's list, into settings.toml")
+    prices.add_argument("models", nargs="*", metavar="MODEL", help="public names; all, if left out")
+    prices.add_argument("--check", action="store_true", help="only tell what differs; exit code 1 if anything does")
+    spend = commands.add_parser("spend", help="show what is spent of each budget")
+    spend.add_argument("--caller", metavar="NAME", help="of this caller alone")
     given = parser.parse_args(arguments)
     if given.command is None:
         end_at_once()  # until the server handles signals: importing what it needs takes a second
@@ -45,6 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "version":
             print(TEMPLATE_VERSION)
             return 0
+        if given.command == "prices":
+            return write_prices(given.models, check=given.check)
+        if given.command == "spend":
+            return show_spend(given.caller)
         options = {name: getattr(given, name) for name in ("dev", "host", "port", "workers")}
         return serve({name: value for name, value in options.items() if value is not None})
     except SettingsError as error:
@@ -60,6 +69,44 @@ def add_caller(name: str) -> int:
     print(f"Key of {name}, shown only now:\n\n    {key}\n")
     print("Add this to app/settings.toml:\n")
     print(f'[callers.{json.dumps(name, ensure_ascii=False)}]\nkey_sha256 = "{hash_key(key)}"')
+    return 0
+
+
+def write_prices(names: list[str], *, check: bool) -> int:
+    """Write the prices of LiteLLM's list into the settings file, or only tell what would change.
+
+    Args:
+        names: public names of models; none are all.
+        check: whether to change nothing, and to return 1 if something would change.
+
+    Raises:
+        SettingsError: the settings are wrong, or can't be edited.
+    """
+    from app.access.price_list import as_toml, changes, price_list, proposed, with_prices, written
+    from app.environment import load_settings, settings_file
+
+    models = {name: row for name, row in load_settings().models.items() if not names or name in names}
+    found = proposed(models, price_list())
+    print("\n".join(changes(models, found)) or "No price differs from LiteLLM's list.")
+    new = {name: price for name, price in found.items() if price and price != written(models[name])}
+    if check or not new:
+        return int(check and bool(new))
+    text, missing = with_prices(settings_file().read_bytes().decode(), new)
+    settings_file().write_bytes(text.encode())
+    for name in missing:
+        print(f"{name} has no row in {settings_file()}. Add this to its row: {as_toml(new[name])}")
+    print(
+        f"Written to {settings_file()}. Look at the change: a list may be wrong, and your contract may say otherwise."
+    )
+    return 0
+
+
+def show_spend(caller: str | None) -> int:
+    """Print what is spent of each budget, or of one caller's."""
+    from app.access.spend import spend
+    from app.environment import load_settings
+
+    print("\n".join(spend(load_settings(), caller)))
     return 0
 
 

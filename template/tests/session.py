@@ -14,25 +14,29 @@ from tests.wire import CHAT, HELLO, Call
 Numbers = dict[tuple[str, ...], float]
 """Values by the sample's name and its labels' values, in the order of the labels' names."""
 
-KEYS = {"web": "sk-app-web", "limited": "sk-app-limited"}
+KEYS = {"web": "sk-app-web", "limited": "sk-app-limited", "thrifty": "sk-app-thrifty"}
 TOKENS = len(TEXT.split()) + 1
+BUDGET, COST = 0.0101, (PROMPT_TOKENS + 10 * TOKENS) / 1e6
+"""US dollars: enough for one call that may have a thousand tokens, and what one costs."""
 PROBES = {"/health", "/ready", "/metrics"}
 
 
 def settings(stub: Stub) -> dict[str, Any]:
-    """Return the settings that the session needs: models at a provider, and two callers."""
+    """Return the settings that the session needs: models at a provider, and three callers."""
     at_stub = {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"}
     callers: dict[str, Any] = {
         name: {"key_sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
     }
     callers["web"]["metrics"] = True
     callers["limited"]["requests_per_minute"] = 2
+    callers["thrifty"]["usd_per_day"] = BUDGET
     return {
         "default_model": "main",
         "models": {
             "main": at_stub | {"requests_per_minute": 1000},
             "spare": at_stub,
             "fragile": at_stub | {"fallbacks": ["spare"]},
+            "dear": at_stub | {"price": {"input": 1, "output": 10}},
             "demo": {"upstream": "demo/echo"},
         },
         "callers": callers,
@@ -78,6 +82,8 @@ def play(url: str, stub: Stub) -> None:
     # Who may call, how often, and what there is.
     for _ in range(3):
         ask("spare", key=KEYS["limited"])
+    for _ in range(2):
+        ask("dear", key=KEYS["thrifty"], max_tokens=1000)
     ask("main", key="wrong")
     ask("no-such-model")
     for path in ("/v1/models/main", "/nowhere/42"):
@@ -99,7 +105,8 @@ def implied() -> Numbers:
         (requests, "demo", CHAT, "200"): 1,
         (requests, "none", CHAT, "401"): 1,
         (requests, "none", CHAT, "404"): 1,
-        (requests, "none", CHAT, "429"): 1,
+        (requests, "dear", CHAT, "200"): 1,
+        (requests, "none", CHAT, "429"): 2,
         (requests, "main", "/v1/embeddings", "200"): 1,
         (requests, "none", "/v1/models/{model:path}", "200"): 1,
         (requests, "none", "none", "404"): 1,
@@ -116,9 +123,15 @@ def implied() -> Numbers:
         (tokens, "web", "out", "spare"): 2 * TOKENS,
         (tokens, "limited", "in", "spare"): 2 * PROMPT_TOKENS,
         (tokens, "limited", "out", "spare"): 2 * TOKENS,
+        (tokens, "thrifty", "in", "dear"): PROMPT_TOKENS,
+        (tokens, "thrifty", "out", "dear"): TOKENS,
+        ("llm_cost_usd_total", "thrifty", "dear"): COST,
+        ("llm_budget_limit_usd", "thrifty", "caller", "day"): BUDGET,
+        ("llm_budget_used_usd", "thrifty", "caller", "day"): COST,
+        ("llm_budget_refusals_total", "thrifty", "caller", "day"): 1,
         (tokens, "web", "in", "demo"): len("Hello".split()),
         (tokens, "web", "out", "demo"): len("You said: Hello".split()),
-        **{("llm_calls_in_flight", model): 0 for model in ("main", "spare", "fragile", "demo")},
+        **{("llm_calls_in_flight", model): 0 for model in ("main", "spare", "fragile", "dear", "demo")},
         (calls, "main", "ok"): 6,
         (calls, "main", "provider_error"): 1,
         (calls, "main", "cancelled"): 2,
@@ -127,6 +140,7 @@ def implied() -> Numbers:
         (calls, "spare", "invalid_request"): 1,
         (calls, "spare", "provider_rate_limited"): 1,
         (calls, "fragile", "provider_error"): 2,
+        (calls, "dear", "ok"): 1,
         (calls, "demo", "ok"): 1,
         ("llm_retries_total", "spare"): 2,
         ("llm_retries_total", "fragile"): 1,
@@ -135,8 +149,8 @@ def implied() -> Numbers:
         ("llm_model_cooling", "spare"): 0,
         ("llm_model_cooling", "fragile"): 0,
         ("limiter_decisions_total", "admitted", "model"): 9,
-        ("limiter_decisions_total", "admitted", "caller"): 2,
-        ("limiter_decisions_total", "refused", "caller"): 1,
+        ("limiter_decisions_total", "admitted", "caller"): 3,
+        ("limiter_decisions_total", "refused", "caller"): 2,
         ("limit_storage_up",): 1,
     }
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from app.config import Settings
+from app.config import ModelEntry, Settings
 from app.main import create_app
+from app.quotas import Price
 from app.routers.playground import FILES
 
 
@@ -49,6 +50,14 @@ def test_its_page_has_no_script_and_no_address_of_another(client: TestClient) ->
 @pytest.mark.parametrize("name", ["none.js", "..%2fconfig.py", "%2e%2e/config.py", "index.html%00", ".env"])
 def test_nothing_else_is_served(client: TestClient, name: str) -> None:
     assert client.get(f"/playground/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("dev", [False, True])
+def test_it_is_told_prices_for_developers_alone(dev: bool) -> None:
+    models = {"m": ModelEntry(upstream="openai/m", price=Price(input=1, output=2))}
+    with TestClient(create_app(Settings(models=models, default_model="m", playground=True, dev=dev))) as client:
+        [model] = client.get("/playground/config.json").json()["models"]
+    assert ("price" in model) == dev
 
 
 def test_it_is_told_names_and_bounds_and_nothing_more(client: TestClient) -> None:

@@ -154,7 +154,7 @@ def _weigh(tab: Tab, request: Any) -> None:
 
 def _models(stub: Any) -> dict[str, str]:
     models = {
-        "stub": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"},
+        "stub": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1", "price": {"input": 1, "output": 10}},
         "demo": {"upstream": "demo/echo"},
         "gpt-4o": {"upstream": "openai/gpt-4o"},
         "agent": {"upstream": "own/agent"},

@@ -45,6 +45,12 @@ def test_the_page_weighs_less_than_32_kilobytes(tab: MakeTab, show_figures: Call
     assert total < 32_000
 
 
+def test_an_answer_shows_what_it_cost(tab: MakeTab) -> None:
+    opened = tab()
+    opened.ask("Hello")
+    assert opened.fact("Cost in USD") == f"{(7 + 8 * 10) / 1e6:.6f}"
+
+
 def test_a_request_carries_what_was_set_and_nothing_else(tab: MakeTab, stub: Any) -> None:
     opened = tab()
     opened.ask("Hello")

@@ -69,17 +69,24 @@ class Answers:
 
 
 @contextlib.contextmanager
-def two_servers(valkey: Valkey, stub: Any = None, **callers: dict[str, Any]) -> Iterator[list[Any]]:
-    """Run two processes with these callers, whose keys are their names; the model is a stub's, or else the demo's."""
-    at_stub = stub and {"upstream": "openai/m", "api_base": f"{stub.url}/v1"}
-    table = {name: {"key_sha256": hashlib.sha256(name.encode()).hexdigest()} | row for name, row in callers.items()}
+def two_servers(
+    valkey: Valkey, stub: Any = None, *, table: Any = None, settings: Any = None, **callers: dict[str, Any]
+) -> Iterator[list[Any]]:
+    """Run two processes with these callers, whose keys are their names.
+
+    The models are those of the table that is given, else one of the stub, else the demo's.
+    """
+    models = table or {
+        "m": {"upstream": "openai/m", "api_base": f"{stub.url}/v1"} if stub else {"upstream": "demo/echo"}
+    }
+    rows = {name: {"key_sha256": hashlib.sha256(name.encode()).hexdigest()} | row for name, row in callers.items()}
     env = {
         "APP_LIMIT_STORAGE": f"async+valkey://127.0.0.1:{valkey.port}",
-        "APP_CALLERS": json.dumps(table),
-        "APP_MODELS": json.dumps({"m": at_stub or {"upstream": "demo/echo"}}),
+        "APP_CALLERS": json.dumps(rows),
+        "APP_MODELS": json.dumps(models),
         "APP_DEFAULT_MODEL": "m",
         "APP_LOG_FORMAT": "json",
-    }
+    } | {f"APP_{name.upper()}": json.dumps(value) for name, value in (settings or {}).items()}
     with Process(env=env) as one, Process(env=env) as other:
         yield [one, other]
 

@@ -157,7 +157,13 @@ def test_the_dashboards_list_of_models_has_them_all(prometheus: Prometheus) -> N
     dashboard = json.loads((MONITORING / "grafana/dashboards/backend.json").read_text("utf-8"))
     [variable] = [v for v in dashboard["templating"]["list"] if v["name"] == "model"]
     [(metric, label)] = re.findall(r"label_values\((.+), (\w+)\)", with_values(variable["query"]["query"]))
-    assert set(prometheus.get(f"label/{label}/values", **{"match[]": metric})) == {"main", "spare", "fragile", "demo"}
+    assert set(prometheus.get(f"label/{label}/values", **{"match[]": metric})) == {
+        "main",
+        "spare",
+        "fragile",
+        "dear",
+        "demo",
+    }
 
 
 def test_every_query_of_the_dashboard_asks_one_service_and_the_instances_that_are_chosen() -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from app.access.process_storage import ProcessStorage
 from app.access.shared_storage import SharedStorage
+from app.access.windows import Window
 from app.config import Settings
 from app.errors import BudgetUnavailable, RateLimited
 from app.telemetry.metrics import Metrics
@@ -52,22 +53,23 @@ class LimitStorage:
         self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
         self._retry_at = 0.0
 
-    async def use(self, work: Work, *, money: bool = False) -> None:
+    async def use(self, work: Work, windows: Sequence[Window] = ()) -> None:
         """Do a call's work on the shared storage, or, while that fails, on this process's own.
 
         If this is cancelled, the work is done to its end nevertheless: else nobody would know what was reserved.
 
         Args:
             work: reserves or settles; may raise RateLimited.
-            money: whether it may not be done here, if budgets are closed while the storage fails.
+            windows: what is reserved. If there is money among it, and budgets are closed while the storage fails, the
+                work is not done.
 
         Raises:
-            BudgetUnavailable: the storage fails, and so it may not be done.
+            BudgetUnavailable: the storage fails, and so the work is not done.
         """
         if self.shared is None:
             await work(self.own)
             return
-        doing = asyncio.create_task(self._on_shared(self.shared, work, money=money))
+        doing = asyncio.create_task(self._on_shared(self.shared, work, windows))
         try:
             await asyncio.shield(doing)
         except asyncio.CancelledError:
@@ -76,7 +78,7 @@ class LimitStorage:
                 doing.exception()  # has been seen
             raise
 
-    async def _on_shared(self, shared: Storage, work: Work, *, money: bool) -> None:
+    async def _on_shared(self, shared: Storage, work: Work, windows: Sequence[Window]) -> None:
         async with self._connections:
             if (now := time.monotonic()) >= self._retry_at:
                 probes = self.degraded
@@ -93,7 +95,7 @@ class LimitStorage:
                 else:
                     self._answered(probes=probes)
                     return
-        if money and self._closes:
+        if self._closes and any(window.end for window in windows):
             message = "Budgets can't be read just now, and nothing is spent without them. Try again in a moment."
             raise BudgetUnavailable(message, retry_after=STORAGE_PAUSE)
         await work(self.own)

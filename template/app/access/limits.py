@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal
 
+import structlog
+
 from app.access.callers import Caller, Scope
 from app.access.estimate import images_in, most_tokens
 from app.access.limit_storage import LimitStorage, Storage
@@ -28,6 +30,29 @@ Held = list[Callable[[], object]]
 Turn = Literal["first", "fallback", "retry"]
 
 
+log = structlog.get_logger("app.limits")
+
+
+def scopes_of(settings: Settings) -> list[Scope]:
+    """Return all that have limits and a name in the settings: callers, models, and the service last."""
+    service = Limits(usd_per_day=settings.usd_per_day, usd_per_month=settings.usd_per_month)
+    callers: list[Scope] = [("caller", *row) for row in settings.callers.items()]
+    return [*callers, *(("model", *row) for row in settings.models.items()), ("service", "all", service)]
+
+
+def warn_of_budgets(settings: Settings) -> None:
+    """Log what keeps budgets from doing what they are for."""
+    jwt = settings.auth.jwt
+    if not any(limits.budgets for _, _, limits in scopes_of(settings)) and not (jwt and jwt.budgets):
+        return
+    if settings.limit_storage == "async+memory://":
+        log.warning("budgets are counted in each process's memory, and start anew with it: set limit_storage")
+    rows = settings.models.items()
+    unpriced = [name for name, row in rows if row.price is None and not row.upstream.startswith(WITHOUT_PRICE)]
+    if unpriced:
+        log.warning("models without a price are refused where a budget applies", models=unpriced)
+
+
 class Limiter:
     """Admits calls within their limits.
 
@@ -42,12 +67,11 @@ class Limiter:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
         self.in_flight: Counter[tuple[str, str]] = Counter()
-        self.service = Limits(usd_per_day=settings.usd_per_day, usd_per_month=settings.usd_per_month).money
+        *_, (_, _, service) = scopes = scopes_of(settings)
+        self.service = service.money
         self.max_tokens = settings.max_tokens_limit
         self.storage = LimitStorage(settings, metrics)
-        rows: list[Scope] = [("caller", *row) for row in settings.callers.items()]
-        rows += [("model", *row) for row in settings.models.items()]
-        for kind, name, limits in [*rows, ("service", "", self.service or Limits())]:
+        for kind, name, limits in scopes:
             for unit, limit in limits.budgets:
                 metrics.budget_limit(kind, name, unit).set(limit / MICRO)
 
@@ -82,12 +106,15 @@ class Limiter:
             limits = caller.limits if turn == "first" or not caller.limits else caller.limits.money
             if limits and limits.any:
                 scopes.append(("caller", caller.name, limits))
-            scopes += caller.budgets
-        own = entry.money if turn == "retry" else entry
-        if own and own.any:
-            scopes.append(("model", model, own))
+            if caller.budgets:
+                scopes += caller.budgets
+        if turn == "retry":
+            if entry.money:
+                scopes.append(("model", model, entry.money))
+        elif entry.any:
+            scopes.append(("model", model, entry))
         if self.service:
-            scopes.append(("service", "", self.service))
+            scopes.append(("service", "all", self.service))
         return Admission(self, scopes, fields, entry)
 
 
@@ -118,7 +145,6 @@ class Admission:
         self._places: list[tuple[str, str]] = []
         self._reserved: list[tuple[Window, float]] = []
         self._charged: Storage | None = None
-        self._refused_by = ""
         self._used: dict[str, tuple[int, bool]] = {}
         self.headers: dict[str, str] = {}
         self.held: Held | None = None
@@ -131,8 +157,7 @@ class Admission:
         try:
             self._take_places()
             if windows := list(self._windows()):
-                money = any(window.is_money for window in windows)
-                await self._limiter.storage.use(lambda storage: self._reserve(storage, windows), money=money)
+                await self._limiter.storage.use(lambda storage: self._reserve(storage, windows), windows)
             elif self.prepaid:
                 self.headers |= self.prepaid
         except BaseException as error:
@@ -200,35 +225,36 @@ class Admission:
 
     async def _reserve(self, storage: Storage, windows: list[Window]) -> None:
         refused, counts = await storage.reserve(windows)
+        self._reserved.clear()
         self.headers.clear()
         self.headers |= self.prepaid or {}
         self._charged = storage
-        for window, count in zip(windows, counts, strict=True):
-            left = window.limit - count.before - window.amount
-            if window.is_money:
-                self._show(window, count.before + (window.amount if refused is None else 0))
+        for window, (before, wait, end) in zip(windows, counts, strict=True):
+            if window.end:
+                self._show(window, before + (window.amount if refused is None else 0))
             else:
-                self._set_headers(window.unit, window.limit, left, count.wait)
+                self._set_headers(window.unit, window.limit, window.limit - before - window.amount, wait)
+            if refused is None and window.unit != "requests":
+                self._reserved.append((window, end))
         if refused is not None:
             window, count = windows[refused], counts[refused]
             self._refused_by = window.kind
-            if window.is_money and window.amount <= window.limit and not window.name.startswith(JWT_NAMES):
+            if window.end and window.amount <= window.limit and not window.name.startswith(JWT_NAMES):
                 self._limiter.metrics.budget_refusals(window.kind, window.name, window.unit).inc()
             raise refusal(window, count, self.headers)
-        self._reserved = [(w, c.end) for w, c in zip(windows, counts, strict=True) if w.unit != "requests"]
 
     async def _settle(self, storage: Storage) -> None:
         changes = []
         here = storage is self._charged
         for window, end in self._reserved:
-            used, at_least = self._used.get("money" if window.is_money else window.kind, (0, False))
+            used, at_least = self._used.get("money" if window.end else window.kind, (0, False))
             owed = (max(used, window.amount) if at_least else used) - (window.amount if here else 0)
             if owed:
                 changes.append((window, owed, end if here else 0))
         if not changes:
             return
         for (window, _, _), total in zip(changes, await storage.settle(changes), strict=True):
-            if window.is_money:
+            if window.end:
                 self._show(window, total)
 
     def _most(self, entry: ModelEntry) -> int:

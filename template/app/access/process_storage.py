@@ -29,21 +29,21 @@ class ProcessStorage:
         """
         now = self._swept()
         counts = [self._count(window, now) for window in windows]
-        for index, (window, count) in enumerate(zip(windows, counts, strict=True)):
-            if count.before + window.amount > window.limit:
+        for index, window in enumerate(windows):
+            if counts[index][0] + window.amount > window.limit:
                 return index, counts
-        for window, count in zip(windows, counts, strict=True):
+        for window, (before, _, end) in zip(windows, counts, strict=True):
             if window.unit == "requests":
                 self._entries[window.key].append(now)
             else:
-                self._counts[window.key] = count.end, count.before + window.amount
+                self._counts[window.key] = end, before + window.amount
         return None, counts
 
     async def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
         """Add to windows what calls took more than was counted, or take off what they took less.
 
         Args:
-            changes: windows, how much is added, and the `end` of their Count when they were reserved; 0 if that was in
+            changes: windows, how much is added, and the end in their Count when they were reserved; 0 if that was in
                 another storage. From a window that has ended since, nothing is taken off.
 
         Returns:
@@ -52,26 +52,31 @@ class ProcessStorage:
         now = self._swept()
         left = []
         for window, change, end in changes:
-            count = self._count(window, now)
-            total = count.before + (change if change > 0 or count.end == end else 0)
-            self._counts[window.key] = count.end, total
+            before, _, runs_until = self._count(window, now)
+            total = before + (change if change > 0 or runs_until == end else 0)
+            self._counts[window.key] = runs_until, total
             left.append(total)
         return left
 
     async def read(self, windows: Sequence[Window]) -> list[int]:
         """Return what is counted in each window of a day or a month."""
-        return [self._count(window, time.monotonic()).before for window in windows]
+        return [self._count(window, time.monotonic())[0] for window in windows]
+
+    async def close(self) -> None:
+        """Do nothing: there is no connection."""
 
     def _count(self, window: Window, now: float) -> Count:
         if window.unit == "requests":
-            entries = self._entries.setdefault(window.key, deque())
+            entries = self._entries.get(window.key)
+            if entries is None:
+                entries = self._entries[window.key] = deque()
             while entries and entries[0] <= now - MINUTE:
                 entries.popleft()
-            return Count(len(entries), (entries[0] if entries else now) + MINUTE - now, 0)
+            return len(entries), (entries[0] if entries else now) + MINUTE - now, 0
         end, count = self._counts.get(window.key, (0.0, 0))
         if end <= now:
             end, count = now + (window.end - time.time() if window.end else MINUTE), 0
-        return Count(count, end - now, end)
+        return count, end - now, end
 
     def _swept(self) -> float:
         """Return the time. Once a minute, delete windows that have ended, since callers come and go."""

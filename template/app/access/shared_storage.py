@@ -112,7 +112,7 @@ class SharedStorage:
         """Count a call in all windows or in none; as ProcessStorage does."""
         given = [(window.unit, window.limit, window.amount, _span(window)) for window in windows]
         refused, *told = await self._run(self._reserve, windows, given)
-        counts = [Count(before, wait / 1000, end) for before, wait, end in zip(*[iter(told)] * 3, strict=True)]
+        counts: list[Count] = [(before, wait / 1000, end) for before, wait, end in zip(*[iter(told)] * 3, strict=True)]
         return (refused - 1 if refused else None), counts
 
     async def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
@@ -123,6 +123,10 @@ class SharedStorage:
     async def read(self, windows: Sequence[Window]) -> list[int]:
         """Return what is counted in each window of a day or a month."""
         return [int(await self._client.hget(_key(window), "count") or 0) for window in windows]
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
 
     @staticmethod
     async def _run(script: Any, windows: Sequence[Window], given: Sequence[tuple[object, ...]]) -> list[int]:

@@ -25,8 +25,8 @@ class Window(NamedTuple):
         limit: how much there may be in the window.
         amount: how much the call adds.
         key: names the window in a storage; that of a day or a month has its date.
-        end: when a day or a month ends, in seconds of Unix time. A minute ends 60 s after its first use; that
-            of requests moves on with the time.
+        end: when a day or a month ends, in seconds of Unix time; 0 where no money is counted. A minute ends 60 s after
+            its first use; that of requests moves on with the time.
     """
 
     unit: Unit
@@ -37,24 +37,13 @@ class Window(NamedTuple):
     key: str
     end: int = 0
 
-    @property
-    def is_money(self) -> bool:
-        """Whether micro-dollars are counted."""
-        return self.end > 0
 
+Count = tuple[int, float, float]
+"""What a storage has counted in one window; a plain tuple, for speed.
 
-class Count(NamedTuple):
-    """What a storage has counted in one window.
-
-    Attributes:
-        before: how much there was, without the call.
-        wait: seconds until the window ends; of requests, until there is room for one more.
-        end: tells this window from later ones with the same key.
-    """
-
-    before: int
-    wait: float
-    end: float
+How much there was before the call; the seconds until the window ends, or of requests until there is room for one more;
+and when it ends, by the storage's clock, which tells it from later windows with the same key.
+"""
 
 
 def in_minute(unit: Unit, kind: str, name: str, limit: int, amount: int) -> Window:
@@ -91,14 +80,15 @@ def refusal(window: Window, count: Count, headers: dict[str, str]) -> RateLimite
         count: what is counted in it.
         headers: of the response.
     """
-    if not window.is_money:
+    before, wait, _ = count
+    if not window.end:
         limit = f"{window.limit} {window.unit}"
         if window.amount > window.limit:
             message = f"This request alone could use more than this {window.kind}'s limit of {limit} a minute"
             return RateLimited(f"{message}: lower max_tokens.", headers=headers | {"X-Should-Retry": "false"})
         message = f"This {window.kind} has reached its limit of {limit} a minute."
-        return RateLimited(message, retry_after=max(1.0, count.wait), headers=headers)
-    left = window.limit - count.before
+        return RateLimited(message, retry_after=max(1.0, wait), headers=headers)
+    left = window.limit - before
     end = f"{datetime.fromtimestamp(window.end, UTC):%Y-%m-%d %H:%M} UTC"
     of = f" of {_dollars(window.limit)}" if window.kind == "caller" else ""  # the others' are no caller's business
     budget = f"this {window.kind}'s budget{of} for the {window.unit}, which ends at {end}"
@@ -107,8 +97,8 @@ def refusal(window: Window, count: Count, headers: dict[str, str]) -> RateLimite
     else:
         rest = f"the {_dollars(left)} that is left" if window.kind == "caller" else "what is left"
         message = f"This request could cost {_dollars(window.amount)}, more than {rest} of {budget}: lower max_tokens."
-    wait = None if window.amount > window.limit else max(1.0, count.wait)
-    return BudgetExceeded(message, retry_after=wait, headers=headers)
+    retry_after = None if window.amount > window.limit else max(1.0, wait)
+    return BudgetExceeded(message, retry_after=retry_after, headers=headers)
 
 
 def _dollars(micro: int) -> str:

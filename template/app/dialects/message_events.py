@@ -208,11 +208,15 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def outlines(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the outlines of a chat completion for a message: its model, its end, and all tokens that it took."""
+    """Return the outlines of a chat completion for a message: its model, its end, and all its tokens."""
     told = counts(body.get("usage"))
     names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
     usage = {
         "prompt_tokens": sum(told.get(name, 0) for name in names),
+        "prompt_tokens_details": {
+            "cached_tokens": told.get("cache_read_input_tokens"),
+            "cache_creation_tokens": told.get("cache_creation_input_tokens"),
+        },
         "completion_tokens": told.get("output_tokens"),
     }
     choice: dict[str, Any] = {"finish_reason": body.get("stop_reason"), "message": {}}

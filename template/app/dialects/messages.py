@@ -239,14 +239,13 @@ class Messages(Translation):
         kind = event["type"]
         if kind == "message_start":
             state.model = event["message"].get("model")
-            state.usage = {"prompt_tokens": outlines(event["message"])["usage"]["prompt_tokens"]}
+            state.usage = outlines(event["message"])["usage"] | {"completion_tokens": None}  # not known yet
         elif kind == "message_delta":
             if event["delta"].get("stop_reason"):
                 state.finish_reasons[0] = str(event["delta"]["stop_reason"])
             told = counts(event.get("usage"))
-            state.usage = (state.usage or {}) | {"completion_tokens": told.get("output_tokens")}
-            if "input_tokens" in told:
-                state.usage |= {"prompt_tokens": outlines({"usage": told})["usage"]["prompt_tokens"]}
+            begun = outlines({"usage": told})["usage"] if "input_tokens" in told else state.usage or {}
+            state.usage = begun | {"completion_tokens": told.get("output_tokens")}
         elif kind == "content_block_delta":
             state.chunks += 1
         return bool(kind == "message_stop")

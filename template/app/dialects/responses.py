@@ -292,7 +292,9 @@ class Responses(Translation):
     def as_chat(body: dict[str, Any]) -> dict[str, Any]:
         """Return the outlines of a chat completion for a whole response."""
         told = counts(body.get("usage"))
-        usage = {f"{ours}_tokens": told.get(f"{theirs}_tokens") for ours, theirs in USAGE.items()}
+        usage: dict[str, Any] = {f"{ours}_tokens": told.get(f"{theirs}_tokens") for ours, theirs in USAGE.items()}
+        for ours, theirs in USAGE.items() if told else ():
+            usage[f"{ours}_tokens_details"] = counts(body["usage"].get(f"{theirs}_tokens_details"))
         reason = (body.get("incomplete_details") or {}).get("reason") or "stop"
         called = any(item.get("type") == "function_call" for item in body.get("output") or ())
         reason = {"max_output_tokens": "length", "stop": "tool_calls" if called else "stop"}.get(reason, reason)

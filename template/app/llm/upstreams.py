@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from app.access.limits import Limiter
+from app.access.limits import Limiter, warn_of_budgets
 from app.config import Settings
 from app.llm.accounting import Accounting
 from app.llm.adapter import Adapter, ChatAdapter
@@ -65,6 +65,7 @@ class Upstreams:
 
     async def __aenter__(self) -> Self:
         """Open what the adapters need. LiteLLM goes on loading in a thread; `failing` tells when it is there."""
+        warn_of_budgets(self.settings)
         for adapter in (*self.adapters.values(), self.native):
             await adapter.start()
         return self
@@ -73,6 +74,8 @@ class Upstreams:
         """Close every connection."""
         for adapter in (*self.adapters.values(), self.native):
             await adapter.close()
+        if self.limiter.storage.shared:
+            await self.limiter.storage.shared.close()
 
     def translated(self, adapter: ChatAdapter, target: Target, translator: Translator) -> ChatAdapter:
         """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""

@@ -11,10 +11,11 @@ export class Inspector {
   #code = element("pre");
   form = "curl";
 
-  /** `base` is the API's address, up to /v1; `keyed()` tells whether a caller's key goes with requests. */
-  constructor(base, keyed) {
+  /** `base` is the API's address, up to /v1; `keyed()` tells whether a caller's key goes with requests; `prices` by model. */
+  constructor(base, keyed, prices) {
     this.base = base;
     this.keyed = keyed;
+    this.prices = prices;
     for (const form of FORMS) {
       const radio = Object.assign(element("input"), { type: "radio", name: "form", id: form, onchange: () => this.open(form) });
       $("forms").append(element("label.choice", radio, form));
@@ -47,13 +48,18 @@ export class Inspector {
     const { status, state, elapsed, events, arrivals, rate, usage, headers, request, finishReason } = this.exchange;
     $("state").className = state;
     $("state").textContent = `${status} ${state}${elapsed ? ` · ${arrivals.length} chunks · ${duration(elapsed)}` : ""}`;
+    const model = headers.get("X-Model") ?? request.model;
+    const price = usage && this.prices[model];
+    const cached = usage?.prompt_tokens_details?.cached_tokens ?? 0;
+    const cost = price && (usage.prompt_tokens - cached) * price.input + cached * (price.cached ?? price.input) + usage.completion_tokens * price.output;
     const facts = {
       "First chunk": arrivals.length ? duration(arrivals[0]) : null,
       "Chunks a second": rate?.toFixed(1),
       "Tokens in": usage?.prompt_tokens,
       "Tokens out": usage?.completion_tokens,
+      ...(price && { "Cost in USD": (cost / 1e6).toFixed(6) }),
       "Request id": headers.get("X-Request-ID"),
-      Model: headers.get("X-Model") ?? request.model,
+      Model: model,
       "Finish reason": finishReason,
     };
     $("facts").replaceChildren(...Object.entries(facts).map(([term, fact]) => element("div", element("dt", term), element("dd", fact ?? "–"))));

@@ -4,7 +4,8 @@ import { $, Turn, follow } from "./transcript.js";
 
 const base = new URL("../v1", import.meta.url).href;
 const config = await (await fetch(new URL("config.json", import.meta.url))).json();
-const inspector = new Inspector(base, () => config.key_required || $("key").value !== "");
+const prices = Object.fromEntries(config.models.map(({ name, price }) => [name, price]));
+const inspector = new Inspector(base, () => config.key_required || $("key").value !== "", prices);
 const wide = matchMedia("(min-width: 56rem)");
 const CITY = { type: "object", properties: { city: { type: "string" } } };
 

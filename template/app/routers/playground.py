@@ -36,10 +36,14 @@ async def page() -> Response:
 
 @router.get("/playground/config.json")
 async def config(request: Request, settings: Config) -> dict[str, object]:
-    """Tell the page what it can ask for: no secrets, only names and bounds."""
+    """Tell the page what it can ask for: no secrets, only names and bounds; to developers also prices."""
     targets = state_of(request).upstreams.targets.values()
     return {
-        "models": [{"name": target.name, "needs": target.missing, "kind": _kind(target)} for target in targets],
+        "models": [
+            {"name": target.name, "needs": target.missing, "kind": _kind(target)}
+            | ({"price": target.entry.price} if settings.dev and target.entry.price else {})
+            for target in targets
+        ],
         "default_model": settings.default_model,
         "limits": {"temperature": [0, 2], "max_tokens": [1, settings.max_tokens_limit]},
         "key_required": bool(settings.callers or settings.auth.jwt) and not settings.dev,

@@ -1,5 +1,6 @@
 """Budgets: money is reserved before a call and settled after it, of callers, models and the whole service."""
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -9,13 +10,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
-from app.access.callers import hash_key
+from app.access.callers import Caller, hash_key
+from app.access.limits import warn_of_budgets
 from app.access.windows import DAY, calendar
+from app.config import JwtSettings, ModelEntry, Settings
+from app.errors import BudgetExceeded
+from app.llm.accounting import Accounting
 from app.llm.client import LLMClient
+from app.llm.upstreams import Upstreams
 from app.main import EXPOSED_HEADERS
 from app.models import ChatRequest
+from app.quotas import Price
+from app.telemetry.tracing import Tracing
 from tests.stub import Behaviour, Stub
 from tests.template.running import Ask, request_line, row, running
 from tests.wire import HELLO
@@ -78,7 +89,7 @@ def usd(micro: int) -> float:
 SCOPES: dict[str, tuple[dict[str, Any], str]] = {
     "caller": ({"usd_per_day": usd(MOST + 10)}, "caller/test"),
     "model": ({"model": {"usd_per_day": usd(MOST + 10)}}, "model/m"),
-    "service": ({"settings": {"usd_per_day": usd(MOST + 10)}}, "service/"),
+    "service": ({"settings": {"usd_per_day": usd(MOST + 10)}}, "service/all"),
 }
 
 
@@ -143,8 +154,8 @@ def test_a_request_that_no_day_has_room_for_is_not_told_to_wait(served: Served) 
     ],
 )
 def test_days_and_months_are_those_of_the_calendar(unit: Any, day: str, date: str, end: str) -> None:
-    began = datetime.fromisoformat(f"{day}T00:00Z").timestamp()
-    assert calendar(unit, int(began) // DAY) == (date, int(datetime.fromisoformat(f"{end}T00:00Z").timestamp()))
+    began, ended = (int(datetime.fromisoformat(f"{each}T00:00Z").timestamp()) for each in (day, end))
+    assert calendar(unit, began // DAY) == (date, ended)
 
 
 def test_a_call_is_charged_to_the_day_in_which_it_began(served: Served, stub: Stub, clock: SimpleNamespace) -> None:
@@ -291,7 +302,7 @@ def test_an_own_model_costs_what_its_calls_cost_once(served: Served, stream: boo
     ask = served(usd_per_day=1, models=OWN, model={"usd_per_day": 1}, settings={"usd_per_day": 1})
     answer = ask("twice", messages=HELLO, stream=stream)
     assert answer.body
-    for scope in ("caller/test", "model/twice", "model/m", "service/"):
+    for scope in ("caller/test", "model/twice", "model/m", "service/all"):
         assert settled(ask, 2 * COST, scope) == 2 * COST, scope
     if not stream:
         assert answer.headers["x-cost-usd"] == f"{usd(2 * COST):.6f}"
@@ -337,6 +348,47 @@ def test_the_state_of_budgets_is_in_the_metrics(served: Served) -> None:
         line.replace("1.7959104e+09", "1795910400.0") for line in ask.metrics
     ]
     assert f"llm_budget_refusals_total{labels} 1.0" in ask.metrics
+
+
+def test_a_span_tells_the_cost(served: Served) -> None:
+    ask = served()
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    upstreams = ask.state.upstreams
+    upstreams.accounting = Accounting(upstreams.limiter, upstreams.metrics, Tracing(provider.get_tracer("test")))
+    assert ask("m", messages=HELLO).body
+    [span] = exporter.get_finished_spans()
+    assert span.attributes
+    assert span.attributes["app.cost_usd"] == usd(COST)
+
+
+def test_each_subject_of_tokens_has_a_budget_of_its_own_and_none_is_in_the_metrics(stub: Stub) -> None:
+    issued: Any = {"issuer": "i", "audience": ["a"], "jwks_url": "https://example.com/keys"}
+    limits = JwtSettings(**issued, usd_per_day=usd(COST + 5))
+    models = {"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1", price=Price(input=1, output=10))}
+
+    async def calls() -> bytes:
+        async with Upstreams(Settings(models=models, default_model="m")) as upstreams:
+            for name in ("jwt:alice", "jwt:bob"):
+                llm = LLMClient(upstreams, Caller(name, limits=limits, label="jwt"))
+                await llm.complete(messages=HELLO, max_tokens=5)
+                with pytest.raises(BudgetExceeded, match="left of this caller's budget"):
+                    await llm.complete(messages=HELLO, max_tokens=5)
+            return upstreams.metrics.render()
+
+    shown = asyncio.run(calls())
+    assert b'llm_cost_usd_total{caller="jwt",model="m"} 0.000174' in shown
+    assert b"alice" not in shown
+
+
+def test_a_start_warns_of_budgets_that_can_not_hold() -> None:
+    models = {"demo": ModelEntry(upstream="demo/echo"), "unknown": ModelEntry(upstream="nobody/x")}
+    with capture_logs() as lines:
+        warn_of_budgets(Settings(models=models, default_model="demo"))
+        assert lines == []
+        warn_of_budgets(Settings(models=models, default_model="demo", usd_per_day=1))
+    assert "in each process's memory" in lines[0]["event"]
+    assert (lines[1]["event"][:28], lines[1]["models"]) == ("models without a price are r", ["unknown"])
 
 
 # While the storage fails.

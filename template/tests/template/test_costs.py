@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.config import ModelEntry, Settings
 from app.llm.client import LLMClient
@@ -12,7 +13,8 @@ from app.llm.upstreams import Upstreams
 from app.models import ChatRequest, EmbeddingRequest
 from app.quotas import Price
 from tests.stub import Behaviour, Stub
-from tests.wire import HELLO
+from tests.template.running import request_line, row, running
+from tests.wire import HELLO, Call
 
 PRICES: dict[str, dict[str, float]] = {
     "gpt-4o": {"input": 2.5, "cached": 1.25, "output": 10},
@@ -117,3 +119,61 @@ def test_a_price_of_embeddings_alone_is_no_price_of_a_chat(stub: Stub) -> None:
 )
 def test_the_most_that_a_call_can_cost_takes_each_token_at_its_dearest(price: dict[str, float], most: int) -> None:
     assert Price(**price).most(1000, 500, 3) == most
+
+
+# The dialects that are passed through count in their own words.
+
+ANTHROPICS = {
+    "input_tokens": 100,
+    "cache_read_input_tokens": 300,
+    "cache_creation_input_tokens": 600,
+    "output_tokens": 200,
+}
+OPENAIS = {
+    "input_tokens": 1000,
+    "input_tokens_details": {"cached_tokens": 300, "cache_write_tokens": 600},
+    "output_tokens": 200,
+    "output_tokens_details": {"reasoning_tokens": 150},
+    "total_tokens": 1200,
+}
+MESSAGE = {"id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn"}
+RESPONSE = {"id": "r", "object": "response", "status": "completed", "model": "m", "output": []}
+STREAM_TYPE = {"content-type": "text/event-stream"}
+
+
+def events(*told: dict[str, Any]) -> Behaviour:
+    text = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in told)
+    return Behaviour(body=text.encode(), headers=STREAM_TYPE)
+
+
+PASSED_THROUGH = {
+    ("/v1/messages", False): Behaviour(
+        body=json.dumps(MESSAGE | {"content": [{"type": "text", "text": "Hi"}], "usage": ANTHROPICS}).encode()
+    ),
+    ("/v1/messages", True): events(
+        {"type": "message_start", "message": MESSAGE | {"content": [], "usage": ANTHROPICS | {"output_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 200}},
+        {"type": "message_stop"},
+    ),
+    ("/v1/responses", False): Behaviour(body=json.dumps(RESPONSE | {"usage": OPENAIS}).encode()),
+    ("/v1/responses", True): events(
+        {"type": "response.created", "sequence_number": 0, "response": RESPONSE | {"status": "in_progress"}},
+        {"type": "response.completed", "sequence_number": 1, "response": RESPONSE | {"usage": OPENAIS}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "stream"), PASSED_THROUGH)
+def test_what_is_passed_through_costs_what_its_dialect_tells(stub: Stub, key: str, path: str, stream: bool) -> None:
+    price = {"input": 3, "cached": 0.3, "cache_write": 3.75, "output": 15, "reasoning": 20}
+    stub.queue(PASSED_THROUGH[path, stream])
+    asked = {"input": "Hello"} if path == "/v1/responses" else {"messages": HELLO, "max_tokens": 1000}
+    models = {"m": row(stub, price=price, speaks=["responses", "messages"])}
+    with running(key, models) as ask, capture_logs() as lines:
+        with Call(ask.url, key, path, model="m", stream=stream, **asked) as call:
+            assert call.body
+        thoughts = 150 * 5 if path == "/v1/responses" else 0
+        assert request_line(lines)["cost_usd"] == (300 + 90 + 2250 + 3000 + thoughts) / 1e6
