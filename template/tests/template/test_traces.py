@@ -80,6 +80,8 @@ def traced(key: str) -> Iterator[Traced]:
             "APP_TELEMETRY": "true",
             "APP_NAME": "Traced backend",
             "APP_LOG_FORMAT": "json",
+            "LITELLM_LOG": "DEBUG",
+            "PYTHONWARNINGS": "always",
             "APP_RETRIES": "0",
             "APP_DEFAULT_MODEL": "direct",
             "APP_MODELS": json.dumps(models),
@@ -197,6 +199,15 @@ def test_the_log_line_of_a_request_names_its_trace(traced: Traced) -> None:
     server, _ = traced.ask("direct")
     line = traced.log_line(server.trace)
     assert (line["event"], line["trace_id"]) == ("request", server.trace)
+
+
+def test_litellm_and_warnings_write_no_line_that_is_not_json(traced: Traced) -> None:
+    for way in ("litellm", "anthropic"):
+        traced.ask(way)
+        traced.ask(way, Behaviour(status=500))
+        traced.ask(way, Behaviour(cut_after=3), stream=True)
+    assert [line for line in traced.process.lines if not line.startswith("{")] == []
+    assert [json.loads(line) for line in traced.process.lines]
 
 
 def test_no_prompt_and_no_answer_is_exported(traced: Traced) -> None:
