@@ -132,7 +132,7 @@ def test_dev_reloads_when_settings_change(tmp_path: Path) -> None:
             while "added" not in names and time.monotonic() < again:
                 time.sleep(0.05)
                 with contextlib.suppress(httpx2.TransportError):
-                    models = httpx2.get(f"{process.url}/v1/models", timeout=60).json()["data"]
+                    models = httpx2.get(f"{process.url}/v1/models", timeout=60).json().get("data", [])
                     names = [model["id"] for model in models]
         process.terminate(signal.SIGINT)
         process.wait(60)
