@@ -1,16 +1,27 @@
 """The template as it stands in the working tree, copied without git, and projects rendered from it."""
 
+import itertools
 import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import copier
 import pytest
 
-from workspace import ROOT, Install, Once, Render, run, snapshot
+from workspace import ROOT, CheckTypes, Install, Once, Render, run, snapshot
+
+Rendered = Callable[[dict[str, str | bool]], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_copier() -> Iterator[None]:
+    """Leave out what Copier asks git about each file that it writes: whether it ignores the executable bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("copier._main.Worker._sync_git_index_executable_bit", lambda *_: None, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -19,17 +30,29 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return snapshot(tmp_path_factory.mktemp("source"))
 
 
+@pytest.fixture(scope="session")
+def rendered(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    """Return a copy with default answers, except those given, without --trust. The same answers get the same."""
+    copies: dict[tuple[tuple[str, str | bool], ...], Path] = {}
+
+    def rendered(answers: dict[str, str | bool]) -> Path:
+        key = tuple(sorted(answers.items()))
+        if key not in copies:
+            destination = tmp_path_factory.mktemp("rendered") / "project"
+            copier.run_copy(str(source), destination, data=answers, defaults=True, quiet=True)
+            copies[key] = destination
+        return copies[key]
+
+    return rendered
+
+
 @pytest.fixture
-def render(source: Path, tmp_path: Path) -> Render:
-    """Copy a project with default answers, except those given, and without --trust."""
-    rendered = 0
+def render(rendered: Rendered, tmp_path: Path) -> Render:
+    """Return a project with given answers, for one test."""
+    number = itertools.count(1)
 
     def render(**answers: str | bool) -> Path:
-        nonlocal rendered
-        rendered += 1
-        destination = tmp_path / f"project-{rendered}"
-        copier.run_copy(str(source), destination, data=answers, defaults=True, quiet=True)
-        return destination
+        return shutil.copytree(rendered(answers), tmp_path / f"project-{next(number)}")
 
     return render
 
@@ -54,6 +77,16 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
         return installed[str(asked)]
 
     return install
+
+
+@pytest.fixture(scope="session")
+def check_types(tmp_path_factory: pytest.TempPathFactory) -> CheckTypes:
+    """Run mypy in projects, with one cache for all: most of what it reads are the same libraries, half a minute's work.
+
+    Its arguments are the command, the project, and the files that are checked, if not all.
+    """
+    cache = tmp_path_factory.mktemp("mypy")
+    return lambda mypy, project, *names: run(mypy, "--cache-dir", cache, *names, cwd=project)
 
 
 @pytest.fixture(scope="module")

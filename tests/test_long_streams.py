@@ -17,10 +17,10 @@ AT_ONCE = 0.2
 """Seconds within which a call to a provider is closed after its client has left."""
 STOP = 4
 """Seconds for which a reader stops."""
-EVENTS = 10_000
+EVENTS = 4_000
 MEGABYTE = 1_000_000
 BIG = Behaviour(text="x" * 10_000, repeat=EVENTS)
-"""A stream of 100 MB."""
+"""A stream of 40 MB."""
 
 MOMENTS = {
     "a stream that flows": (Behaviour(repeat=10_000, pace=0.001), True, True),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workspace import ROOT, run
+from workspace import ROOT, CheckTypes, run
 
 TEMPLATE = ROOT / "template"
 PAGE = (TEMPLATE / "docs/own-endpoints.md").read_text("utf-8")
@@ -118,7 +118,7 @@ def test_the_files_of_the_page_pass_their_tests(product: Path) -> None:
     assert re.search(r"^\d+ passed", said, re.MULTILINE), said
 
 
-def test_the_files_of_the_page_have_sound_types_and_style(product: Path) -> None:
+def test_the_files_of_the_page_have_sound_types_and_style(product: Path, check_types: CheckTypes) -> None:
     names = [name for name in [*FILES, "tests/test_others.py"] if name.endswith(".py")]
-    run(TOOLS / "mypy", "--cache-dir", TEMPLATE / ".mypy_cache", *names, cwd=product)
+    check_types(TOOLS / "mypy", product, *names)
     run(TOOLS / "ruff", "check", "--ignore", "S608,T201,FBT,INP001,PT028", *names, cwd=product)

@@ -16,6 +16,7 @@ FULL_MATRIX = "FULL_MATRIX" in os.environ
 
 Render = Callable[..., Path]
 Install = Callable[[Path], Path]
+CheckTypes = Callable[..., str]
 Once = Callable[[object, Callable[[], object]], None]
 
 

@@ -104,8 +104,8 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(metrics_router.router)
     for router in getattr(own, "public_routers", ()):
         app.include_public(router)
-    for router in getattr(own, "routers", ()):
-        app.include_router(Closed(router))
+    for router in map(Closed, getattr(own, "routers", ())):
+        app.include_router(router)
     return app
 
 

@@ -43,10 +43,17 @@ CAME_WITH_THE_TEMPLATE = frozenset(
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the tests of the template's own modules, unless the command line names their folder."""
-    if collection_path != OF_THE_TEMPLATE:
-        return None
+    return True if collection_path == OF_THE_TEMPLATE and not _names_the_template(config) else None
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes run the tests: two for the template's own, which take long, else this one."""
+    return 2 if _names_the_template(config) else 0
+
+
+def _names_the_template(config: pytest.Config) -> bool:
     named = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
-    return None if any(path.is_relative_to(OF_THE_TEMPLATE) for path in named) else True
+    return any(path.is_relative_to(OF_THE_TEMPLATE) for path in named)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,7 +153,12 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="session", autouse=True)
 def begun(request: pytest.FixtureRequest) -> None:
-    """What takes seconds by itself begins at once, where a test will want it, and goes on beside the earlier tests."""
+    """What takes seconds by itself begins at once, where a test will want it, and goes on beside the earlier tests.
+
+    Not where processes share the tests: each of them knows all, and not which it will run.
+    """
+    if hasattr(request.config, "workerinput"):  # pytest-xdist's
+        return
     wanted = {name for test in request.session.items for name in getattr(test, "fixturenames", ())}
     for name, slow in {"backend": "loading", "endings": "endings"}.items():
         if name in wanted:

@@ -176,6 +176,11 @@ class Process:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     @property
+    def loop_seconds(self) -> float:
+        """CPU time of its event loop's thread, in seconds (Linux)."""
+        return int(Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+
+    @property
     def fds(self) -> int:
         """How many file descriptors are open (Linux)."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))

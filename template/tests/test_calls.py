@@ -167,7 +167,7 @@ def test_calls_in_a_task_group_fail_with_the_error_of_the_first(
         assert answer.json()["instance"] == f"urn:request:{answer.headers['x-request-id']}"
 
 
-def test_ten_thousand_calls_of_the_applications_own_client_leave_its_memory_flat() -> None:
+def test_two_thousand_calls_of_the_applications_own_client_leave_its_memory_flat() -> None:
     async def memory_of(llm: LLMClient, calls: int) -> int:
         for _ in range(calls):
             await llm.complete(model="demo", messages=MESSAGES)
@@ -180,10 +180,10 @@ def test_ten_thousand_calls_of_the_applications_own_client_leave_its_memory_flat
         async with Upstreams(settings) as upstreams:
             llm = LLMClient(upstreams)
             before = await memory_of(llm, 100)
-            return await memory_of(llm, 10_000) - before
+            return await memory_of(llm, 2_000) - before
 
     tracemalloc.start()
     try:
-        assert asyncio.run(growth()) < 50_000  # five bytes a call
+        assert asyncio.run(growth()) < 50_000  # 25 bytes a call: less than any object
     finally:
         tracemalloc.stop()

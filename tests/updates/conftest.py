@@ -1,5 +1,6 @@
 """The template as it is published, and projects of teams."""
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,17 +21,25 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return publish(tmp_path_factory.mktemp("published") / "copier-ai-backend")
 
 
+@pytest.fixture(scope="session")
+def started(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Return a project as it was started at a release, with given answers; to be only copied."""
+    projects: dict[tuple[str, tuple[tuple[str, str | bool], ...]], Path] = {}
+
+    def started(version: str, answers: Answers) -> Path:
+        key = version, tuple(sorted(answers.items()))
+        if key not in projects:
+            projects[key] = copy(template, version, tmp_path_factory.mktemp("started") / "project", answers)
+        return projects[key]
+
+    return started
+
+
 @pytest.fixture
-def start(template: Path, tmp_path: Path) -> Start:
+def start(started: Start, tmp_path: Path) -> Start:
     """Start a project at a release, with given answers."""
-    started = 0
-
-    def start(version: str, answers: Answers) -> Path:
-        nonlocal started
-        started += 1
-        return copy(template, version, tmp_path / f"project-{started}", answers)
-
-    return start
+    number = itertools.count(1)
+    return lambda version, answers: shutil.copytree(started(version, answers), tmp_path / f"project-{next(number)}")
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,12 @@ from updates.conftest import Start
 from updates.edits import edit
 from updates.projects import OFF, OPTIONS, Fresh, update
 from updates.releases import VERSIONS, commit
-from workspace import Install, run
+from workspace import CheckTypes, Install, run
 
 
-def test_an_edited_and_updated_project_passes_its_own_tests(start: Start, install: Install) -> None:
+def test_an_edited_and_updated_project_passes_its_own_tests(
+    start: Start, install: Install, check_types: CheckTypes
+) -> None:
     project = start(VERSIONS[0], OFF)
     edit(project)
     commit(project, "Our edits")
@@ -24,7 +26,7 @@ def test_an_edited_and_updated_project_passes_its_own_tests(start: Start, instal
     commands = install(project)
     run(commands / "ruff", "check", cwd=project)
     run(commands / "ruff", "format", "--check", cwd=project)
-    run(commands / "mypy", cwd=project)
+    check_types(commands / "mypy", project)
     run(commands / "pytest", "--quiet", cwd=project)
 
 

@@ -18,6 +18,8 @@ from app.llm.wire import observe_transport
 
 WARM_UP_WITHIN = 30.0
 """Seconds that all first calls may take together."""
+STOP_WITHIN = 0.01
+"""Seconds in which the server of the first calls notices that it is no longer needed."""
 ASKED_BY_NAME = {"anthropic", "azure_ai", "bedrock", "cohere", "cohere_chat", *VENDORS}
 """Providers whose own code is warmed up. The code of others might look for credentials over the network."""
 ANSWER = json.dumps(
@@ -78,7 +80,7 @@ async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:
         models["openai"] = "openai/warm-up"
     # In a thread of its own: LiteLLM asks some providers by blocking calls, which a server in this loop can't answer.
     with ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
-        threading.Thread(target=server.serve_forever, name="warm-up", daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[STOP_WITHIN], name="warm-up", daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WARM_UP_WITHIN):

@@ -2,12 +2,16 @@
 
 import contextlib
 import hashlib
+import io
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 from fastapi import FastAPI
 
+from app.__main__ import main
 from app.config import Settings, Timeouts
 from app.main import create_app
 from tests.serving import serve
@@ -75,6 +79,18 @@ class Ask:
 def row(stub: Stub, **given: Any) -> dict[str, Any]:
     """Return a row of the model table that leads to a stub."""
     return {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"} | given
+
+
+def said_by(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
+    """Run a command line that ends by itself, in this process; return its exit code and the lines that it printed."""
+    printed = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, env or {}),
+        mock.patch("app.__main__.end_at_once"),  # it would leave its handlers of signals behind
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        return main([*arguments]), printed.getvalue().splitlines()
 
 
 @contextlib.contextmanager

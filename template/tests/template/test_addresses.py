@@ -1,10 +1,11 @@
 """Images and files are fetched from the web alone: nobody makes this server read its own disk or its own network."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -78,26 +79,47 @@ def web() -> Iterator[Web]:
     web.stop()
 
 
-def ask(stub: Stub, upstream: str, part: dict[str, Any], *image_hosts: str) -> str | None:
-    """Ask a model about a part of a message; return its answer."""
+DIRECT = "openai/gpt-4o-mini"
+VIA_LITELLM = "anthropic/claude-sonnet-4-5"
+
+Ask = Callable[[dict[str, Any]], str | None]
+
+
+@contextlib.contextmanager
+def asking(stub: Stub, upstream: str, *image_hosts: str) -> Iterator[Ask]:
+    """Yield what asks a model about a part of a message and returns its answer."""
     entry: dict[str, Any] = {"upstream": upstream, "api_base": f"{stub.url}/v1" if upstream == DIRECT else stub.url}
     if upstream != DIRECT:
         entry["protocol"] = "litellm"
     settings = Settings(models={"m": ModelEntry(**entry)}, default_model="m", retries=0, image_hosts=list(image_hosts))
 
-    async def complete() -> str | None:
-        async with Upstreams(settings) as upstreams:
-            return (await LLMClient(upstreams).complete(messages=[{"role": "user", "content": [part]}])).content
+    async def complete(part: dict[str, Any]) -> str | None:
+        return (await LLMClient(upstreams).complete(messages=[{"role": "user", "content": [part]}])).content
 
-    return asyncio.run(complete())
+    with asyncio.Runner() as runner:
+        upstreams = Upstreams(settings)
+        runner.run(upstreams.__aenter__())
+        try:
+            yield lambda part: runner.run(complete(part))
+        finally:
+            runner.run(upstreams.__aexit__())
+
+
+def ask(stub: Stub, upstream: str, part: dict[str, Any], *image_hosts: str) -> str | None:
+    """Ask a model about a part of a message; return its answer."""
+    with asking(stub, upstream, *image_hosts) as ask:
+        return ask(part)
+
+
+@pytest.fixture(scope="module")
+def anthropic() -> Iterator[tuple[Ask, Stub]]:
+    """A model via LiteLLM, for which `images.example` is named, and its provider."""
+    with Stub() as stub, asking(stub, VIA_LITELLM, "images.example") as ask:
+        yield ask, stub
 
 
 def image(address: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": address}}
-
-
-DIRECT = "openai/gpt-4o-mini"
-VIA_LITELLM = "anthropic/claude-sonnet-4-5"
 
 
 @pytest.mark.parametrize(
@@ -126,11 +148,12 @@ VIA_LITELLM = "anthropic/claude-sonnet-4-5"
     ids=["image", "text", "file", "document"],
 )
 def test_litellm_is_given_no_address_without_encryption(
-    stub: Stub, web: Web, address: str, part: dict[str, Any]
+    anthropic: tuple[Ask, Stub], web: Web, address: str, part: dict[str, Any]
 ) -> None:
+    ask, stub = anthropic
     part = json.loads(json.dumps(part).replace('"URL"', json.dumps(address.format(host=web.host))))
     with pytest.raises(InvalidRequest, match="image_hosts"):
-        ask(stub, VIA_LITELLM, part, "images.example")
+        ask(part)
     assert (web.connections, stub.requests) == (0, [])
 
 

@@ -18,6 +18,7 @@ import uvicorn
 from app.http.reloading import Reload
 from tests.serving import PROJECT, Process
 from tests.stub import TEXT, Stub
+from tests.template.running import said_by
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -34,12 +35,6 @@ api_key_env = "LOCAL_API_KEY"
 [models.demo]
 upstream = "demo/echo"
 """
-
-
-def said_by(*arguments: str, settings: Path | None = None, env: dict[str, str] | None = None) -> tuple[int, list[str]]:
-    """Run the command to its end; return its exit code and what it printed."""
-    with Process(*arguments, settings=settings, env=env, ready=False) as process:
-        return process.wait(60), process.lines
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -133,10 +128,12 @@ def test_dev_reloads_when_settings_change(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while "added" not in names and time.monotonic() < deadline:
             toml(tmp_path, TABLE + '[models.added]\nupstream = "demo/echo"\n')  # until the watcher has begun to look
-            time.sleep(1)
-            with contextlib.suppress(httpx2.TransportError):
-                models = httpx2.get(f"{process.url}/v1/models", timeout=60).json()["data"]
-                names = [model["id"] for model in models]
+            again = time.monotonic() + 5
+            while "added" not in names and time.monotonic() < again:
+                time.sleep(0.05)
+                with contextlib.suppress(httpx2.TransportError):
+                    models = httpx2.get(f"{process.url}/v1/models", timeout=60).json().get("data", [])
+                    names = [model["id"] for model in models]
         process.terminate(signal.SIGINT)
         process.wait(60)
     assert "added" in names
@@ -241,14 +238,14 @@ def test_an_unknown_setting_is_told() -> None:
 def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "settings.toml"
     path.write_bytes(content)
-    code, lines = said_by(settings=path)
+    code, lines = said_by(env={"APP_SETTINGS_FILE": str(path)})
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith("Settings: ")
     assert reason in lines[0]
 
 
 def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:
-    code, lines = said_by(settings=tmp_path)
+    code, lines = said_by(env={"APP_SETTINGS_FILE": str(tmp_path)})
     assert (code, lines) == (1, [f"Settings: APP_SETTINGS_FILE names {tmp_path}, which is no file"])
 
 

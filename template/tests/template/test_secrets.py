@@ -16,12 +16,12 @@ from app import own
 from app.config import Settings
 from app.llm.failures import redact
 from app.main import create_app
-from tests.serving import Backend, Process, serve
+from tests.serving import Backend, serve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template import leaks
 from tests.template.faults import FAULTS
 from tests.template.leaks import CANARY, EMBEDDINGS, KEYS, PROMPT
-from tests.template.running import Ask, row, running
+from tests.template.running import Ask, row, running, said_by
 from tests.wire import CHAT, HELLO
 
 OFTEN = """400 without a body|400|401|429|500|502 as an HTML page|no answer, the connection closed|200 with an error|\
@@ -90,10 +90,10 @@ def test_no_secret_and_no_prompt_comes_out_whatever_fails(
     ids=str,
 )
 def test_a_start_that_fails_shows_no_value(env: dict[str, str]) -> None:
-    with Process(env=KEYS | env, ready=False) as process:
-        assert process.wait() == 1
-    assert "APP_" in process.output or "setting" in process.output
-    assert CANARY not in process.output
+    code, [line] = said_by(env=KEYS | env)
+    assert code == 1
+    assert "APP_" in line or "setting" in line
+    assert CANARY not in line
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from app.http.server_protocol import ServerProtocol
 from app.middleware import LoadShedding, RequestContext
 from app.telemetry.metrics import Metrics
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "10"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "2"))
 """Of this process's time. The template's nightly workflow gives it minutes."""
 STEPS = 12
 """Turns of the loop in which the application answers a request."""

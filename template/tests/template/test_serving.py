@@ -1,6 +1,7 @@
 """`python -m app` starts or says why not, ends on every signal, and says what goes wrong in between (Linux)."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from uvicorn.config import STARTUP_FAILURE
 
 from app.access.callers import hash_key
-from app.http.serving import Supervisor
+from app.http.serving import START_EVERY, Supervisor
 from tests.serving import PROJECT, Process, free_port
 
 CANARY = "pw-canary-0123456789"
@@ -32,20 +33,26 @@ class Held:
 sys.meta_path.insert(0, Held())
 '''
 ENDING = '''
-"""Ends a worker that serves, when SIGUSR2 comes."""
+"""Ends a worker that serves: by an exit when SIGUSR1 comes, by an error when SIGUSR2 does."""
 import asyncio, json, multiprocessing, os, signal, sys
 if multiprocessing.parent_process() or "spawn_main" in " ".join(sys.orig_argv):
     import uvicorn
     async def main_loop(self):
         asked = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, asked.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, os._exit, 3)
+        loop.add_signal_handler(signal.SIGUSR2, asked.set)
         print(json.dumps({"event": "asked"}), flush=True)
         while not self.should_exit:
             if asked.is_set():
-                END
+                raise RuntimeError
             await asyncio.sleep(0.05)
     uvicorn.Server.main_loop = main_loop
 '''
+PIPE = 8192
+"""Bytes that a pipe of these tests holds."""
+REQUESTS = 100
+"""Their lines in the log are more than that."""
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
 
@@ -115,10 +122,11 @@ def test_sighup_ends_it_as_sigterm_does(workers: int) -> None:
         assert logged(process, "Application shutdown complete.")
 
 
-def test_dev_ends_on_sighup() -> None:
-    with Process("--dev") as process:
+def test_dev_ends_on_sighup_and_its_log_is_json_too() -> None:
+    with Process("--dev", env={"APP_LOG_FORMAT": "json"}) as process:
         process.terminate(signal.SIGHUP)
         assert process.wait(20) == 0
+    assert [line for line in process.lines if not line.startswith("{")] == []
 
 
 def test_under_nohup_sighup_ends_nothing() -> None:
@@ -153,32 +161,37 @@ def test_workers_end_when_their_supervisor_is_killed(args: tuple[str, ...]) -> N
         until(lambda: not any(map(is_there, orphans)))
 
 
-def test_a_workers_death_is_one_line_and_another_takes_its_place() -> None:
-    with serving(2) as process:
-        dead = max(children(process))
-        os.kill(dead, signal.SIGKILL)
-        until(lambda: len(logged(process, "Application startup complete.")) == 3)
-        [line] = logged(process, "a worker has died")
-        assert (line["level"], line["pid"], line["signal"]) == ("error", dead, "SIGKILL")
-        process.terminate()
-        assert process.wait(20) == 0
-    assert all(line.startswith("{") for line in process.lines)
-
-
-@pytest.mark.parametrize("how", ["os._exit(3)", "raise RuntimeError"])
-def test_a_worker_that_ends_by_itself_is_replaced(tmp_path: Path, how: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(ENDING.replace("END", how))
-    with serving(2, PYTHONPATH=str(tmp_path)) as process:
+@pytest.fixture(scope="module")
+def deaths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """How a server with two workers has met the deaths of three, each from its own cause, and what it has printed."""
+    folder = tmp_path_factory.mktemp("deaths")
+    (folder / "sitecustomize.py").write_text(ENDING)
+    lines: dict[str, Any] = {}
+    with serving(2, PYTHONPATH=str(folder)) as process:
         until(lambda: len(logged(process, "asked")) == 2)
-        time.sleep(2)  # on a busy machine too, the supervisor has then seen that both serve
-        ended = max(children(process))
-        os.kill(ended, signal.SIGUSR2)
-        until(lambda: len(logged(process, "Application startup complete.")) == 3)
-        [line] = logged(process, "a worker has died")
-        assert (line["pid"], line["exit_code"]) == (ended, 3 if "3" in how else 1)
+        time.sleep(START_EVERY)  # a younger worker is not replaced at once; until then it was seen that both serve
+        for number, cause in ((signal.SIGKILL, "SIGKILL"), (signal.SIGUSR1, "exit"), (signal.SIGUSR2, "error")):
+            dead = min(children(process))
+            os.kill(dead, number)
+            until(lambda: len(logged(process, "a worker has died")) == len(lines) + 1)
+            lines[cause] = logged(process, "a worker has died")[-1] | {"dead": dead}
+            until(lambda: len(logged(process, "asked")) == len(lines) + 2)
         assert httpx2.get(f"{process.url}/health").status_code == 200
         process.terminate()
         assert process.wait(20) == 0
+        lines["all"] = process.lines
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"), [("SIGKILL", {"signal": "SIGKILL"}), ("exit", {"exit_code": 3}), ("error", {"exit_code": 1})]
+)
+def test_a_workers_death_is_one_line_and_another_takes_its_place(
+    deaths: dict[str, Any], cause: str, told: dict[str, object]
+) -> None:
+    line = deaths[cause]
+    assert line.items() >= {"level": "error", "pid": line["dead"], **told}.items()
+    assert all(line.startswith("{") for line in deaths["all"])
 
 
 class Ended:
@@ -241,12 +254,11 @@ def test_the_first_worker_of_all_is_not_started_again(code: int) -> None:
 # Starts that can't work.
 
 
-@pytest.mark.parametrize("args", [(), ("--workers", "2"), ("--dev",)], ids=["one", "two", "--dev"])
 @pytest.mark.parametrize(
-    "env",
+    ("args", "env"),
     [
-        {"APP_LIMIT_STORAGE": f"async+valkey://:{CANARY}@host:port"},
-        {"APP_TELEMETRY": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": f"me:{CANARY}@collector"},
+        (("--workers", "2"), {"APP_LIMIT_STORAGE": f"async+valkey://:{CANARY}@host:port"}),
+        (("--dev",), {"APP_TELEMETRY": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": f"me:{CANARY}@collector"}),
     ],
     ids=["storage", "exporter"],
 )
@@ -323,8 +335,9 @@ def test_a_log_that_can_not_be_written_is_told_and_stops_nothing(reason: str) ->
             os.close(reader)
         else:
             stack.callback(os.close, reader)
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE)
         stdout = stack.enter_context(open("/dev/full", "wb")) if reason == "a full disk" else writer  # noqa: PTH123
-        code, said = serve_into(stdout, 800)  # 800 lines are more than a pipe holds
+        code, said = serve_into(stdout, REQUESTS)
     assert code == 0
     [line] = said.splitlines()
     assert json.loads(line)["event"] == "log lines are lost"
@@ -342,15 +355,16 @@ def test_lines_that_were_lost_are_counted_in_the_log() -> None:
         text=True,
     ) as process:
         assert process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE)
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
             until(lambda: health(client) == 200, 60)
-            assert [health(client) for _ in range(800)] == [200] * 800
+            assert [health(client) for _ in range(REQUESTS)] == [200] * REQUESTS
         process.terminate()
         lines = [json.loads(line) for line in process.stdout]
     [line] = [line for line in lines if line["event"] == "log lines were lost"]
-    assert 0 < line["lines"] < 800
+    assert 0 < line["lines"] < REQUESTS
     written = [line for line in lines if line["event"] == "request"]
-    assert len(written) + line["lines"] >= 801
+    assert len(written) + line["lines"] > REQUESTS
 
 
 def test_a_folder_of_metrics_that_vanished_is_told_and_made_again(tmp_path: Path) -> None:

@@ -19,17 +19,29 @@ from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
 from tests.template.collector import Collector, Seen
 
 PROMPT = "a prompt that nobody else is to see"
+MOST_OF_A_CALL = 0.06
+"""Seconds of CPU time that a call via LiteLLM takes the event loop at most, when nobody else gets an answer.
+
+Seen: 0.01, and twelve times as much where nothing was warmed up.
+"""
 ANSWER_TOKENS = len(TEXT.split()) + 1
 
 
 class Traced:
-    """A server with `telemetry` on, its provider, and its collector."""
+    """A server with `telemetry` on, its provider, and its collector.
+
+    It is also the server on which LiteLLM was loaded with nothing before it, and with all that it logs.
+
+    Attributes:
+        first_calls: seconds of CPU time that the event loop took for the first call after `/ready`, by the model.
+    """
 
     def __init__(self, process: Process, stub: Stub, collector: Collector, key: str) -> None:
         self.process = process
         self.stub = stub
         self.collector = collector
         self._key = key
+        self.first_calls: dict[str, float] = {}
 
     def ask(self, model: str, *behaviours: Behaviour, path: str = "/v1/chat/completions", **fields: Any) -> list[Seen]:
         """Call a model as part of a trace of one's own; return the trace's spans, the server's first.
@@ -73,6 +85,7 @@ def traced(key: str) -> Iterator[Traced]:
             "direct": at_stub,
             "litellm": at_stub | {"protocol": "litellm"},
             "anthropic": {"upstream": "anthropic/claude-sonnet-4-5", "api_base": stub.url},
+            "gemini": {"upstream": "gemini/gemini-2.5-flash", "api_base": f"{stub.url}/v1beta", "protocol": "litellm"},
             "failing": {"upstream": "hosted_vllm/qwen", "api_base": stub.url, "fallbacks": ["direct"]},
             "demo": {"upstream": "demo/echo"},
         }
@@ -80,6 +93,8 @@ def traced(key: str) -> Iterator[Traced]:
             "APP_TELEMETRY": "true",
             "APP_NAME": "Traced backend",
             "APP_LOG_FORMAT": "json",
+            "LITELLM_LOG": "DEBUG",
+            "PYTHONWARNINGS": "always",
             "APP_RETRIES": "0",
             "APP_DEFAULT_MODEL": "direct",
             "APP_MODELS": json.dumps(models),
@@ -89,7 +104,12 @@ def traced(key: str) -> Iterator[Traced]:
         }
         with Process(env=env) as process:
             process.wait_until_ready()
-            yield Traced(process, stub, collector, key)
+            traced = Traced(process, stub, collector, key)
+            for way in ("anthropic", "gemini"):
+                before = traced.process.loop_seconds
+                traced.ask(way)
+                traced.first_calls[way] = traced.process.loop_seconds - before
+            yield traced
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -197,6 +217,20 @@ def test_the_log_line_of_a_request_names_its_trace(traced: Traced) -> None:
     server, _ = traced.ask("direct")
     line = traced.log_line(server.trace)
     assert (line["event"], line["trace_id"]) == ("request", server.trace)
+
+
+@pytest.mark.parametrize("way", ["anthropic", "gemini"])
+def test_the_first_call_after_ready_blocks_nobody(traced: Traced, way: str) -> None:
+    assert 0 < traced.first_calls[way] < MOST_OF_A_CALL
+
+
+def test_litellm_and_warnings_write_no_line_that_is_not_json(traced: Traced) -> None:
+    for way in ("litellm", "anthropic"):
+        traced.ask(way)
+        traced.ask(way, Behaviour(status=500))
+        traced.ask(way, Behaviour(cut_after=3), stream=True)
+    assert [line for line in traced.process.lines if not line.startswith("{")] == []
+    assert [json.loads(line) for line in traced.process.lines]
 
 
 def test_no_prompt_and_no_answer_is_exported(traced: Traced) -> None:

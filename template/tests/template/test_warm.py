@@ -1,6 +1,5 @@
-"""LiteLLM is loaded only where it is needed, and is warm when `/ready` says so."""
+"""LiteLLM is loaded only where it is needed. That it is warm when `/ready` says so: see test_traces.py."""
 
-import asyncio
 import hashlib
 import http.client
 import json
@@ -13,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from app.config import ModelEntry, Settings
-from app.llm.client import LLMClient
-from app.llm.upstreams import Upstreams
 from tests.serving import PROJECT, Process
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, running
@@ -24,8 +20,6 @@ from tests.wire import HELLO
 # LiteLLM runs in this process, and warns of itself.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic", "ignore::DeprecationWarning:litellm")
 
-LONGEST_GAP = 0.25
-"""Seconds of CPU time that the event loop may be blocked."""
 DIRECT = (
     "groq/llama",
     "deepseek/deepseek-chat",
@@ -34,44 +28,6 @@ DIRECT = (
     "openrouter/o/m",
     "gemini/gemini-2.5-flash",
 )
-
-
-async def longest_gap(done: asyncio.Event) -> float:
-    """Return the most CPU time between two turns of the event loop until something is done. Others use the CPU too."""
-    longest, last = 0.0, time.thread_time()
-    while not done.is_set():
-        await asyncio.sleep(0.002)
-        now = time.thread_time()
-        longest, last = max(longest, now - last), now
-    return longest
-
-
-async def first_calls(url: str) -> float:
-    models = {
-        "gemini": ModelEntry(upstream="gemini/gemini-2.5-flash", api_base=f"{url}/v1beta", protocol="litellm"),
-        "anthropic": ModelEntry(upstream="anthropic/claude-sonnet-4-5", api_base=url),
-    }
-    async with Upstreams(Settings(models=models, default_model="gemini", retries=0)) as upstreams:
-        while upstreams.failing():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.02)
-        done = asyncio.Event()
-        gap = asyncio.create_task(longest_gap(done))
-        for model in models:
-            assert (
-                await LLMClient(upstreams).complete(model=model, messages=[{"role": "user", "content": "Hi"}])
-            ).content
-        done.set()
-        return await gap
-
-
-def test_the_first_calls_after_ready_block_nobody() -> None:
-    with Stub() as stub:
-        imports = "import asyncio\nfrom tests.template.test_warm import first_calls"
-        code = f"{imports}\nprint(asyncio.run(first_calls({stub.url!r})))"
-        ran = subprocess.run(  # noqa: S603 - our own command
-            [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
-        )
-    assert float(ran.stdout.splitlines()[-1]) < LONGEST_GAP
 
 
 def test_vendors_that_speak_openais_protocol_need_no_litellm() -> None:
