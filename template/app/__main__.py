@@ -83,7 +83,8 @@ def write_prices(names: list[str], *, check: bool) -> int:
         SettingsError: the settings are wrong, or can't be edited.
     """
     from app.access.price_list import as_toml, changes, price_list, proposed, with_prices, written
-    from app.environment import load_settings, settings_file
+    from app.config import settings_file
+    from app.environment import load_settings
 
     models = {name: row for name, row in load_settings().models.items() if not names or name in names}
     found = proposed(models, price_list())

@@ -7,16 +7,17 @@ waits for ever. Every way to start the service names this class as uvicorn's `ht
 import contextlib
 import secrets
 import socket
-from asyncio import Event, TimerHandle, Transport
+from asyncio import TimerHandle, Transport
 from collections.abc import Callable
 from typing import Any, Literal
 
 import structlog
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.config import Timeouts
+from app.http.cycles import BrokenBody, CloseDelimited
 from app.http.exchange import SECURITY_HEADERS
 from app.http.heads import MAX_HEAD_BYTES
 from app.http.problems import problem_response
@@ -30,38 +31,6 @@ LINGER = 2.0
 """Seconds that a connection stays open behind a refusal, so that a client that is still sending can read it."""
 
 log = structlog.get_logger("app.access")
-
-
-class BrokenBody(Event):
-    """Replaces the event that receiving waits for: whoever receives gets the error."""
-
-    def __init__(self, error: HTTPException) -> None:
-        super().__init__()
-        self.error = error
-
-    def clear(self) -> None:
-        """Raise the error, where the event that this one replaced was waited for."""
-        raise self.error
-
-    async def wait(self) -> Literal[True]:
-        """Raise the error."""
-        raise self.error
-
-
-class CloseDelimited(RequestResponseCycle):
-    """uvicorn's request and response for HTTP/1.0, which has no chunks: a response of unknown length is closed."""
-
-    unframed = False
-
-    async def send(self, message: Any) -> None:
-        """Send, as ASGI says."""
-        if message["type"] == "http.response.start":
-            self.unframed = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-            if self.unframed:
-                self.chunked_encoding = False
-        elif self.unframed:
-            self.expected_content_length = len(message.get("body", b""))
-        await super().send(message)
 
 
 class ServerProtocol(HttpToolsProtocol):

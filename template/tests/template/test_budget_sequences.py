@@ -19,8 +19,8 @@ from app.llm import retries
 from app.llm.adapter import Adapter
 from app.llm.call import Call
 from app.llm.client import LLMClient
-from app.llm.relay import StreamState
 from app.llm.sse import DONE
+from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 from app.llm.upstreams import Upstreams
 from app.models import ChatRequest
