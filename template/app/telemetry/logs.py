@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 import structlog
@@ -40,14 +41,12 @@ def configure_logs(settings: Settings) -> None:
     _shown["messages"] = settings.dev
     output = cast(TextIO, STDOUT)
     level = getattr(logging, settings.log_level.upper())
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
     if settings.log_format == "json":
+        shared.append(_with_time)
         render: list[Any] = [structlog.processors.JSONRenderer(serializer=_json)]
     else:
+        shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
         colors = sys.stdout.isatty()
         console = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=_write_traceback)
         render = [_without_controls, console]
@@ -89,13 +88,23 @@ def _log_uncaught(error: BaseException | None) -> None:
         structlog.get_logger("app").critical("uncaught", **reason, **exception_fields(error))
 
 
+def _with_time(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the time: as an object, since pydantic writes it several times faster than Python does."""
+    event["timestamp"] = datetime.now(UTC)
+    return event
+
+
 def _json(event: Any, **_: Any) -> str:
     try:
         return to_json(event, inf_nan_mode="strings", fallback=repr).decode()
     except ValueError:  # half a character, bytes that are no text, a circle
-        return json.dumps(
-            {str(name): value if isinstance(value, str) else repr(value) for name, value in event.items()}
-        )
+        return json.dumps({str(name): _text(value) for name, value in event.items()})
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value if isinstance(value, str) else repr(value)
 
 
 def _printable(text: str, keep: str = "") -> str:
