@@ -3,15 +3,13 @@
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from starlette.types import Scope
 
 from app.http.exchange import Exchange
 from app.quotas import MICRO
+from app.telemetry.logs import InfoLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import trace_id
-
-log = structlog.get_logger("app.access")
 
 
 class RequestLog:
@@ -23,7 +21,7 @@ class RequestLog:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._log: Any = None  # bound at the first request, for speed: by then the logs are configured
+        self._log: InfoLog | None = None  # made at the first request: by then the logs are configured
 
     def write(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         """Count a request that has ended, and write its line."""
@@ -38,6 +36,7 @@ class RequestLog:
         elif exchange.error and status < HTTPStatus.BAD_REQUEST:
             self._metrics.stream_errors(route, exchange.error).inc()
         line: dict[str, Any] = {
+            "event": "request",
             "method": scope["method"],
             "path": scope["path"][:256],
             "status": status,
@@ -61,9 +60,8 @@ class RequestLog:
             line["left_out"] = totals.left_out
         if exchange.error:
             line["error"] = exchange.error
-        if self._log is None:
-            self._log = log.bind()
-        self._log.info("request", **line)
+        self._log = self._log or InfoLog("app.access")
+        self._log.write(line)
 
 
 def _route_of(scope: Scope) -> str:
