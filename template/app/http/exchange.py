@@ -151,7 +151,7 @@ class Exchange:
         self._wants_cancel = True
         if self._body_read:
             self._listen()
-        else:  # an endpoint that reads the body says so now (`reads_body`), and we listen when it has
+        elif not self.reads_body:  # else we listen when the endpoint has read it, which may say so only now
             asyncio.get_running_loop().call_soon(self._listen)
 
     def abort(self, error: AppError) -> None:

@@ -29,6 +29,7 @@ class BytesRoute(APIRoute):
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)  # 405
             return
+        exchange_of(scope).reads_body = True
         response = await self.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
 

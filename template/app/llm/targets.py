@@ -57,16 +57,18 @@ class Target:
             known: the names of defaults that this provider accepts; None means all.
         """
         fields = {**self.entry.defaults, **sent, "model": self.model}
-        for name in self.entry.defaults.keys() - sent.keys():
+        for name in self.entry.defaults.keys() - sent.keys() if self.entry.defaults else ():
             if (known is not None and name not in known) or (name == "max_tokens" and "max_completion_tokens" in sent):
                 del fields[name]
         return self.in_vendors_terms(fields)
 
     def exceeded(self, sent: dict[str, Any]) -> str | None:
         """Return the field by which a chat request asks for more tokens than this model's bound, if there is one."""
-        limit = self.entry.max_tokens_limit
-        names = ("max_tokens", "max_completion_tokens") if limit and "messages" in sent else ()
-        return next((name for name in names if sent.get(name, 0) > limit), None)
+        if (limit := self.entry.max_tokens_limit) and "messages" in sent:
+            for name in ("max_tokens", "max_completion_tokens"):
+                if sent.get(name, 0) > limit:
+                    return name
+        return None
 
     def in_vendors_terms(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return a request's fields by the names that the vendor knows, without those that it refuses."""
