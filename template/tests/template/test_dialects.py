@@ -411,6 +411,16 @@ def test_a_model_that_fails_falls_back_to_one_that_is_bridged(web: httpx2.Client
     assert [request.path for request in upstream.requests] == [path, "/v1/chat/completions"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_failure_of_a_model_is_told_and_not_what_its_fallback_can_not_do(
+    web: httpx2.Client, upstream: Stub, stream: bool
+) -> None:
+    """Nothing is wrong with the request: the same one may be answered a moment later."""
+    upstream.default = Behaviour(status=500)
+    response = ask(web, RESPONSES, "falling back", stream=stream, previous_response_id="resp_1")
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "provider_error")
+
+
 def test_anthropic_gets_messages_as_they_are_with_our_key(web: httpx2.Client, upstream: Stub) -> None:
     thinking = {"type": "thinking", "thinking": "Hm.", "signature": "sig=="}
     call = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Zürich", "n": 1.0}}
