@@ -206,8 +206,9 @@ class Messages(Translation):
         if kind not in ("image", "document"):
             self.leave_out(str(kind), block)
             return []
-        web_only(block, param)
         source: dict[str, Any] = block["source"] if isinstance(block.get("source"), dict) else {}
+        inner = {name: value for name, value in source.items() if name != "content"}  # which is looked at by itself
+        web_only({**block, "source": inner}, param)
         address = source.get("url")
         if source.get("type") == "base64":
             address = f"data:{source.get('media_type')};base64,{source.get('data')}"

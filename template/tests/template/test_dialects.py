@@ -17,6 +17,7 @@ import structlog
 
 from app.access.callers import hash_key
 from app.config import Settings
+from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import ProviderError
 from app.llm.relay import Relay
@@ -684,9 +685,10 @@ def test_all_reasoning_of_a_request_is_bounded_together() -> None:
 @BOTH
 def test_files_on_this_machine_are_not_read(web: httpx2.Client, upstream: Stub, path: str) -> None:
     address = "file:///etc/passwd"
-    part = {"type": "input_image", "image_url": address}
+    part: Json = {"type": "input_image", "image_url": address}
     if path == MESSAGES:
-        part = {"type": "image", "source": {"type": "url", "url": address}}  # type: ignore[dict-item]
+        image = {"type": "image", "source": {"type": "url", "url": address}}
+        part = {"type": "document", "source": {"type": "content", "content": [image]}}
     key = "input" if path == RESPONSES else "messages"
     for model in ("bridged", "native"):
         assert ask(web, path, model, **{key: [{"role": "user", "content": [part]}]}).status_code == 422
@@ -768,6 +770,18 @@ def test_a_long_conversation_takes_no_more_than_its_length() -> None:
     asked = Responses(ResponsesRequest.model_validate({"input": [*system, *turns]}))
     assert time.process_time() - started < 2
     assert [len(str(message.content)) for message in asked.chat.messages] == [2000 * 5002 - 2, 2000 * 5000]
+
+
+def test_documents_within_documents_take_no_more_than_their_length() -> None:
+    """Each would be searched for addresses again with all that is in it: seconds of work."""
+    document: Json = {"type": "image", "source": {"type": "url", "url": "https://a.b"}}
+    for _ in range(60):
+        content = {"type": "content", "content": [document]}
+        document = {"type": "document", "title": "x" * 1000, "source": content}
+    asked = {"max_tokens": 9, "messages": [{"role": "user", "content": [document] * 15}]}
+    started = time.process_time()
+    Messages(MessagesRequest.model_validate(asked))
+    assert time.process_time() - started < 0.5
 
 
 def test_only_so_much_is_named_of_what_is_left_out() -> None:
