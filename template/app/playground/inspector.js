@@ -11,9 +11,10 @@ export class Inspector {
   #code = element("pre");
   form = "curl";
 
-  /** `base` is the API's address, up to /v1; `keyed()` tells whether a caller's key goes with requests. */
-  constructor(base, keyed) {
+  /** `base` is the API's address, up to /v1; `dialect()` is that of code; `keyed()` tells whether a key goes with requests. */
+  constructor(base, dialect, keyed) {
     this.base = base;
+    this.dialect = dialect;
     this.keyed = keyed;
     for (const form of FORMS) {
       const radio = Object.assign(element("input"), { type: "radio", name: "form", id: form, onchange: () => this.open(form) });
@@ -83,7 +84,7 @@ export class Inspector {
 
   #text() {
     const { request, events } = this.exchange;
-    return this.form === "Events" ? events.map(({ line }) => `${line}\n\n`).join("") : snippets[this.form](request, this.base, this.keyed());
+    return this.form === "Events" ? events.map(({ line }) => `${line}\n\n`).join("") : snippets[this.form](request, this.dialect(), this.base, this.keyed());
   }
 
   async #copy() {
