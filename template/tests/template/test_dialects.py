@@ -163,6 +163,43 @@ def test_an_error_in_mid_stream_is_the_last_event(web: httpx2.Client, upstream: 
         assert stream[-1]["request_id"]
 
 
+LEGAL = {
+    "in pieces": Behaviour(line_end="crlf", comments=True, packet=3, gzip=True),
+    "with other line ends": Behaviour(line_end="cr", packet=7, transfer="close"),
+    "in one large piece": Behaviour(text="x" * 500_000),
+}
+
+
+@pytest.mark.parametrize("how", LEGAL)
+@EACH
+def test_a_stream_is_whole_however_it_is_sent(
+    web: httpx2.Client, upstream: Stub, path: str, model: str, how: str
+) -> None:
+    upstream.default = LEGAL[how]
+    stream = events(ask(web, path, model, stream=True))
+    assert said(stream) == LEGAL[how].said
+    assert stream[-1]["type"] in TYPES
+
+
+@EACH
+def test_a_stream_that_falls_silent_has_failed(
+    web: httpx2.Client, served: Ask, upstream: Stub, path: str, model: str
+) -> None:
+    upstream.default = Behaviour(stall_after=5)
+    with served.waiting(idle=0.3):
+        last = events(ask(web, path, model, stream=True))[-1]
+    error = last["error"] if path == MESSAGES else last["response"]["error"]
+    assert _as_each_client({"error": error}, path) == ("timeout_error" if path == MESSAGES else "provider_timeout")
+
+
+@EACH
+def test_a_stream_that_its_client_leaves_is_left_upstream(served: Ask, upstream: Stub, path: str, model: str) -> None:
+    upstream.queue(Behaviour(repeat=100_000, pace=0.01))
+    with Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True) as call:
+        assert next(call.events)
+    assert upstream.wait_until(lambda: upstream.in_flight == 0)
+
+
 PROVIDERS = {
     400: (400, "invalid_request_error"),
     401: (502, "api_error"),
