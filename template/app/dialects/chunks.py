@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from app.llm.json_text import read_json
 from app.llm.sse import Events, event_data
+from app.llm.translator import BrokenOff
 from app.models import text_of
 
 REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks")
@@ -98,6 +99,17 @@ def as_chunk(body: Any) -> Chunk:
         return msgspec.convert({**body, "choices": choices}, Chunk)
     except ValidationError:
         return Chunk()
+
+
+def reason_of(choice: Choice) -> str:
+    """Return why a choice ended.
+
+    Raises:
+        BrokenOff: its provider has broken it off: vLLM and SGLang say `abort`, OpenRouter says `error`.
+    """
+    if choice.finish_reason in ("abort", "error"):
+        raise BrokenOff
+    return str(choice.finish_reason)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.dialects.chunks import Chunk, Delta, ToolCall, ToolCalls, add_thought, counts, sealed
+from app.dialects.chunks import Chunk, Delta, ToolCall, ToolCalls, add_thought, counts, reason_of, sealed
 from app.llm.json_text import read_json
 
 END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -91,7 +91,7 @@ class MessageEvents:
             if choice.delta is not None:
                 self._add(choice.delta)
             if choice.finish_reason:
-                self._reason = str(choice.finish_reason)
+                self._reason = reason_of(choice)
                 if isinstance(choice.stop_reason, str):  # vLLM's name of the sequence that it met
                     self._stopped_by = choice.stop_reason
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.dialects.chunks import Chunk, Delta, ToolCalls, add_thought, sealed
+from app.dialects.chunks import Chunk, Delta, ToolCalls, add_thought, reason_of, sealed
 from app.dialects.references import carrier
 from app.dialects.response_objects import annotation, usage
 from app.dialects.tools import Tools, custom_input
@@ -90,7 +90,7 @@ class ResponseEvents:
             if choice.delta is not None:
                 self._add(choice.delta, choice.logprobs)
             if choice.finish_reason:
-                self._reason = str(choice.finish_reason)
+                self._reason = reason_of(choice)
 
     def finish(self) -> None:
         """End the response: it is complete, or incomplete for a reason that the model gave."""

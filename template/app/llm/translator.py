@@ -6,6 +6,10 @@ from app.errors import AppError
 from app.llm.relay import StreamState
 
 
+class BrokenOff(Exception):
+    """A provider has broken off its answer, and says so by its finish reason."""
+
+
 class Translator(Protocol):
     """Translates one request of another dialect to chat, and what comes back from chat to the dialect.
 
@@ -41,7 +45,11 @@ class Translator(Protocol):
         """Forget what a failed attempt has said."""
 
     def feed(self, packet: bytes) -> bytes:
-        """Return the dialect's events for a packet of chat's whole events."""
+        """Return the dialect's events for a packet of chat's whole events.
+
+        Raises:
+            BrokenOff: the answer is not complete. `answer` raises it too.
+        """
 
     def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
         """Note what an event of the dialect's own says, which an upstream has sent; return whether it is the last.

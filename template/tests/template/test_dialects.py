@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 from urllib.parse import urlsplit
@@ -198,6 +199,27 @@ def test_a_stream_that_its_client_leaves_is_left_upstream(served: Ask, upstream:
     with Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True) as call:
         assert next(call.events)
     assert upstream.wait_until(lambda: upstream.in_flight == 0)
+
+
+@pytest.mark.parametrize("reason", ["error", "abort"])
+@BOTH
+def test_an_answer_that_its_provider_has_broken_off_is_not_complete(
+    web: httpx2.Client, upstream: Stub, path: str, reason: str
+) -> None:
+    """vLLM and SGLang say `abort`, OpenRouter `error`. Neither dialect has a word for it but failure."""
+    chunks: list[Json] = [{"delta": {"content": "Hi"}}, {"delta": {}, "finish_reason": reason}]
+    body = "".join(f"data: {json.dumps({'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks)
+    streamed = Behaviour(body=f"{body}data: [DONE]\n\n".encode(), headers={"content-type": "text/event-stream"})
+    for upstream.default in (streamed, replace(streamed, packet=60, pace=0.1)):
+        response = ask(web, path, "bridged", stream=True)
+        if response.status_code == 200:  # the beginning had come before the end
+            assert events(response)[-1]["type"] == ("error" if path == MESSAGES else "response.failed")
+        else:
+            assert response.status_code == 502
+    message = {"role": "assistant", "content": "Hi"}
+    whole = {"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+    upstream.default = Behaviour(body=json.dumps(whole).encode())
+    assert ask(web, path, "bridged").status_code == 502
 
 
 PROVIDERS = {
