@@ -191,7 +191,9 @@ class Responses(Translation):
         if kind == "input_file" and isinstance(part.get("file_data"), str):
             file = {"filename": part.get("filename") or "file", "file_data": part["file_data"]}
             return {"type": "file", "file": file}
-        if kind in ("input_image", "input_file"):
+        if part.get("file_url"):
+            self.cannot(f"{param}: this model reads no files at addresses: send the data itself, as file_data.", param)
+        elif kind in ("input_image", "input_file"):
             self.cannot(f"{param}: files are not stored here: send image_url, or file_data.", param)
         elif kind == "input_audio":
             return part

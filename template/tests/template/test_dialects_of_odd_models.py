@@ -165,6 +165,20 @@ def test_several_answers_are_refused(make: Callable[..., Any]) -> None:
     assert refused.value.param == "n"
 
 
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ({"file_id": "file_1"}, "not stored here"),
+        ({"file_url": "https://a.b/c.pdf"}, "send the data itself, as file_data"),
+    ],
+)
+def test_a_file_that_chat_can_not_have_is_refused_by_what_it_is(part: Json, instead: str) -> None:
+    asked = responses(input=[{"role": "user", "content": [{"type": "input_file"} | part]}])
+    with pytest.raises(AppError, match=instead) as refused:
+        asked.check()
+    assert refused.value.param == "input.0.content.0"
+
+
 # --- Answers ----------------------------------------------------------------------------------------------------------
 
 
