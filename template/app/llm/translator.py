@@ -19,7 +19,7 @@ class Translator(Protocol):
         end: the last event of a complete stream, as clients get it.
         needs: the field that every whole answer has.
         last_number: number of the last event that was passed on, where the dialect numbers them.
-        sent: the request as it came.
+        sent: the request as it came, with the items that its references mean.
         versions: the dialect's own version and beta headers of the request, which an upstream gets.
         left_out: names of what chat can't express, and what was therefore left out.
         unseen: what of it may be long, and is sent where the request is passed through.
