@@ -4,6 +4,7 @@ Hypothesis makes up what the model says: text, refusals, reasoning and tool call
 """
 
 import base64
+import contextlib
 import json
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,7 @@ from app.config import ModelEntry
 from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import AppError, ProviderError
+from app.llm.bridge import MISREAD
 from app.llm.native import NativeRelay
 from app.llm.relay import Relay
 from app.llm.stream_state import StreamState
@@ -45,6 +47,10 @@ CALLED = {"look": '{"a": "ü"}', "patch": '{"input": "*** Begin"}', "web__open":
 """What a model may call, by its name in chat, and with which arguments."""
 
 
+CITATION = {"url": "https://a.b", "title": "A", "start_index": 0, "end_index": 1}
+CITED = [{"type": "url_citation", "url_citation": CITATION}]
+
+
 @dataclass
 class Said:
     """What a model says in one answer: chat's deltas, and how it ends."""
@@ -71,6 +77,7 @@ def answers(draw: st.DrawFn, names: list[str]) -> Said:
     deltas: list[Json] = [{"role": "assistant", "content": ""}] * draw(st.booleans())
     for kind in draw(st.lists(st.sampled_from(["content", "refusal", "reasoning_content", "reasoning"]), max_size=4)):
         deltas += [{kind: piece} for piece in cut(draw(text), draw(places))]
+        deltas += [{"annotations": CITED}] * draw(st.booleans())
     calls = draw(st.lists(st.sampled_from(names), max_size=3)) if names else []
     parts: list[list[Json]] = []
     for index, name in enumerate(calls):
@@ -475,3 +482,77 @@ def test_the_failure_of_an_odd_upstream_is_told_all_the_same(why: str) -> None:
     assert relay.failure
     [failed] = events_of(translator.failed(relay.failure, "id"))
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
+
+
+FILLED_CHUNKS: list[Json] = [
+    {
+        "model": "m-1",
+        "service_tier": "default",
+        "choices": [
+            {
+                "index": 0,
+                "delta": {
+                    "content": "Hi.",
+                    "refusal": "No.",
+                    "reasoning_content": "Hm.",
+                    "reasoning_details": [{"type": "reasoning.text", "text": "Hm.", "index": 0}],
+                    "annotations": CITED,
+                    "tool_calls": [{"index": 0, "id": "1", "function": {"name": "look", "arguments": "{}"}}],
+                },
+                "logprobs": {"content": [{"token": "Hi", "logprob": -1, "bytes": None, "top_logprobs": []}]},
+                "finish_reason": None,
+            }
+        ],
+    },
+    {
+        "choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": "1"}}]}}],
+    },
+    {
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": "a"}],
+        "usage": {
+            "prompt_tokens": 1,
+            "completion_tokens": 2,
+            "prompt_tokens_details": {"cached_tokens": 1},
+            "completion_tokens_details": {"reasoning_tokens": 1},
+        },
+    },
+]
+
+
+@pytest.mark.parametrize("make", [lambda: responses([FUNCTION], refers=True), messages], ids=["responses", "messages"])
+def test_whatever_is_in_a_chunk_the_stream_is_complete_or_has_failed(make: Any) -> None:
+    @MANY
+    @given(st.sampled_from(places(FILLED_CHUNKS)[1:]), JSON)
+    def check(place: tuple[Any, ...], by: Any) -> None:
+        translator, relay = make(), Relay(TARGET, StreamState(wants_usage=True))
+        chunks = replaced(FILLED_CHUNKS, place, by)
+        out = b""
+        stream = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        try:
+            for packet in (stream.encode(), b""):
+                if not relay.ended:
+                    out += translator.feed(relay.feed(packet))
+        except MISREAD:
+            relay.failure = ProviderError("It can't be read.")
+        if relay.failure:
+            out += translator.failed(relay.failure, "id")
+        kinds = [event["type"] for event in events_of(out)]
+        ends = COMPLETE | {"response.failed", "error"}
+        assert [kind for kind in kinds if kind in ends] == kinds[-1:]
+        assert (kinds[-1] in COMPLETE) == (relay.failure is None)
+
+    check()
+
+
+@pytest.mark.parametrize("make", [lambda: responses([FUNCTION], refers=True), messages], ids=["responses", "messages"])
+def test_whatever_is_in_a_whole_answer_it_is_translated_or_can_not_be_read(make: Any) -> None:
+    message = FILLED_CHUNKS[0]["choices"][0]["delta"]
+    body = FILLED_CHUNKS[2] | {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+    @MANY
+    @given(st.sampled_from(places(body)[1:]), JSON)
+    def check(place: tuple[Any, ...], by: Any) -> None:
+        with contextlib.suppress(*MISREAD):
+            assert make().answer(replaced(body, place, by))
+
+    check()

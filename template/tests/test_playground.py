@@ -42,6 +42,15 @@ def test_each_file_may_load_its_own_kind_alone(client: TestClient, name: str) ->
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_file_is_compressed_for_those_who_take_it_so(client: TestClient) -> None:
+    compressed = client.get("/playground/main.js", headers={"Accept-Encoding": "gzip"})
+    plain = client.get("/playground/main.js", headers={"Accept-Encoding": "identity"})
+    assert compressed.text == plain.text == (FILES / "main.js").read_text("utf-8")
+    assert "content-encoding" not in plain.headers
+    assert int(compressed.headers["content-length"]) < int(plain.headers["content-length"]) / 2
+    assert compressed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+
+
 def test_its_page_has_no_script_and_no_address_of_another(client: TestClient) -> None:
     page = client.get("/playground").text
     assert re.findall(r"<script(?![^>]*src=)|\son\w+=|(?:src|href)=.https?:", page) == []

@@ -81,7 +81,7 @@ def test_focus_goes_as_the_page_reads_and_is_always_seen(tab: MakeTab) -> None:
         outlined = "getComputedStyle(document.activeElement.closest('.choice') ?? document.activeElement)"
         assert at == "BODY" or page.evaluate(f"{outlined}.outlineStyle") == "solid", at
         page.keyboard.press("Tab")
-    top = ["skip", "clear", "model", "temperature", "max_tokens", "key"]
+    top = ["skip", "clear", "model", "dialect", "temperature", "max_tokens", "key"]
     chat = ["messages", "system", "offered", "hello", "weather", "message", "send"]
     assert order == [*top, *chat, "curl", "panel", "copy", "BODY"]
 

@@ -69,18 +69,26 @@ def code(tab: Tab, form: str) -> str:
 
 @pytest.fixture(scope="module")
 def sdk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with OpenAI's JavaScript SDK in it."""
+    """A folder with OpenAI's and Anthropic's JavaScript SDKs in it."""
     folder = shutil.copytree(ROOT / "tests/browser/openai", tmp_path_factory.mktemp("npm") / "openai")
     run(Path(sys.executable).with_name("npm"), "ci", "--no-audit", "--no-fund", cwd=folder)
     return folder
 
 
+UV = [os.environ.get("UV", "uv"), "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable]
+WITH_ANTHROPIC = [*UV, "--with", "anthropic==2.14.0", "python"]
+
+
 @pytest.mark.parametrize("form", ["curl", "Python", "JavaScript"])
-@pytest.mark.parametrize("server", ["dev", "closed"])
+@pytest.mark.parametrize(
+    ("server", "dialect"),
+    [("dev", "Chat completions"), ("closed", "Chat completions"), ("closed", "Responses"), ("closed", "Messages")],
+)
 def test_copied_code_runs_as_it_stands(
-    tab: MakeTab, stub: Any, sdk: Path, request: pytest.FixtureRequest, form: str, server: str
+    tab: MakeTab, stub: Any, sdk: Path, request: pytest.FixtureRequest, form: str, server: str, dialect: str
 ) -> None:
     opened = tab(request.getfixturevalue(server), permissions=["clipboard-read", "clipboard-write"])
+    opened.page.select_option("#dialect", dialect)
     opened.page.fill("#key", KEY if server == "closed" else "")
     opened.page.fill("#system", AWKWARD)
     opened.page.locator("#offered").click()
@@ -90,7 +98,7 @@ def test_copied_code_runs_as_it_stands(
     (sdk / "chat.mjs").write_text(code(opened, form))
     command = {
         "curl": ["sh", "chat.mjs"],
-        "Python": [sys.executable, "chat.mjs"],
+        "Python": [*(WITH_ANTHROPIC if dialect == "Messages" else [sys.executable]), "chat.mjs"],
         "JavaScript": [str(Path(sys.executable).with_name("node")), "chat.mjs"],
     }[form]
     env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}

@@ -36,13 +36,13 @@ def test_a_model_without_a_key_names_the_variable_to_set(tab: MakeTab) -> None:
     expect(tab().page.locator("#model option[value='gpt-4o']")).to_contain_text("OPENAI_API_KEY")
 
 
-def test_the_page_weighs_less_than_32_kilobytes(tab: MakeTab, show_figures: Callable[[str], None]) -> None:
+def test_the_page_weighs_less_than_20_kilobytes(tab: MakeTab, show_figures: Callable[[str], None]) -> None:
     loaded = tab()
     loaded.page.wait_for_load_state("networkidle")
     total = sum(loaded.received.values())
     show_figures(f"the playground weighs {total} bytes: {loaded.received}")
     assert {"/playground", "/playground/style.css", "/playground/main.js"} < set(loaded.received)
-    assert total < 32_000
+    assert total < 20_000
 
 
 def test_an_answer_shows_what_it_cost(tab: MakeTab) -> None:
@@ -134,6 +134,47 @@ def test_several_tool_calls_are_answered_one_by_one(tab: MakeTab, stub: Any) -> 
     opened.page.keyboard.press("Enter")
     expect(opened.page.locator(".answer").last).to_contain_text("Hello from the stub")
     assert told(stub)[-2:] == [("tool", "1"), ("tool", "2")]
+
+
+@pytest.mark.parametrize("dialect", ["Responses", "Messages"])
+def test_a_conversation_is_had_and_shown_in_each_dialect(tab: MakeTab, stub: Any, dialect: str) -> None:
+    behave(stub, tool_calls=(("first", '{"city": "Lisbon"}'), ("second", "{}")))
+    opened = tab()
+    page = opened.page
+    page.select_option("#dialect", dialect)
+    page.fill("#system", "Be brief.")
+    page.fill("#max_tokens", "16")
+    page.locator("#offered").click()
+    page.fill("#tools", json.dumps([{"type": "function", "function": {"name": "first", "parameters": {}}}]))
+    opened.ask("Call both")
+    expect(page.locator(".call").first).to_have_text('first call_0{"city": "Lisbon"}')
+    behave(stub)
+    for result in ("1", "2"):
+        page.fill("#message", result)
+        page.press("#message", "Enter")
+    expect(page.locator(".answer").last).to_have_text("Hello from the stub. Grüße, 世界! 👋")
+    opened.ask("And now?")
+    assert opened.requests[-1].endswith(f"/v1/{dialect.lower()}")
+    assert [role for role, _ in told(stub)] == ["system", "user", "assistant", "tool", "tool", "assistant", "user"]
+    calls = stub.requests[-1].body["messages"][2]["tool_calls"]
+    assert [(call["id"], call["function"]["name"]) for call in calls] == [("call_0", "first"), ("call_1", "second")]
+    assert (opened.fact("Tokens in"), opened.fact("Tokens out")) == ("7", "8")
+    assert stub.requests[-1].body["max_completion_tokens"] == 16
+    last = {"Responses": "response.completed", "Messages": "message_stop"}[dialect]
+    expect(page.locator(".events")).to_contain_text(last)
+
+
+@pytest.mark.parametrize("dialect", ["Responses", "Messages"])
+def test_what_goes_wrong_is_told_in_each_dialect(tab: MakeTab, stub: Any, dialect: str) -> None:
+    opened = tab()
+    opened.page.select_option("#dialect", dialect)
+    behave(stub, cut_after=4, pace=0.01)
+    opened.ask("Hello", until=".failed")
+    expect(opened.page.locator(".problem")).to_contain_text("cut off")
+    behave(stub, status=400, message="Not so.")
+    opened.ask("Hello", until=".failed")
+    expect(opened.page.locator(".problem").last).to_contain_text("Not so.")
+    opened.faults.clear()
 
 
 def test_what_an_own_model_does_with_its_tools_is_shown(tab: MakeTab) -> None:

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from app.llm.json_text import read_json
 from app.llm.sse import Events, event_data
+from app.llm.translator import BrokenOff
 from app.models import text_of
 
 REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks")
@@ -100,6 +101,17 @@ def as_chunk(body: Any) -> Chunk:
         return Chunk()
 
 
+def reason_of(choice: Choice) -> str:
+    """Return why a choice ended.
+
+    Raises:
+        BrokenOff: its provider has broken it off: vLLM and SGLang say `abort`, OpenRouter says `error`.
+    """
+    if choice.finish_reason in ("abort", "error"):
+        raise BrokenOff
+    return str(choice.finish_reason)
+
+
 @dataclass(slots=True)
 class ToolCall:
     """A tool call, as far as it has come.
@@ -133,11 +145,13 @@ class ToolCalls:
         """Return the call that a part of a delta's `tool_calls` belongs to, and the arguments that it adds.
 
         Providers leave out the index, or give several calls the same one: another id with a name begins another call.
+        Some say the name with each part, without an id: then it is another call if the arguments so far are complete.
         """
         function = part.get("function") or {}
         index, name, given = part.get("index"), function.get("name") or "", part.get("id") or ""
         call = self.all[-1] if index is None and self.all and not name else self._by_index.get(index)
-        if call is None or (name and call.name and given != call.id) or (index is None and name):
+        is_another = call and name and call.name and (given != call.id if given else _is_json(call.arguments))
+        if call is None or is_another or (index is None and name):
             call = self._by_index[index] = ToolCall(given or f"call_{secrets.token_hex(12)}")
             self.all.append(call)
         call.name = call.name or str(name)
@@ -145,6 +159,14 @@ class ToolCalls:
         text = arguments if isinstance(arguments, str) else to_json(arguments).decode()
         call.parts.append(text)
         return call, text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        read_json(text.encode())
+    except ValueError:
+        return False
+    return True
 
 
 def add_thought(so_far: dict[str, Any], more: dict[str, Any]) -> str:
@@ -213,6 +235,6 @@ def opened(text: Any, decode: Callable[[bytes], T], most: int) -> tuple[T | None
         return None, min(values, most)
 
 
-def counts(usage: Any) -> dict[str, Any]:
+def counts(usage: Any) -> dict[str, int]:
     """Return the numbers that a usage tells by their names; of what can't be read, none."""
-    return {k: v for k, v in usage.items() if type(v) in (int, float)} if isinstance(usage, dict) else {}
+    return {k: int(v) for k, v in usage.items() if type(v) in (int, float)} if isinstance(usage, dict) else {}

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.dialects.chunks import Chunk, Delta, ToolCall, ToolCalls, add_thought, counts, sealed
+from app.dialects.chunks import Chunk, Delta, ToolCall, ToolCalls, add_thought, counts, reason_of, sealed
 from app.llm.json_text import read_json
 
 END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -43,13 +43,15 @@ class MessageEvents:
 
     Args:
         model: the model's public name.
+        names: the tools' own names, by those of chat's functions.
 
     Attributes:
         whole: the message so far.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, names: dict[str, str]) -> None:
         self._model = model
+        self._names = names
         self._out: list[bytes] = []
         self._begun = False
         self._calls = ToolCalls()
@@ -89,7 +91,7 @@ class MessageEvents:
             if choice.delta is not None:
                 self._add(choice.delta)
             if choice.finish_reason:
-                self._reason = str(choice.finish_reason)
+                self._reason = reason_of(choice)
                 if isinstance(choice.stop_reason, str):  # vLLM's name of the sequence that it met
                     self._stopped_by = choice.stop_reason
 
@@ -148,7 +150,7 @@ class MessageEvents:
 
     def _open_call(self, call: ToolCall) -> None:
         call.place = len(self.whole["content"])
-        block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+        block = {"type": "tool_use", "id": call.id, "name": self._names.get(call.name, call.name), "input": {}}
         self._open(block, b"input_json_delta", b"partial_json")
 
     def _open(self, block: dict[str, Any], kind: bytes, field: bytes) -> None:
@@ -185,24 +187,27 @@ class MessageEvents:
         self._emit("content_block_stop", index=place)
 
 
-def _input(arguments: str) -> Any:
+def _input(arguments: str) -> dict[str, Any]:
+    """Return the input of a tool. If a model has not written an object, the client tells it so."""
     try:
-        return read_json(arguments.encode()) if arguments.strip() else {}
+        given = read_json(arguments.encode()) if arguments.strip() else None
     except ValueError:
-        return {"input": arguments}  # a model that has not written JSON: the client tells it so
+        given = arguments
+    return given if isinstance(given, dict) else {} if given is None else {"input": arguments}
 
 
 def _usage(told: dict[str, Any]) -> dict[str, Any]:
     """Return Anthropic's usage: its `input_tokens` are those that no cache has had to do with."""
-    details, answered = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
+    details, answered = counts(told.get("prompt_tokens_details")), counts(told.get("completion_tokens_details"))
+    told = counts(told)
     read = details.get("cached_tokens")
     written = told.get("cache_creation_input_tokens", details.get("cache_write_tokens"))
     return {
-        "input_tokens": max(0, (told.get("prompt_tokens") or 0) - (read or 0) - (written or 0)),
+        "input_tokens": max(0, told.get("prompt_tokens", 0) - (read or 0) - (written or 0)),
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": read,
-        "output_tokens": told.get("completion_tokens") or 0,
-        "output_tokens_details": {"thinking_tokens": answered.get("reasoning_tokens") or 0},
+        "output_tokens": told.get("completion_tokens", 0),
+        "output_tokens_details": {"thinking_tokens": answered.get("reasoning_tokens", 0)},
         "service_tier": "standard",
     }
 

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.message_events import END, MessageEvents, error_body, outlines
+from app.dialects.tools import flat_name
 from app.dialects.translation import Translation, hosted_choice
 from app.errors import AppError
 from app.llm.sse import Events
@@ -82,6 +83,7 @@ class Messages(Translation):
     def _fields(self) -> dict[str, Any]:
         """Return chat's fields for the request's."""
         sent = self.sent
+        self._names: dict[str, str] = {}
         for name in sorted(HINTS & sent.keys()):
             self.leave_out(name, sent[name])
         fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS}
@@ -115,11 +117,13 @@ class Messages(Translation):
 
     def _tool(self, tool: dict[str, Any], param: str) -> dict[str, Any] | None:
         """Return chat's function for a tool; None for one that Anthropic runs or knows by its type alone."""
-        if tool.get("type", "custom") != "custom":
+        if (tool.get("type") or "custom") != "custom":
             self.leave_out(str(tool["type"]), tool)
             return None
+        name = text(tool.get("name"), f"{param}.name")
+        self._names[flat_name(name)] = name
         function = {
-            "name": text(tool.get("name"), f"{param}.name"),
+            "name": flat_name(name),
             "description": tool.get("description"),
             "parameters": tool.get("input_schema") or {"type": "object", "properties": {}},
             "strict": tool.get("strict"),
@@ -129,7 +133,7 @@ class Messages(Translation):
     def _choice(self, choice: dict[str, Any], functions: list[dict[str, Any]]) -> Any:
         if choice.get("type") != "tool":
             return CHOICES.get(str(choice.get("type")))
-        name = text(choice.get("name"), "tool_choice.name")
+        name = flat_name(text(choice.get("name"), "tool_choice.name"))
         if all(tool["function"]["name"] != name for tool in functions):
             self.cannot(hosted_choice(name[:64]), "tool_choice")
         return {"type": "function", "function": {"name": name}}
@@ -149,7 +153,7 @@ class Messages(Translation):
                 if kind == "thinking":
                     chat.think(part["thought"])
                 elif kind == "tool_use":
-                    chat.call(part["id"], part["name"], part["arguments"])
+                    chat.call(part["id"], flat_name(part["name"]), part["arguments"])
                 elif kind == "tool_result":
                     chat.result(part["id"], part["parts"])
                 else:
@@ -202,8 +206,9 @@ class Messages(Translation):
         if kind not in ("image", "document"):
             self.leave_out(str(kind), block)
             return []
-        web_only(block, param)
         source: dict[str, Any] = block["source"] if isinstance(block.get("source"), dict) else {}
+        inner = {name: value for name, value in source.items() if name != "content"}  # which is looked at by itself
+        web_only({**block, "source": inner}, param)
         address = source.get("url")
         if source.get("type") == "base64":
             address = f"data:{source.get('media_type')};base64,{source.get('data')}"
@@ -224,7 +229,7 @@ class Messages(Translation):
     def restart(self) -> None:
         """Forget what a failed attempt has said."""
         self._events = Events()
-        self._stream = MessageEvents(self._model)  # little work, also where the answer is passed through
+        self._stream = MessageEvents(self._model, self._names)  # little work, also where the answer is passed through
 
     @staticmethod
     def failed(error: AppError, request_id: str) -> bytes:

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.dialects.chunks import Chunk, Delta, ToolCalls, add_thought, sealed
+from app.dialects.chunks import Chunk, Delta, ToolCalls, add_thought, reason_of, sealed
 from app.dialects.references import carrier
+from app.dialects.response_objects import annotation, usage
 from app.dialects.tools import Tools, custom_input
 from app.llm.sse import DONE
 
@@ -80,7 +81,7 @@ class ResponseEvents:
         if not self._number:
             self._begin(chunk.model)
         if chunk.usage:
-            self.whole["usage"] = _usage(chunk.usage)
+            self.whole["usage"] = usage(chunk.usage)
         if isinstance(chunk.service_tier, str):
             self.whole["service_tier"] = chunk.service_tier
         for choice in chunk.choices or ():
@@ -89,7 +90,7 @@ class ResponseEvents:
             if choice.delta is not None:
                 self._add(choice.delta, choice.logprobs)
             if choice.finish_reason:
-                self._reason = str(choice.finish_reason)
+                self._reason = reason_of(choice)
 
     def finish(self) -> None:
         """End the response: it is complete, or incomplete for a reason that the model gave."""
@@ -145,7 +146,7 @@ class ResponseEvents:
         for part in delta.tool_calls or ():
             self._call(part)
         if delta.annotations and self._part and "annotations" in self._part:
-            self._part["annotations"] += [_annotation(found) for found in delta.annotations]
+            self._cite(self._part["annotations"], delta.annotations)
 
     def _open(self, item: dict[str, Any]) -> int:
         """Add an item to the output; return where it stands."""
@@ -189,6 +190,14 @@ class ResponseEvents:
         self._place = place
         head = b'event: %b\ndata: {"type":"%b","sequence_number":' % (kind.encode(), kind.encode())
         self._around = (head, b"," + to_json(place)[1:-1] + b',"delta":')
+
+    def _cite(self, told: list[dict[str, Any]], more: list[Any]) -> None:
+        """Add annotations to the open text."""
+        for found in more:
+            if isinstance(found, dict):
+                place = {**self._place, "annotation_index": len(told)}
+                told.append(annotation(found))
+                self._emit("response.output_text.annotation.added", **place, annotation=told[-1])
 
     def _close_part(self) -> None:
         if self._part is None:
@@ -273,23 +282,3 @@ class ResponseEvents:
             done = {"name": item["name"], "arguments": item["arguments"]}
             self._emit("response.function_call_arguments.done", **where, **done)
         self._emit("response.output_item.done", output_index=call.place, item=item)
-
-
-def _annotation(found: dict[str, Any]) -> dict[str, Any]:
-    """Return an annotation as Responses have it: the citation's fields beside its type."""
-    kind = found.get("type")
-    inner = found.get(str(kind))
-    return {"type": kind, **inner} if isinstance(inner, dict) else found
-
-
-def _usage(told: dict[str, Any]) -> dict[str, Any]:
-    prompt, answer = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
-    asked, answered = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
-    written = told.get("cache_creation_input_tokens") or asked.get("cache_write_tokens") or 0
-    return {
-        "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": asked.get("cached_tokens") or 0, "cache_write_tokens": written},
-        "output_tokens": answer,
-        "output_tokens_details": {"reasoning_tokens": answered.get("reasoning_tokens") or 0},
-        "total_tokens": prompt + answer,
-    }

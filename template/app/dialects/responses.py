@@ -3,7 +3,7 @@
 Source: OpenAI's reference, and the open specification (openresponses.org), version 2026-04-24.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -11,12 +11,13 @@ from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.references import resolved
 from app.dialects.response_events import ResponseEvents
+from app.dialects.response_objects import skeleton
 from app.dialects.tools import Tools, custom_arguments, flat_name
 from app.dialects.translation import Translation
 from app.errors import AppError, UnsupportedParameter
 from app.llm.sse import DONE, Events
 from app.llm.stream_state import StreamState
-from app.models import Answered, Name, Wire
+from app.models import Name, Wire
 
 FIELDS = {
     "model", "input", "instructions", "stream", "stream_options", "temperature", "top_p", "max_output_tokens", "tools",
@@ -54,15 +55,6 @@ class ResponsesRequest(Wire):
     reasoning: dict[str, Any] | None = None
     include: Annotated[list[str], Field(max_length=64, fail_fast=True)] | None = None
     metadata: dict[str, Any] | None = None
-
-
-class ResponseObject(Answered):
-    """A whole response."""
-
-    id: str
-    object: Literal["response"]
-    status: Literal["completed", "incomplete", "failed", "in_progress"]
-    output: list[dict[str, Any]]
 
 
 class Responses(Translation):
@@ -199,7 +191,9 @@ class Responses(Translation):
         if kind == "input_file" and isinstance(part.get("file_data"), str):
             file = {"filename": part.get("filename") or "file", "file_data": part["file_data"]}
             return {"type": "file", "file": file}
-        if kind in ("input_image", "input_file"):
+        if part.get("file_url"):
+            self.cannot(f"{param}: this model reads no files at addresses: send the data itself, as file_data.", param)
+        elif kind in ("input_image", "input_file"):
             self.cannot(f"{param}: files are not stored here: send image_url, or file_data.", param)
         elif kind == "input_audio":
             return part
@@ -222,39 +216,8 @@ class Responses(Translation):
         if self._begun is None:
             is_sealed = self._refers or "reasoning.encrypted_content" in self.sent.get("include", ())
             how = {"is_sealed": is_sealed, "is_carried": self._refers}
-            self._begun = ResponseEvents(self._skeleton(), self.tools, self._model, **how)
+            self._begun = ResponseEvents(skeleton(self.sent, self.tools), self.tools, self._model, **how)
         return self._begun
-
-    def _skeleton(self) -> dict[str, Any]:
-        """Return the response object with all that the request says of it."""
-        sent = self.sent
-        form = self._text("format") or {"type": "text"}
-        if form.get("type") == "json_schema":
-            form = {"description": None, "strict": False, **form}
-        reasoning = sent.get("reasoning") or {}
-        return {
-            "instructions": sent.get("instructions"),
-            "tools": self.tools.echo,
-            "tool_choice": sent.get("tool_choice") or "auto",
-            "truncation": "disabled",
-            "parallel_tool_calls": sent.get("parallel_tool_calls", True),
-            "text": {"format": form, "verbosity": self._text("verbosity") or "medium"},
-            "top_p": sent.get("top_p", 1.0),
-            "presence_penalty": sent.get("presence_penalty", 0.0),
-            "frequency_penalty": sent.get("frequency_penalty", 0.0),
-            "top_logprobs": sent.get("top_logprobs", 0),
-            "temperature": sent.get("temperature", 1.0),
-            "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
-            "max_output_tokens": sent.get("max_output_tokens"),
-            "max_tool_calls": sent.get("max_tool_calls"),
-            "store": False,
-            "background": False,
-            "service_tier": "default",
-            "metadata": sent.get("metadata") or {},
-            "safety_identifier": sent.get("safety_identifier"),
-            "prompt_cache_key": sent.get("prompt_cache_key"),
-            "user": sent.get("user"),
-        }
 
     def failed(self, error: AppError, request_id: str) -> bytes:
         """Return the events that end a stream which has begun and has failed."""

@@ -106,11 +106,9 @@ class Tools:
         return {**item, "status": "in_progress"}
 
 
-def flat_name(name: str, namespace: Any) -> str:
-    """Return the function's name for a tool in a namespace. Names that are too long end in a part of their hash."""
-    if not isinstance(namespace, str):
-        return name
-    flat = f"{namespace.removesuffix('__')}__{name}"
+def flat_name(name: str, namespace: Any = None) -> str:
+    """Return the function's name for a tool. Names that are too long end in a part of their hash."""
+    flat = f"{namespace.removesuffix('__')}__{name}" if isinstance(namespace, str) else name
     if len(flat) <= LONGEST_NAME:
         return flat
     return f"{flat[: LONGEST_NAME - 9]}_{hashlib.sha256(flat.encode()).hexdigest()[:8]}"

@@ -46,6 +46,8 @@ class Translation:
         self.last_number = -1
         self._model = asked.model or ""
         self._unsealed_values = MOST_UNSEALED
+        if self.sent.get("n", 1) != 1:
+            self.cannot("n: there is one answer here.", "n")
 
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""

@@ -106,10 +106,8 @@ def _phrase(status: int) -> str:
 
 def _is_anthropics(scope: Mapping[str, Any]) -> bool:
     """Return whether the client of a request expects Anthropic's errors."""
-    path = scope["path"]
-    if path.startswith("/v1/models"):
-        return any(name == b"anthropic-version" for name, _ in scope["headers"])
-    return bool(path.startswith("/v1/messages"))
+    versions = [name for name, _ in scope["headers"] if name == b"anthropic-version"]
+    return bool(scope["path"].startswith(("/v1/messages", "/v1/models") if versions else "/v1/messages"))
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -6,10 +6,10 @@ from typing import Any
 
 from app.llm.adapter import ChatAdapter
 from app.llm.call import Call
-from app.llm.failures import unreadable
+from app.llm.failures import cut_off, unreadable
 from app.llm.stream_state import StreamState
 from app.llm.targets import Target
-from app.llm.translator import Translator
+from app.llm.translator import BrokenOff, Translator
 
 TRANSLATED = "translated"
 """The name of the dialect's answer in the body of an `Answer`."""
@@ -37,6 +37,8 @@ class Bridge:
             return {**body, TRANSLATED: translator.answer(body)}
         except MISREAD:
             raise unreadable(target.name) from None
+        except BrokenOff:
+            raise cut_off(target.name) from None
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield the dialect's events; arguments and errors as in `Direct.stream`."""
@@ -47,6 +49,8 @@ class Bridge:
                     events = translator.feed(packet)
                 except MISREAD:
                     raise unreadable(target.name) from None
+                except BrokenOff:
+                    raise cut_off(target.name) from None
                 if events:
                     yield events
 

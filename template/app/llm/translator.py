@@ -6,6 +6,10 @@ from app.errors import AppError
 from app.llm.stream_state import StreamState
 
 
+class BrokenOff(Exception):
+    """A provider has broken off its answer, and says so by its finish reason."""
+
+
 class Translator(Protocol):
     """Translates one request of another dialect to chat, and what comes back from chat to the dialect.
 
@@ -15,7 +19,7 @@ class Translator(Protocol):
         end: the last event of a complete stream, as clients get it.
         needs: the field that every whole answer has.
         last_number: number of the last event that was passed on, where the dialect numbers them.
-        sent: the request as it came.
+        sent: the request as it came, with the items that its references mean.
         versions: the dialect's own version and beta headers of the request, which an upstream gets.
         left_out: names of what chat can't express, and what was therefore left out.
         unseen: what of it may be long, and is sent where the request is passed through.
@@ -41,7 +45,11 @@ class Translator(Protocol):
         """Forget what a failed attempt has said."""
 
     def feed(self, packet: bytes) -> bytes:
-        """Return the dialect's events for a packet of chat's whole events."""
+        """Return the dialect's events for a packet of chat's whole events.
+
+        Raises:
+            BrokenOff: the answer is not complete. `answer` raises it too.
+        """
 
     def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
         """Note what an event of the dialect's own says, which an upstream has sent; return whether it is the last.

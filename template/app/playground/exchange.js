@@ -22,9 +22,10 @@ export class Exchange {
   #abort = new AbortController();
   #calls = new Map();
 
-  /** @param {object} request the body, as it will be sent */
-  constructor(request) {
+  /** `request` is the body, as chat has it; `dialect` is how it will be sent. */
+  constructor(request, dialect) {
     this.request = request;
+    this.dialect = dialect;
   }
 
   get elapsed() {
@@ -60,15 +61,15 @@ export class Exchange {
    * Send the request and read its answer to the end. Never throws: a failure becomes `problem`.
    * An empty `key` is not sent. `changed()` is called after each packet and at the end.
    */
-  async send(url, key, changed) {
+  async send(base, key, changed) {
     const { signal } = this.#abort;
     this.state = "waiting";
     this.#started = performance.now();
     try {
-      const response = await fetch(url, {
+      const response = await fetch(base + this.dialect.path, {
         method: "POST",
         headers: { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) },
-        body: JSON.stringify(this.request),
+        body: JSON.stringify(this.dialect.request(this.request)),
         signal,
       });
       this.status = response.status;
@@ -100,21 +101,26 @@ export class Exchange {
     this.state = "streaming";
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) throw new Error("The stream ended without [DONE].");
+      if (done) throw new Error("The stream ended before its last event.");
       for (const { data, comment } of parser.push(value)) {
         if (data === "[DONE]") {
           this.#record("data: [DONE]", "end");
           return reader.cancel();
         }
         if (data === undefined) this.#record(`: ${comment}`, "comment");
-        else this.#record(`data: ${data}`, this.#take(JSON.parse(data)));
+        else {
+          const event = JSON.parse(data);
+          this.#record(`data: ${data}`, this.#take(this.dialect.read(event)) ?? event.type);
+          if (["message_stop", "error"].includes(event.type)) return reader.cancel();
+        }
       }
       changed();
     }
   }
 
-  /** Take a chunk in and say what was new in it. */
+  /** Take a chunk in, if there is one, and say what was new in it. */
   #take(chunk) {
+    if (!chunk) return;
     if (chunk.error) {
       this.problem = chunk;
       return "error";

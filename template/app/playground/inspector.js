@@ -11,9 +11,10 @@ export class Inspector {
   #code = element("pre");
   form = "curl";
 
-  /** `base` is the API's address, up to /v1; `keyed()` tells whether a caller's key goes with requests; `prices` by model. */
-  constructor(base, keyed, prices) {
+  /** `base` is the API's address, up to /v1; `dialect()` is that of code; `keyed()` tells whether a key goes; `prices` by model. */
+  constructor(base, dialect, keyed, prices) {
     this.base = base;
+    this.dialect = dialect;
     this.keyed = keyed;
     this.prices = prices;
     for (const form of FORMS) {
@@ -89,7 +90,7 @@ export class Inspector {
 
   #text() {
     const { request, events } = this.exchange;
-    return this.form === "Events" ? events.map(({ line }) => `${line}\n\n`).join("") : snippets[this.form](request, this.base, this.keyed());
+    return this.form === "Events" ? events.map(({ line }) => `${line}\n\n`).join("") : snippets[this.form](request, this.dialect(), this.base, this.keyed());
   }
 
   async #copy() {

@@ -1,11 +1,13 @@
+import { dialects } from "./dialects.js";
 import { Exchange } from "./exchange.js";
 import { Inspector } from "./inspector.js";
 import { $, Turn, follow } from "./transcript.js";
 
 const base = new URL("../v1", import.meta.url).href;
 const config = await (await fetch(new URL("config.json", import.meta.url))).json();
+const dialect = () => dialects[$("dialect").value];
 const prices = Object.fromEntries(config.models.map(({ name, price }) => [name, price]));
-const inspector = new Inspector(base, () => config.key_required || $("key").value !== "", prices);
+const inspector = new Inspector(base, dialect, () => config.key_required || $("key").value !== "", prices);
 const wide = matchMedia("(min-width: 56rem)");
 const CITY = { type: "object", properties: { city: { type: "string" } } };
 
@@ -49,7 +51,7 @@ function body(...messages) {
 /** Show one turn's exchange; before the first turn, the one that would be sent now. */
 function select(turn) {
   for (const one of turns) one.select(one === turn);
-  inspector.show(turn?.exchange ?? new Exchange(body({ role: "user", content: $("message").value || "Hello!" })));
+  inspector.show(turn?.exchange ?? new Exchange(body({ role: "user", content: $("message").value || "Hello!" }), dialect()));
 }
 
 /** Make the controls fit what can be done now. */
@@ -64,7 +66,7 @@ function settle() {
 /** Ask for the last turn's answer, anew if it has one. */
 async function run() {
   const turn = turns.at(-1);
-  const exchange = new Exchange(body(...turns.slice(0, -1).flatMap(({ messages }) => messages), ...turn.input));
+  const exchange = new Exchange(body(...turns.slice(0, -1).flatMap(({ messages }) => messages), ...turn.input), dialect());
   let frame = 0;
   const draw = () => {
     frame = 0;
@@ -73,7 +75,7 @@ async function run() {
   };
   results = [];
   turn.start(exchange);
-  const sent = exchange.send(`${base}/chat/completions`, $("key").value, () => (frame ||= requestAnimationFrame(draw)));
+  const sent = exchange.send(base, $("key").value, () => (frame ||= requestAnimationFrame(draw)));
   select(turn);
   settle();
   draw();
@@ -147,14 +149,14 @@ $("weather").onclick = () => {
   say("What is the weather in Lisbon?");
 };
 $("tools").oninput = tools;
+$("dialect").onchange = () => inspector.update();
 
 $("address").textContent = base;
 $("key").value = sessionStorage.getItem("caller-key");
 $("key").oninput = () => sessionStorage.setItem("caller-key", $("key").value.trim());
 $("key").placeholder = `${config.key_required ? "required; " : ""}kept for this tab only`;
 for (const [id, [min, max]] of Object.entries(config.limits)) Object.assign($(id), { min, max, placeholder: `not set, ${min} to ${max}` });
-
-
+for (const name in dialects) $("dialect").add(new Option(name));
 for (const { name, needs, kind } of config.models) {
   const about = needs ? ` (set ${needs} to use it)` : { demo: " (echoes what you say)", own: " (own code)" }[kind] ?? "";
   $("model").add(new Option(name + about, name));

@@ -12,45 +12,44 @@ const python = (value) =>
 /**
  * A request as text, and as code that runs as it stands. The key is read from CALLER_KEY, never written out.
  *
- * Each takes the body, the API's address up to /v1, and whether a key goes with it.
+ * Each takes chat's body, a dialect, the API's address up to /v1, and whether a key goes with it.
  */
 export const snippets = {
-  Request: (body, base, keyed) => `POST ${base}/chat/completions
+  Request: (body, { path, request }, base, keyed) => `POST ${base}${path}
 Content-Type: application/json
 ${keyed ? "Authorization: Bearer $CALLER_KEY\n" : ""}
-${pretty(body)}
+${pretty(request(body))}
 `,
 
-  curl: (body, base, keyed) => `curl --no-buffer ${shell(`${base}/chat/completions`)} \\
+  curl: (body, { path, request }, base, keyed) => `curl --no-buffer ${shell(base + path)} \\
 ${keyed ? '  -H "Authorization: Bearer $CALLER_KEY" \\\n' : ""}  -H 'Content-Type: application/json' \\
-  -d ${shell(pretty(body))}
+  -d ${shell(pretty(request(body)))}
 `,
 
-  Python: (body, base, keyed) => `# pip install openai
-${keyed ? "import os\n\n" : ""}from openai import OpenAI
+  Python: (body, { sdk: [library, client], root, call, named, python: print, request }, base, keyed) => `# pip install ${library}
+${keyed ? "import os\n\n" : ""}from ${library} import ${client}
 
-client = OpenAI(
-    base_url=${JSON.stringify(base)},
+client = ${client}(
+    base_url=${JSON.stringify(root(base))},
     api_key=${keyed ? 'os.environ["CALLER_KEY"]' : '"none"'},
 )
-stream = client.chat.completions.create(
-${Object.entries(body).map(([name, value]) => `    ${name}=${python(value)},\n`).join("")})
-for chunk in stream:
-    for choice in chunk.choices:
-        print(choice.delta.content or ${body.tools ? "choice.delta.tool_calls or " : ""}"", end="", flush=True)
+stream = client.${call}(
+${Object.entries(named(request(body))).map(([name, value]) => `    ${name}=${python(value)},\n`).join("")})
+for event in stream:
+    ${print}
 print()
 `,
 
-  JavaScript: (body, base, keyed) => `// npm install openai; save as chat.mjs
-import OpenAI from "openai";
+  JavaScript: (body, { sdk: [, client, library], root, call, javascript: print, request }, base, keyed) => `// npm install ${library}; save as chat.mjs
+import ${client} from "${library}";
 
-const client = new OpenAI({
-  baseURL: ${JSON.stringify(base)},
+const client = new ${client}({
+  baseURL: ${JSON.stringify(root(base))},
   apiKey: ${keyed ? 'process.env.CALLER_KEY ?? ""' : '"none"'},
 });
-const stream = await client.chat.completions.create(${pretty(body)});
-for await (const chunk of stream) {
-  for (const { delta } of chunk.choices) process.stdout.write(delta.content || ${body.tools ? "JSON.stringify(delta.tool_calls) || " : ""}"");
+const stream = await client.${call}(${pretty(request(body))});
+for await (const event of stream) {
+  ${print}
 }
 process.stdout.write("\\n");
 `,

@@ -1,10 +1,12 @@
 """GET /playground: a page to try the models on. `/` redirects there."""
 
+import gzip
+import mimetypes
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from app.dependencies import Config
 from app.http.application import state_of
@@ -29,9 +31,9 @@ async def index() -> Response:
 
 
 @router.get("/playground")
-async def page() -> Response:
+async def page(request: Request) -> Response:
     """Return the page."""
-    return FileResponse(FILES / "index.html", headers=HEADERS)
+    return _file("index.html", request)
 
 
 @router.get("/playground/config.json")
@@ -51,11 +53,20 @@ async def config(request: Request, settings: Config) -> dict[str, object]:
 
 
 @router.get("/playground/{name}")
-async def asset(name: str) -> Response:
+async def asset(name: str, request: Request) -> Response:
     """Return one of the page's files."""
     if name not in {path.name for path in FILES.iterdir()}:
         raise HTTPException(404)
-    return FileResponse(FILES / name, headers=HEADERS)
+    return _file(name, request)
+
+
+def _file(name: str, request: Request) -> Response:
+    content = (FILES / name).read_bytes()
+    headers = {**HEADERS, "Vary": "Accept-Encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        content = gzip.compress(content)
+        headers["Content-Encoding"] = "gzip"
+    return Response(content, headers=headers, media_type=mimetypes.guess_type(name)[0])
 
 
 def _kind(target: Target) -> str | None:

@@ -6,7 +6,8 @@ from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
 from app.dialects.references import REFERRING
-from app.dialects.responses import ResponseObject, Responses, ResponsesRequest
+from app.dialects.response_objects import ResponseObject
+from app.dialects.responses import Responses, ResponsesRequest
 from app.http.event_stream import EventStream
 from app.http.exchange import exchange_of
 from app.http.openapi import described

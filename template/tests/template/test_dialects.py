@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import structlog
 
 from app.access.callers import hash_key
 from app.config import Settings
+from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import ProviderError
 from app.llm.relay import Relay
@@ -160,6 +162,64 @@ def test_an_error_in_mid_stream_is_the_last_event(web: httpx2.Client, upstream: 
         assert stream[-1]["type"] == "error"
         assert stream[-1]["error"]["type"] == "api_error"
         assert stream[-1]["request_id"]
+
+
+LEGAL = {
+    "in pieces": Behaviour(line_end="crlf", comments=True, packet=3, gzip=True),
+    "with other line ends": Behaviour(line_end="cr", packet=7, transfer="close"),
+    "in one large piece": Behaviour(text="x" * 500_000),
+}
+
+
+@pytest.mark.parametrize("how", LEGAL)
+@EACH
+def test_a_stream_is_whole_however_it_is_sent(
+    web: httpx2.Client, upstream: Stub, path: str, model: str, how: str
+) -> None:
+    upstream.default = LEGAL[how]
+    stream = events(ask(web, path, model, stream=True))
+    assert said(stream) == LEGAL[how].said
+    assert stream[-1]["type"] in TYPES
+
+
+@EACH
+def test_a_stream_that_falls_silent_has_failed(
+    web: httpx2.Client, served: Ask, upstream: Stub, path: str, model: str
+) -> None:
+    upstream.default = Behaviour(stall_after=5)
+    with served.waiting(idle=0.3):
+        last = events(ask(web, path, model, stream=True))[-1]
+    error = last["error"] if path == MESSAGES else last["response"]["error"]
+    assert _as_each_client({"error": error}, path) == ("timeout_error" if path == MESSAGES else "provider_timeout")
+
+
+@EACH
+def test_a_stream_that_its_client_leaves_is_left_upstream(served: Ask, upstream: Stub, path: str, model: str) -> None:
+    upstream.queue(Behaviour(repeat=100_000, pace=0.01))
+    with Call(served.url, "sk-app-test", path, **ASKED[path], model=model, stream=True) as call:
+        assert next(call.events)
+    assert upstream.wait_until(lambda: upstream.in_flight == 0)
+
+
+@pytest.mark.parametrize("reason", ["error", "abort"])
+@BOTH
+def test_an_answer_that_its_provider_has_broken_off_is_not_complete(
+    web: httpx2.Client, upstream: Stub, path: str, reason: str
+) -> None:
+    """vLLM and SGLang say `abort`, OpenRouter `error`. Neither dialect has a word for it but failure."""
+    chunks: list[Json] = [{"delta": {"content": "Hi"}}, {"delta": {}, "finish_reason": reason}]
+    body = "".join(f"data: {json.dumps({'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks)
+    streamed = Behaviour(body=f"{body}data: [DONE]\n\n".encode(), headers={"content-type": "text/event-stream"})
+    for upstream.default in (streamed, replace(streamed, packet=60, pace=0.1)):
+        response = ask(web, path, "bridged", stream=True)
+        if response.status_code == 200:  # the beginning had come before the end
+            assert events(response)[-1]["type"] == ("error" if path == MESSAGES else "response.failed")
+        else:
+            assert response.status_code == 502
+    message = {"role": "assistant", "content": "Hi"}
+    whole = {"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+    upstream.default = Behaviour(body=json.dumps(whole).encode())
+    assert ask(web, path, "bridged").status_code == 502
 
 
 PROVIDERS = {
@@ -409,6 +469,16 @@ def test_a_model_that_fails_falls_back_to_one_that_is_bridged(web: httpx2.Client
     assert stream.headers["x-model"] == "bridged"
     assert said(events(stream)) == TEXT
     assert [request.path for request in upstream.requests] == [path, "/v1/chat/completions"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_failure_of_a_model_is_told_and_not_what_its_fallback_can_not_do(
+    web: httpx2.Client, upstream: Stub, stream: bool
+) -> None:
+    """Nothing is wrong with the request: the same one may be answered a moment later."""
+    upstream.default = Behaviour(status=500)
+    response = ask(web, RESPONSES, "falling back", stream=stream, previous_response_id="resp_1")
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "provider_error")
 
 
 def test_anthropic_gets_messages_as_they_are_with_our_key(web: httpx2.Client, upstream: Stub) -> None:
@@ -674,9 +744,10 @@ def test_all_reasoning_of_a_request_is_bounded_together() -> None:
 @BOTH
 def test_files_on_this_machine_are_not_read(web: httpx2.Client, upstream: Stub, path: str) -> None:
     address = "file:///etc/passwd"
-    part = {"type": "input_image", "image_url": address}
+    part: Json = {"type": "input_image", "image_url": address}
     if path == MESSAGES:
-        part = {"type": "image", "source": {"type": "url", "url": address}}  # type: ignore[dict-item]
+        image = {"type": "image", "source": {"type": "url", "url": address}}
+        part = {"type": "document", "source": {"type": "content", "content": [image]}}
     key = "input" if path == RESPONSES else "messages"
     for model in ("bridged", "native"):
         assert ask(web, path, model, **{key: [{"role": "user", "content": [part]}]}).status_code == 422
@@ -758,6 +829,18 @@ def test_a_long_conversation_takes_no_more_than_its_length() -> None:
     asked = Responses(ResponsesRequest.model_validate({"input": [*system, *turns]}))
     assert time.process_time() - started < 2
     assert [len(str(message.content)) for message in asked.chat.messages] == [2000 * 5002 - 2, 2000 * 5000]
+
+
+def test_documents_within_documents_take_no_more_than_their_length() -> None:
+    """Each would be searched for addresses again with all that is in it: seconds of work."""
+    document: Json = {"type": "image", "source": {"type": "url", "url": "https://a.b"}}
+    for _ in range(60):
+        content = {"type": "content", "content": [document]}
+        document = {"type": "document", "title": "x" * 1000, "source": content}
+    asked = {"max_tokens": 9, "messages": [{"role": "user", "content": [document] * 15}]}
+    started = time.process_time()
+    Messages(MessagesRequest.model_validate(asked))
+    assert time.process_time() - started < 0.5
 
 
 def test_only_so_much_is_named_of_what_is_left_out() -> None:
