@@ -113,7 +113,7 @@ def test_who_asks_for_more_than_is_left_is_told_what_helps(served: Served, kind:
     assert refused.headers["x-should-retry"] == "false"
     assert refused.headers["retry-after"] == str(12 * 3600)
     assert f"this {kind}'s budget" in error["message"]
-    assert "for the day, which ends at 2026-11-29 00:00 UTC: lower max_tokens." in error["message"]
+    assert "for the day, which ends at 2026-11-29 00:00 UTC: send a lower max_tokens." in error["message"]
     assert (f"of ${usd(MOST + 10)}" in error["message"]) == (kind == "caller"), (
         "what others may spend is no caller's business"
     )
