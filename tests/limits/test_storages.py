@@ -57,9 +57,11 @@ async def played(storage: Any, name: str, calls: list[tuple[list[str], int, int]
     for units, amount, took in calls:
         asked = [window(unit, name, amount) for unit in units]
         refused, counts = await storage.reserve(asked)
-        seen.append((refused, [count.before for count in counts], [round(count.wait / 30) for count in counts]))
+        seen.append((refused, [(before, round(wait / 30)) for before, wait, _ in counts]))
         if refused is None and took >= 0:
-            reserved = [(w, took - amount, c.end) for w, c in zip(asked, counts, strict=True) if w.unit != "requests"]
+            reserved = [
+                (w, took - amount, end) for w, (_, _, end) in zip(asked, counts, strict=True) if w.unit != "requests"
+            ]
             if reserved:
                 seen.append(await storage.settle(reserved))
     money = [window(unit, name, 0) for unit in ("day", "month")]

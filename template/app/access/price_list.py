@@ -77,9 +77,8 @@ def _price(row: Mapping[str, Any]) -> dict[str, float] | None:
 
 def as_toml(price: Mapping[str, float]) -> str:
     """Return a price as a line of a row."""
-    return (
-        f"price = {{ {', '.join(f'{name} = {value:.6f}'.rstrip('0').rstrip('.') for name, value in price.items())} }}"
-    )
+    prices = [f"{name} = {value:.6f}".rstrip("0").rstrip(".") for name, value in price.items()]
+    return "price = { " + ", ".join(prices) + " }"
 
 
 def with_prices(text: str, prices: Mapping[str, Mapping[str, float]]) -> tuple[str, list[str]]:

@@ -10,14 +10,15 @@ from valkey.asyncio import Valkey
 from app.access.windows import MINUTE, Count, Window
 from app.config import SettingsError
 
-NOW = """
+CLOCK = """
+local minute = 60000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 """Milliseconds by the storage's own clock, so that it does not matter if those of the processes differ."""
 
-RESERVE = f"""{NOW}
-local out, counts, ends = {{0}}, {{}}, {{}}
+RESERVE = """
+local out, counts, ends = {0}, {}, {}
 for i, key in ipairs(KEYS) do
   local at = 4 * i
   local unit, limit, amount, span = ARGV[at - 3], tonumber(ARGV[at - 2]), tonumber(ARGV[at - 1]), tonumber(ARGV[at])
@@ -45,7 +46,7 @@ for i, key in ipairs(KEYS) do
     redis.call('PEXPIRE', key, span)
   else
     redis.call('HSET', key, 'count', counts[i] + amount, 'end', ends[i])
-    redis.call('PEXPIREAT', key, ends[i] + {MINUTE} * 1000)
+    redis.call('PEXPIREAT', key, ends[i] + minute)
   end
 end
 return out
@@ -57,8 +58,8 @@ or a month when it ends. It returns the number of the window that has too little
 counted before, the milliseconds until its end, and its end.
 """
 
-SETTLE = f"""{NOW}
-local out = {{}}
+SETTLE = """
+local out = {}
 for i, key in ipairs(KEYS) do
   local at = 4 * i
   local unit, change, known, span = ARGV[at - 3], tonumber(ARGV[at - 2]), tonumber(ARGV[at - 1]), tonumber(ARGV[at])
@@ -69,7 +70,7 @@ for i, key in ipairs(KEYS) do
   elseif change > 0 then
     found = unit == 'tokens' and now + span or span
     redis.call('HSET', key, 'count', change, 'end', found)
-    redis.call('PEXPIREAT', key, found + {MINUTE} * 1000)
+    redis.call('PEXPIREAT', key, found + minute)
   end
   out[i] = tonumber(redis.call('HGET', key, 'count')) or 0
 end
@@ -105,8 +106,8 @@ class SharedStorage:
         except (AttributeError, LookupError, TypeError, ValueError):  # these may quote the address
             example = "async+valkey://:password@host:6379"
             raise SettingsError(f"setting limit_storage: it is no address of a Valkey such as {example}") from None
-        self._reserve = self._client.register_script(RESERVE)
-        self._settle = self._client.register_script(SETTLE)
+        self._reserve = self._client.register_script(CLOCK + RESERVE)
+        self._settle = self._client.register_script(CLOCK + SETTLE)
 
     async def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
         """Count a call in all windows or in none; as ProcessStorage does."""

@@ -96,7 +96,8 @@ def refusal(window: Window, count: Count, headers: dict[str, str]) -> RateLimite
         message = f"Nothing is left of {budget}."
     else:
         rest = f"the {_dollars(left)} that is left" if window.kind == "caller" else "what is left"
-        message = f"This request could cost {_dollars(window.amount)}, more than {rest} of {budget}: lower max_tokens."
+        message = f"This request could cost {_dollars(window.amount)}, more than {rest} of {budget}"
+        message += ": send a lower max_tokens."
     retry_after = None if window.amount > window.limit else max(1.0, wait)
     return BudgetExceeded(message, retry_after=retry_after, headers=headers)
 

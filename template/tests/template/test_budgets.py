@@ -38,6 +38,7 @@ COST = 7 + 8 * 10
 ASKED = 1000
 MOST = 20 + ASKED * 10
 """Micro-dollars that are reserved for it: a token for four bytes of the request, and the bound of the answer."""
+METRIC = 'llm_cost_usd_total{caller="test",model="m"} '
 CUT = Behaviour(cut_after=2)
 
 
@@ -113,7 +114,7 @@ def test_who_asks_for_more_than_is_left_is_told_what_helps(served: Served, kind:
     assert refused.headers["x-should-retry"] == "false"
     assert refused.headers["retry-after"] == str(12 * 3600)
     assert f"this {kind}'s budget" in error["message"]
-    assert "for the day, which ends at 2026-11-29 00:00 UTC: lower max_tokens." in error["message"]
+    assert "for the day, which ends at 2026-11-29 00:00 UTC: send a lower max_tokens." in error["message"]
     assert (f"of ${usd(MOST + 10)}" in error["message"]) == (kind == "caller"), (
         "what others may spend is no caller's business"
     )
@@ -306,7 +307,7 @@ def test_an_own_model_costs_what_its_calls_cost_once(served: Served, stream: boo
         assert settled(ask, 2 * COST, scope) == 2 * COST, scope
     if not stream:
         assert answer.headers["x-cost-usd"] == f"{usd(2 * COST):.6f}"
-    assert f'llm_cost_usd_total{{caller="test",model="m"}} {usd(2 * COST)}' in ask.metrics
+    assert METRIC + str(usd(2 * COST)) in ask.metrics
 
 
 @pytest.mark.usefixtures("own")
@@ -326,7 +327,7 @@ def test_a_whole_answer_tells_its_cost_and_browsers_may_read_it(served: Served) 
     answer = ask("m", messages=HELLO)
     assert answer.headers["x-cost-usd"] == "0.000087"
     assert "X-Cost-USD" in EXPOSED_HEADERS
-    assert f'llm_cost_usd_total{{caller="test",model="m"}} {usd(COST)}' in ask.metrics
+    assert METRIC + str(usd(COST)) in ask.metrics
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -83,7 +83,7 @@ def test_check_tells_what_differs_and_writes_nothing(file: Path, capsys: pytest.
     dear = "price = { input = 2.5, cache_write = 3, output = 15, reasoning = 20, image = 0.0003 }"
     assert capsys.readouterr().out.splitlines() == [
         "gpt-4o: price = { input = 2.5, cached = 1.25, output = 10 }",
-        f"dear: {dear} (it was: price = {{ input = 1, output = 2 }})",
+        f"dear: {dear}" + " (it was: price = { input = 1, output = 2 })",
     ]
 
 
