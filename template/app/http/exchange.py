@@ -120,6 +120,9 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Send, as ASGI says, with the request id and security headers on every response."""
+        if message.get("more_body") and self.aborted_by is None:
+            await self._send(message)  # amid a body, nothing else is to be done
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
