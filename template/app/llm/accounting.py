@@ -96,12 +96,15 @@ class AccountedCall:
         try:
             self._record(call, error)
         finally:
-            used = {name: totals.prompt_tokens + totals.completion_tokens for name, totals in call.inner.items()}
-            used.setdefault(call.answered_by.name, call.prompt_tokens + call.completion_tokens)
-            call.unsettled.update(name for name, totals in call.inner.items() if totals.unsettled)
+            model = call.answered_by.name
+            used = {model: call.prompt_tokens + call.completion_tokens}
+            for name, totals in call.inner.items():
+                used[name] = totals.prompt_tokens + totals.completion_tokens
+                if totals.unsettled:
+                    call.unsettled.add(name)
             more = _may_have_used_more(call, error)
             if more:
-                call.unsettled.add(call.answered_by.name)
+                call.unsettled.add(model)
             if self._totals and call.unsettled:
                 self._totals.unsettled = True
             for place, (target, admission) in enumerate(call.admissions, 1):
