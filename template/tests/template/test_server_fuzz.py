@@ -24,7 +24,7 @@ from app.middleware import LoadShedding, RequestContext
 from app.telemetry.metrics import Metrics
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "2"))
-"""Of this process's time. The template's nightly workflow gives it minutes."""
+"""Of this process's time. The template's .ci/run gives it two minutes."""
 STEPS = 12
 """Turns of the loop in which the application answers a request."""
 
