@@ -87,7 +87,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pytest.ini", "mypy.ini", "ruff.toml"):
         shutil.copy(TEMPLATE / name, product)
     for name, text in FILES.items():
-        (product / name).parent.mkdir(exist_ok=True)
+        (product / name).parent.mkdir(exist_ok=True, parents=True)
         (product / name).write_text(text, "utf-8")
     (product / "tests/test_others.py").write_text(OTHERS, "utf-8")
     (product / "evals/__init__.py").touch()
@@ -116,6 +116,24 @@ def test_the_files_of_the_page_pass_their_tests(product: Path) -> None:
         cwd=product,
     )
     assert re.search(r"^\d+ passed", said, re.MULTILINE), said
+
+
+def test_nothing_that_a_team_registers_breaks_the_tests_of_the_service(product: Path, tmp_path: Path) -> None:
+    """Neither a lifespan that can't work here, nor a setting that must be given, in this process or in others."""
+    broken = shutil.copytree(product, tmp_path / "product")
+    own = (
+        FILES["app/own.py"]
+        .replace("    shop: str =", "    database: str\n    shop: str =")
+        .replace("        app.state.session = session\n", "        raise RuntimeError\n")
+    )
+    (broken / "app/own.py").write_text(own, "utf-8")
+    names = [
+        "test_logs.py::test_every_line_of_a_server_is_json",
+        "test_metrics.py::test_two_workers_show_their_sum_whichever_is_asked",
+    ]
+    tests = [f"tests/{name}" for name in names]
+    said = run(TOOLS / "pytest", "--quiet", "-p", "no:cacheprovider", *tests, cwd=broken)
+    assert "2 passed" in said, said
 
 
 def test_the_files_of_the_page_have_sound_types_and_style(product: Path) -> None:

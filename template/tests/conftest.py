@@ -17,12 +17,24 @@ from starlette.testclient import TestClient
 from app import own
 from app.config import Settings
 from app.dependencies import get_llm
-from app.main import create_app
 from tests.fakes import FakeLLM
 from tests.serving import Backend, Process
 from tests.serving import serve as serve_app
 from tests.shutdown import SCENES, Ending, play
 from tests.stub import Stub
+
+
+@contextlib.contextmanager
+def without_own() -> Iterator[None]:
+    """Empty app/own.py within the block: what is made there has nothing of the team's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("routers", "public_routers", "middleware", "models", "lifespan", "OwnSettings"):
+            patch.delattr(own, name, raising=False)
+        yield
+
+
+with without_own():  # importing it makes an app, for which the team's settings may be missing here
+    from app.main import create_app
 
 MakeSettings = Callable[..., Settings]
 Serve = Callable[[Settings], str]
@@ -38,7 +50,8 @@ CAME_WITH_THE_TEMPLATE = frozenset(
     test_openai_errors test_openapi test_own_endpoints test_playground test_shutdown test_streams
     """.split()
 )
-"""Tests of the service itself. They run without what app/own.py registers, so that nothing in it breaks them."""
+"""Tests of the service itself. They run without what app/own.py registers, so that nothing in it breaks them; in the
+processes that they start, tests/without_own sees to that."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -52,11 +65,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_of_ones_own(request: pytest.FixtureRequest) -> Iterator[None]:
     """Empty app/own.py, and the registry of the team's metrics, for the tests that came with the template."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.path.is_relative_to(OF_THE_TEMPLATE) or request.path.stem in CAME_WITH_THE_TEMPLATE:
-            for name in ("routers", "public_routers", "middleware", "models", "lifespan", "OwnSettings"):
-                patch.delattr(own, name, raising=False)
-            patch.setattr("app.telemetry.metrics.REGISTRY", CollectorRegistry())
+    if not (request.path.is_relative_to(OF_THE_TEMPLATE) or request.path.stem in CAME_WITH_THE_TEMPLATE):
+        yield
+        return
+    with without_own(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.telemetry.metrics.REGISTRY", CollectorRegistry())
         yield
 
 
@@ -80,7 +93,13 @@ def stub() -> Iterator[Stub]:
 
 
 @pytest.fixture
-def settings(stub: Stub, key: str) -> MakeSettings:
+def own_settings() -> dict[str, Any]:
+    """The table `[own]`, since tests don't read app/settings.toml. Your test module may have this fixture too."""
+    return {}
+
+
+@pytest.fixture
+def settings(stub: Stub, key: str, own_settings: dict[str, Any]) -> MakeSettings:
     """Make settings: `gpt-4o` at the stub, the demo model and the caller `test`, but for what is given."""
 
     def make(**given: Any) -> Settings:
@@ -91,6 +110,7 @@ def settings(stub: Stub, key: str) -> MakeSettings:
             },
             "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest(), "metrics": True}},
             "retries": 0,
+            "own": own_settings,
         }
         return Settings(**(defaults | given))
 

@@ -23,6 +23,7 @@ from app.http.server_protocol import ServerProtocol
 from tests.stub import Stub
 
 PROJECT = Path(__file__).parent.parent
+WITHOUT_OWN = Path(__file__).with_name("without_own")
 START_SECONDS = 600
 """What a start may take on a very busy machine; LiteLLM alone takes ten seconds of CPU time."""
 
@@ -87,8 +88,21 @@ def free_port() -> int:
     return port
 
 
+def environment(**given: str) -> dict[str, str]:
+    """Return the variables of a process that a test starts. In it, app/own.py is empty: see tests/without_own.
+
+    Args:
+        **given: on top of this process's own, which the tests have cleaned.
+    """
+    env = dict(os.environ) | given
+    folders = [str(WITHOUT_OWN), *filter(None, [env.get("PYTHONPATH")])]
+    return env | {"PYTHONPATH": os.pathsep.join(folders)}
+
+
 class Process:
     """`python -m app` in a process of its own, from the project's folder; a context manager.
+
+    It runs without what app/own.py registers, as all tests of the service itself do.
 
     Args:
         args: arguments of the command.
@@ -113,7 +127,7 @@ class Process:
         self.url = f"http://127.0.0.1:{self.port}"
         self.lines: list[str] = []
         self._command = [sys.executable, "-m", "app", *args]
-        self._env = os.environ | {"APP_PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | dict(env or {})
+        self._env = environment(**{"APP_PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | dict(env or {}))
         if settings is not None:
             self._env["APP_SETTINGS_FILE"] = str(settings)
         self._ready = ready

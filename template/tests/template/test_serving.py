@@ -18,7 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from app.access.callers import hash_key
 from app.http.serving import Supervisor
-from tests.serving import PROJECT, Process, free_port
+from tests.serving import PROJECT, Process, environment, free_port
 
 CANARY = "pw-canary-0123456789"
 SLOW = '''
@@ -262,7 +262,7 @@ def test_uvicorns_own_supervisor_gives_up_as_well() -> None:
     ended = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(free_port()), "--workers", "2"],
         cwd=PROJECT,
-        env=os.environ | {"APP_LIMIT_STORAGE": f"async+valkey://:{CANARY}@host:port"},
+        env=environment(APP_LIMIT_STORAGE=f"async+valkey://:{CANARY}@host:port"),
         capture_output=True,
         text=True,
         timeout=60,
@@ -294,7 +294,7 @@ def test_a_name_is_served_at_all_of_its_addresses() -> None:
 def serve_into(stdout: Any, requests: int) -> tuple[int, str]:
     """Serve with another stdout; return the exit code and what came on stderr."""
     port = free_port()
-    env = os.environ | {"APP_PORT": str(port), "APP_LOG_FORMAT": "json"}
+    env = environment(APP_PORT=str(port), APP_LOG_FORMAT="json")
     with subprocess.Popen(
         [sys.executable, "-m", "app"], cwd=PROJECT, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -332,7 +332,7 @@ def test_a_log_that_can_not_be_written_is_told_and_stops_nothing(reason: str) ->
 
 def test_lines_that_were_lost_are_counted_in_the_log() -> None:
     port = free_port()
-    env = os.environ | {"APP_PORT": str(port), "APP_LOG_FORMAT": "json"}
+    env = environment(APP_PORT=str(port), APP_LOG_FORMAT="json")
     with subprocess.Popen(
         [sys.executable, "-m", "app"],
         cwd=PROJECT,

@@ -16,7 +16,7 @@ import pytest
 from app.config import ModelEntry, Settings
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
-from tests.serving import PROJECT, Process
+from tests.serving import PROJECT, Process, environment
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, running
 from tests.wire import HELLO
@@ -69,7 +69,7 @@ def test_the_first_calls_after_ready_block_nobody() -> None:
         imports = "import asyncio\nfrom tests.template.test_warm import first_calls"
         code = f"{imports}\nprint(asyncio.run(first_calls({stub.url!r})))"
         ran = subprocess.run(  # noqa: S603 - our own command
-            [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], cwd=PROJECT, env=environment(), capture_output=True, text=True, check=True
         )
     assert float(ran.stdout.splitlines()[-1]) < LONGEST_GAP
 
@@ -83,7 +83,7 @@ def test_vendors_that_speak_openais_protocol_need_no_litellm() -> None:
         "    assert client.get('/ready').status_code == 200\n"
         "assert 'litellm' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)  # noqa: S603 - our own command
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment(), check=True)  # noqa: S603 - our own command
 
 
 def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path, key: str) -> None:
