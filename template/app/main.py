@@ -26,7 +26,7 @@ from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
 from app.routers import chat, embeddings, health, messages, models, playground, responses
 from app.routers import metrics as metrics_router
 from app.routers.closed import Closed
-from app.telemetry.logs import configure_logs
+from app.telemetry.logs import configure_logs, failures_logged
 from app.telemetry.metrics import Metrics
 from app.telemetry.metrics_port import metrics_port
 
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> App:
         ],
     )
     own_models = getattr(own, "models", {})
-    upstreams = Upstreams(settings, metrics=metrics, own=partial(connect, models=own_models))
+    upstreams = Upstreams(settings, metrics=metrics, own=partial(connect, models=own_models, app=app))
     demos = frozenset(target.name for target in upstreams.targets.values() if target.adapter == "demo")
     app.state.settings = settings
     app.state.drain = drain
@@ -102,10 +102,12 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(playground.router)
     if settings.metrics:
         app.include_router(metrics_router.router)
-    for router in getattr(own, "public_routers", ()):
-        app.include_public(router)
     for router in getattr(own, "routers", ()):
         app.include_router(Closed(router))
+    for router in getattr(own, "public_routers", ()):  # after the others: one of them may take every path
+        app.include_public(router)
+    if has_playground:
+        app.include_router(playground.start_page)  # unless the team has a page there
     return app
 
 
@@ -121,6 +123,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
             log.warning("model is not configured", model=target.name, missing=target.missing)
     settings, own_lifespan = state.settings, getattr(own, "lifespan", None)
     async with (
+        failures_logged(),
         state.upstreams,
         metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
         own_lifespan(app) if own_lifespan else nullcontext(),
