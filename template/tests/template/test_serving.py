@@ -46,6 +46,25 @@ if multiprocessing.parent_process() or "spawn_main" in " ".join(sys.orig_argv):
             await asyncio.sleep(0.05)
     uvicorn.Server.main_loop = main_loop
 '''
+OWN = '''
+"""A team's code that fails at the start."""
+import contextlib, sys
+from types import SimpleNamespace
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    LIFESPAN
+    yield
+
+class Middleware:
+    def __init__(self, app):
+        MIDDLEWARE
+        self.app = app
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+sys.modules["app.own"] = SimpleNamespace(lifespan=lifespan, middleware=[(Middleware, (), {})])
+'''
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
 
@@ -256,6 +275,30 @@ def test_a_start_that_can_not_work_is_one_sentence_and_exit_code_1(args: tuple[s
     [line] = process.lines
     assert line.startswith("Settings: ")
     assert CANARY not in line
+
+
+@pytest.mark.parametrize(
+    ("workers", "lifespan", "middleware", "fields"),
+    [
+        (1, "from app.config import SettingsError; raise SettingsError('No shop.')", "pass", {"No shop."}),
+        (2, "app.llm_for('nobody')", "pass", {"SettingsError"}),
+        (1, f"raise OSError('{CANARY[::-1]}'[::-1])", "pass", {"OSError"}),
+        (1, "pass", "raise OSError", {"OSError"}),
+    ],
+    ids=["settings", "caller", "resource", "middleware"],
+)
+def test_a_start_that_fails_in_own_code_is_told_once_and_in_our_words_alone(
+    tmp_path: Path, workers: int, lifespan: str, middleware: str, fields: set[str]
+) -> None:
+    own = OWN.replace("LIFESPAN", lifespan).replace("MIDDLEWARE", middleware)
+    (tmp_path / "sitecustomize.py").write_text(own)
+    env = {"PYTHONPATH": str(tmp_path), "APP_LOG_FORMAT": "json"}
+    with Process("--workers", str(workers), env=env, ready=False) as process:
+        assert process.wait(60) == 1
+    lines = [json.loads(line) for line in process.lines]
+    [line] = [line for line in lines if line.get("error")]
+    assert fields <= set(line.values())
+    assert not any(CANARY in line or "Traceback" in line for line in process.lines)
 
 
 def test_uvicorns_own_supervisor_gives_up_as_well() -> None:
