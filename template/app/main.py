@@ -20,6 +20,7 @@ from app.http.draining import Drain
 from app.http.problems import install_problem_handlers
 from app.http.routing import ExactPaths
 from app.llm.client import LLMClient
+from app.llm.logged_calls import LoggedCalls
 from app.llm.own_model import connect
 from app.llm.upstreams import Upstreams
 from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
@@ -88,7 +89,7 @@ def create_app(settings: Settings | None = None) -> App:
     app.state.anonymous = Caller("anonymous", demos, anonymous=True)
     app.state.metrics = metrics
     app.state.upstreams = upstreams
-    app.state.llm = LLMClient(upstreams)
+    app.state.llm = LLMClient(upstreams, totals=LoggedCalls())
     app.state.started_at = int(time.time())
     if settings.auth.jwt:
         from app.access.jwt_auth import JwtAuth

@@ -146,12 +146,14 @@ def as_caller(settings: MakeSettings) -> Iterator[AsCaller]:
 
 @pytest.fixture
 def with_fake(settings: MakeSettings, headers: dict[str, str]) -> Iterator[WithFake]:
-    """Make a client with the key, of an app whose endpoints get a FakeLLM for `LLM`."""
+    """Make a client with the key, of an app whose endpoints get a FakeLLM for `LLM`, and its start and jobs too."""
     with contextlib.ExitStack() as clients:
 
         def make(fake: FakeLLM) -> TestClient:
             app = create_app(settings())
             app.dependency_overrides[get_llm] = lambda: fake
+            app.state.llm = fake
+            app.llm_for = lambda _: fake  # type: ignore[method-assign]
             return clients.enter_context(TestClient(app, headers=headers))
 
         yield make

@@ -17,7 +17,7 @@ from app.http.event_stream import EventStream
 from app.llm.client import LLMClient
 from app.main import create_app
 from app.models import ChatRequest
-from tests.conftest import MakeSettings, WithFake
+from tests.conftest import AsCaller, MakeSettings, WithFake
 from tests.fakes import FakeLLM
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
@@ -195,6 +195,49 @@ def test_all_causes_and_all_of_a_group_are_logged(
     assert [each.partition(":")[0] for each in line["causes"]] == others
     assert (words in json.dumps(line)) == dev
     assert line["stack"].count("test_own_mistakes.py") == (2 if path == "/chained" else 1)
+
+
+# Calls outside a request.
+
+
+@pytest.mark.anyio
+async def test_a_call_of_the_application_itself_writes_a_log_line_and_is_not_kept(
+    settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = create_app(settings())
+    async with app.router.lifespan_context(app):
+        for _ in range(2):
+            await app.state.llm.complete(model="demo", messages=MESSAGES)
+    assert capsys.readouterr().out.count("call caller=None") == 2
+    totals = app.state.llm._totals  # noqa: SLF001
+    assert totals
+    assert totals.tried == []
+
+
+# Models that are not a caller's.
+
+
+def test_an_endpoint_may_use_a_model_that_its_caller_may_not(as_caller: AsCaller, monkeypatch: Any) -> None:
+    router = APIRouter()
+
+    @router.get("/inner")
+    async def inner(llm: LLM, all_models: bool) -> str | None:
+        return (await (llm.with_all_models() if all_models else llm).complete(model="demo", messages=MESSAGES)).content
+
+    monkeypatch.setattr("app.main.own", SimpleNamespace(routers=[router]))
+    client = as_caller("web", models=["gpt-4o"])
+    assert client.get("/inner?all_models=true").json() == "You said: Hello"
+    assert client.get("/inner?all_models=false").status_code == 403
+
+
+def test_who_has_no_key_gets_no_further_model(make: Make) -> None:
+    router = APIRouter()
+
+    @router.get("/inner")
+    async def inner(llm: LLM) -> str | None:
+        return (await llm.with_all_models().complete(model="gpt-4o", messages=MESSAGES)).content
+
+    assert make({"callers": {}}, public_routers=[router]).get("/inner").status_code == 401
 
 
 # Events for browsers.
