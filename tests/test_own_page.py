@@ -1,12 +1,17 @@
 """Every file of docs/own-endpoints.md works as it stands: it passes its own tests, and mypy."""
 
+import contextlib
+import json
+import os
 import re
 import shutil
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from operations.servers import Program, free_port
 from workspace import ROOT, run
 
 TEMPLATE = ROOT / "template"
@@ -116,6 +121,46 @@ def test_the_files_of_the_page_pass_their_tests(product: Path) -> None:
         cwd=product,
     )
     assert re.search(r"^\d+ passed", said, re.MULTILINE), said
+
+
+def test_the_files_of_the_page_start_as_they_are_copied(product: Path) -> None:
+    """Without a settings file, a key or a network."""
+    port = free_port()
+    env = {"PATH": os.environ["PATH"], "APP_PORT": str(port), "APP_ENV_FILE": ""}
+
+    def is_open() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/opening-hours") as answer:
+            return bool(answer.read() == b'"9 to 5"')
+        return False
+
+    with Program(sys.executable, "-m", "app", ready=is_open, cwd=product, env=env):
+        pass
+
+
+SNIPPET = """
+const shown = [], handlers = {}, headers = {}, conversation = "c", text = "Hello";
+const show = (event, isError) => shown.push([event, isError]);
+globalThis.addEventListener = (name, handler) => (handlers[name] = handler);
+let given;
+globalThis.fetch = async (_, options) => {
+  given = options.signal;
+  const pieces = [
+    'data: {"a": 1}\\n', '\\n: ping\\ndata: {"b"', ': 2}\\n\\n',
+    ': ping\\nevent: error\\ndata: {"c": 3}\\n\\ndata: [DONE]\\n\\n',
+  ];
+  return new Response(new Blob(pieces).stream());
+};
+%s
+handlers.pagehide();
+console.log(JSON.stringify([shown, given.aborted]));
+"""
+
+
+def test_the_pages_script_for_a_browser_reads_events_and_errors_behind_comments(tmp_path: Path) -> None:
+    [script] = re.findall(r"```js\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "page.mjs").write_text(SNIPPET % script)
+    said = json.loads(run(TOOLS / "node", "page.mjs", cwd=tmp_path))
+    assert said == [[[{"a": 1}, False], [{"b": 2}, False], [{"c": 3}, True]], True]
 
 
 def test_nothing_that_a_team_registers_breaks_the_tests_of_the_service(product: Path, tmp_path: Path) -> None:

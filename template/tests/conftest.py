@@ -153,8 +153,11 @@ def with_fake(settings: MakeSettings, headers: dict[str, str]) -> Iterator[WithF
             app = create_app(settings())
             app.dependency_overrides[get_llm] = lambda: fake
             app.state.llm = fake
-            app.llm_for = lambda _: fake  # type: ignore[method-assign]
-            return clients.enter_context(TestClient(app, headers=headers))
+            vars(app)["llm_for"] = lambda _: fake
+            client = clients.enter_context(TestClient(app, headers=headers))
+            for asked in (fake.calls, fake.requests):
+                asked.clear()  # what the start has asked
+            return client
 
         yield make
 

@@ -72,7 +72,7 @@ class FakeLLM(LLMClient):
     Args:
         *answers: what its calls get, one after the other: a text, which is JSON for `parse`; calls of tools; or an
             error that is raised. The last one is given for ever.
-        embeddings: makes the vector of a text, or is the error that is raised; None makes two numbers of it: its length,
+        embeddings: makes the vector of a text, or is the error that is raised; None makes two numbers of it, its length
             and one.
         fallbacks: names of models that are tried after an answer that is an error; they take the next answers.
 
