@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any, TextIO, cast
 
 import structlog
@@ -126,13 +127,14 @@ def _write_traceback(output: TextIO, found: Any) -> None:
 @asynccontextmanager
 async def failures_logged() -> AsyncIterator[None]:
     """Log an error of the start, or of the end, in one line, and raise it again: Starlette's text shows its message."""
+    event = "the start, or the shutdown, has failed"
     try:
         yield
     except (SettingsError, AppError, OwnCallError) as error:
-        structlog.get_logger("app").critical("failed", error=type(error).__name__, message=str(error))
+        structlog.get_logger("app").critical(event, error=type(error).__name__, message=str(error))
         raise
     except Exception as error:
-        structlog.get_logger("app").critical("failed", **exception_fields(error))
+        structlog.get_logger("app").critical(event, **exception_fields(error))
         raise
 
 
@@ -150,7 +152,7 @@ def exception_fields(error: BaseException, whole: BaseException | None = None) -
         error: the exception.
         whole: the group or the exception in which it was found; None is itself.
     """
-    found = list(dict.fromkeys(_and_causes(whole or error)))[: MOST_CAUSES + 1]
+    found = list({id(each): each for each in islice(_and_causes(whole or error), MOST_CAUSES + 1)}.values())
     causes = [": ".join(_told(cause).values()) for cause in found if cause is not error]
     stacks = [(cause, "".join(traceback.format_tb(cause.__traceback__))) for cause in reversed(found)]
     stack = "".join(f"{type(cause).__name__}\n{text}" if causes else text for cause, text in stacks if text)

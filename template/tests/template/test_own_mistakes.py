@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.http.event_stream import EventStream
 from app.llm.client import LLMClient
 from app.main import create_app
 from app.models import ChatRequest
+from app.telemetry.logs import exception_fields
 from tests.conftest import AsCaller, MakeSettings, WithFake
 from tests.fakes import FakeLLM
 
@@ -195,6 +197,18 @@ def test_all_causes_and_all_of_a_group_are_logged(
     assert [each.partition(":")[0] for each in line["causes"]] == others
     assert (words in json.dumps(line)) == dev
     assert line["stack"].count("test_own_mistakes.py") == (2 if path == "/chained" else 1)
+
+
+@dataclass
+class Unhashable(Exception):
+    reason: str
+
+
+def test_exceptions_of_any_kind_and_in_a_circle_are_logged() -> None:
+    one, other = Unhashable("a"), Unhashable("b")
+    one.__context__, other.__context__ = other, one
+    fields = exception_fields(ExceptionGroup("many", [one] * 1000))
+    assert (fields["error"], fields["causes"]) == ("ExceptionGroup", ["Unhashable", "Unhashable"])
 
 
 # Calls outside a request.
