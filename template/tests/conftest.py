@@ -39,7 +39,7 @@ with without_own():  # importing it makes an app, for which the team's settings 
 MakeSettings = Callable[..., Settings]
 Serve = Callable[[Settings], str]
 
-WithFake = Callable[[FakeLLM], TestClient]
+WithFake = Callable[..., TestClient]
 AsCaller = Callable[..., TestClient]
 
 KEY = "sk-app-test"
@@ -146,18 +146,19 @@ def as_caller(settings: MakeSettings) -> Iterator[AsCaller]:
 
 @pytest.fixture
 def with_fake(settings: MakeSettings, headers: dict[str, str]) -> Iterator[WithFake]:
-    """Make a client with the key, of an app whose endpoints get a FakeLLM for `LLM`, and its start and jobs too."""
+    """Make a client with the key, of an app whose endpoints get a FakeLLM for `LLM`.
+
+    With a second argument, `outside`, what runs outside requests gets that one: `app.state.llm` and `app.llm_for`.
+    """
     with contextlib.ExitStack() as clients:
 
-        def make(fake: FakeLLM) -> TestClient:
+        def make(fake: FakeLLM, outside: FakeLLM | None = None) -> TestClient:
             app = create_app(settings())
             app.dependency_overrides[get_llm] = lambda: fake
-            app.state.llm = fake
-            vars(app)["llm_for"] = lambda _: fake
-            client = clients.enter_context(TestClient(app, headers=headers))
-            for asked in (fake.calls, fake.requests):
-                asked.clear()  # what the start has asked
-            return client
+            if outside:
+                app.state.llm = outside
+                vars(app)["llm_for"] = lambda _: outside
+            return clients.enter_context(TestClient(app, headers=headers))
 
         yield make
 

@@ -325,10 +325,11 @@ async def test_the_fake_falls_back() -> None:
     assert fake.with_all_models() is fake
 
 
-def test_the_fake_is_the_client_of_the_start_and_of_jobs_too(with_fake: WithFake) -> None:
-    fake = FakeLLM()
-    app: Any = with_fake(fake).app
-    assert app.state.llm is app.llm_for("jobs") is fake
+def test_the_start_and_jobs_have_a_fake_of_their_own(with_fake: WithFake) -> None:
+    outside = FakeLLM()
+    app: Any = with_fake(FakeLLM(), outside).app
+    assert app.state.llm is app.llm_for("jobs") is outside
+    assert not isinstance(with_fake(FakeLLM()).app.state.llm, FakeLLM)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("method", ["complete", "stream", "parse", "parse_with_usage", "run", "embed"])
