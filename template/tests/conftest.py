@@ -18,7 +18,7 @@ from app import own
 from app.config import Settings
 from app.dependencies import get_llm
 from tests.fakes import FakeLLM
-from tests.serving import Backend, Process
+from tests.serving import WITHOUT_OWN, Backend, Process, environment
 from tests.serving import serve as serve_app
 from tests.shutdown import SCENES, Ending, play
 from tests.stub import Stub
@@ -70,6 +70,7 @@ def nothing_of_ones_own(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with without_own(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.telemetry.metrics.REGISTRY", CollectorRegistry())
+        patch.setenv("PYTHONPATH", environment(**WITHOUT_OWN)["PYTHONPATH"])
         yield
 
 
@@ -229,7 +230,7 @@ def _backend() -> Iterator[Backend]:
             "APP_RETRIES": "0",
         }
         with (
-            Process(env=env, ready=False) as process,
+            Process(env=env | WITHOUT_OWN, ready=False) as process,
             openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client,
         ):
             upstreams = {name: row["upstream"].partition("/")[2] for name, row in models.items()}

@@ -23,7 +23,8 @@ from app.http.server_protocol import ServerProtocol
 from tests.stub import Stub
 
 PROJECT = Path(__file__).parent.parent
-WITHOUT_OWN = Path(__file__).with_name("without_own")
+WITHOUT_OWN = {"PYTHONPATH": str(Path(__file__).with_name("without_own"))}
+"""Variables of a process in which app/own.py is empty: the tests that came with the template run in that way."""
 START_SECONDS = 600
 """What a start may take on a very busy machine; LiteLLM alone takes ten seconds of CPU time."""
 
@@ -89,20 +90,17 @@ def free_port() -> int:
 
 
 def environment(**given: str) -> dict[str, str]:
-    """Return the variables of a process that a test starts. In it, app/own.py is empty: see tests/without_own.
+    """Return the variables of a process that a test starts: the tests' own, which are cleaned, and others.
 
     Args:
-        **given: on top of this process's own, which the tests have cleaned.
+        **given: the others. To `PYTHONPATH`, they add folders.
     """
-    env = dict(os.environ) | given
-    folders = [str(WITHOUT_OWN), *filter(None, [env.get("PYTHONPATH")])]
-    return env | {"PYTHONPATH": os.pathsep.join(folders)}
+    folders = [os.environ.get("PYTHONPATH"), given.get("PYTHONPATH")]
+    return os.environ | given | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 class Process:
     """`python -m app` in a process of its own, from the project's folder; a context manager.
-
-    It runs without what app/own.py registers, as all tests of the service itself do.
 
     Args:
         args: arguments of the command.

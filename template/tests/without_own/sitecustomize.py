@@ -1,4 +1,4 @@
-"""In the processes that tests start (`environment` in tests/serving.py): an empty module in place of app/own.py.
+"""In the processes that tests start (`WITHOUT_OWN` in tests/serving.py): an empty module in place of app/own.py.
 
 Python imports a module of this name before anything else, in workers too.
 """
