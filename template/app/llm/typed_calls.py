@@ -51,7 +51,7 @@ class TypedCalls(ABC):
             **fields: any other field of OpenAI's request.
 
         Raises:
-            OwnCallError: there is no such model, or a field is wrong.
+            OwnCallError: there is no such model in the table, or a field is wrong.
             AppError: one of the errors in app/errors.py.
         """
         with _as_own_mistake(model):
@@ -142,12 +142,12 @@ class TypedCalls(ABC):
 def _as_own_mistake(model: str | None) -> Iterator[None]:
     """Turn what would be a client's mistake in a request into one of the code that makes this call.
 
-    What an own model says to its caller stays as it is.
+    What an own model says to its caller stays as it is, and so does what an adapter says of the messages' content.
     """
     try:
         yield
     except (InvalidRequest, ModelNotFound) as error:
-        if error.said_by_own_model:
+        if error.said_by_own_model or (error.param or "").startswith("messages"):
             raise
         no_model = f"there is no model {str(model)[:64]!r} in the model table"
         raise OwnCallError(no_model if isinstance(error, ModelNotFound) else error.message) from None
@@ -161,7 +161,7 @@ def _request(kind: type[R], **fields: Any) -> R:
     try:
         return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise unfit(error) from None
+        raise OwnCallError(unfit(error).message) from None
 
 
 def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:
