@@ -1,12 +1,17 @@
 """Every file of docs/own-endpoints.md works as it stands: it passes its own tests, and mypy."""
 
+import contextlib
+import json
+import os
 import re
 import shutil
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from operations.servers import Program, free_port
 from workspace import ROOT, CheckTypes, run
 
 TEMPLATE = ROOT / "template"
@@ -87,7 +92,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pytest.ini", "mypy.ini", "ruff.toml"):
         shutil.copy(TEMPLATE / name, product)
     for name, text in FILES.items():
-        (product / name).parent.mkdir(exist_ok=True)
+        (product / name).parent.mkdir(exist_ok=True, parents=True)
         (product / name).write_text(text, "utf-8")
     (product / "tests/test_others.py").write_text(OTHERS, "utf-8")
     (product / "evals/__init__.py").touch()
@@ -116,6 +121,64 @@ def test_the_files_of_the_page_pass_their_tests(product: Path) -> None:
         cwd=product,
     )
     assert re.search(r"^\d+ passed", said, re.MULTILINE), said
+
+
+def test_the_files_of_the_page_start_as_they_are_copied(product: Path) -> None:
+    """Without a settings file, a key or a network."""
+    port = free_port()
+    env = {"PATH": os.environ["PATH"], "APP_PORT": str(port), "APP_ENV_FILE": ""}
+
+    def is_open() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/opening-hours") as answer:
+            return bool(answer.read() == b'"9 to 5"')
+        return False
+
+    with Program(sys.executable, "-m", "app", ready=is_open, cwd=product, env=env):
+        pass
+
+
+SNIPPET = """
+const shown = [], handlers = {}, headers = {}, conversation = "c", text = "Hello";
+const show = (event, isError) => shown.push([event, isError]);
+globalThis.addEventListener = (name, handler) => (handlers[name] = handler);
+let given;
+globalThis.fetch = async (_, options) => {
+  given = options.signal;
+  const pieces = [
+    'data: {"a": 1}\\n', '\\n: ping\\ndata: {"b"', ': 2}\\n\\n',
+    ': ping\\nevent: error\\ndata: {"c": 3}\\n\\ndata: [DONE]\\n\\n',
+  ];
+  return new Response(new Blob(pieces).stream());
+};
+%s
+handlers.pagehide();
+console.log(JSON.stringify([shown, given.aborted]));
+"""
+
+
+def test_the_pages_script_for_a_browser_reads_events_and_errors_behind_comments(tmp_path: Path) -> None:
+    [script] = re.findall(r"```js\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "page.mjs").write_text(SNIPPET % script)
+    said = json.loads(run(TOOLS / "node", "page.mjs", cwd=tmp_path))
+    assert said == [[[{"a": 1}, False], [{"b": 2}, False], [{"c": 3}, True]], True]
+
+
+def test_nothing_that_a_team_registers_breaks_the_tests_of_the_service(product: Path, tmp_path: Path) -> None:
+    """Neither a lifespan that can't work here, nor a setting that must be given, in this process or in others."""
+    broken = shutil.copytree(product, tmp_path / "product")
+    own = (
+        FILES["app/own.py"]
+        .replace("    shop: str =", "    database: str\n    shop: str =")
+        .replace("        app.state.session = session\n", "        raise RuntimeError\n")
+    )
+    (broken / "app/own.py").write_text(own, "utf-8")
+    names = [
+        "test_logs.py::test_every_line_of_a_server_is_json",
+        "test_metrics.py::test_two_workers_show_their_sum_whichever_is_asked",
+    ]
+    tests = [f"tests/{name}" for name in names]
+    said = run(TOOLS / "pytest", "--quiet", "-p", "no:cacheprovider", *tests, cwd=broken)
+    assert "2 passed" in said, said
 
 
 def test_the_files_of_the_page_have_sound_types_and_style(product: Path, check_types: CheckTypes) -> None:

@@ -24,7 +24,8 @@ AppError                    500 internal_error
     ├── ProviderRateLimited     429 provider_rate_limited
     └── ProviderTimeout         504 provider_timeout
 
-The texts are ours. A provider's own text reaches a caller in ProviderRefused alone, with secrets removed.
+The texts are ours. A provider's own text reaches a caller in ProviderRefused alone, with secrets removed. OwnCallError
+is no AppError: it is for whoever wrote the code, and its caller gets a 500.
 """
 
 import math
@@ -52,6 +53,8 @@ class AppError(Exception):
     code: str = "internal_error"
     should_retry: ClassVar[bool | None] = None
     """What `x-should-retry` tells OpenAI's SDKs; None leaves it to the status."""
+    said_by_own_model: bool = False
+    """Whether a function of the team's that is served as a model raised it, for its caller."""
 
     def __init__(
         self,
@@ -83,6 +86,13 @@ class AppError(Exception):
         if self.should_retry is not None:
             headers["X-Should-Retry"] = str(self.should_retry).lower()
         return headers
+
+
+class OwnCallError(Exception):
+    """Code calls a model in a way that can't work: by a wrong name, or with a wrong field.
+
+    That is a mistake of the code, not of its client. The message holds nothing of the request's content; it is logged.
+    """
 
 
 class InvalidJSON(AppError):

@@ -20,20 +20,16 @@ from app.http.draining import Drain
 from app.http.problems import install_problem_handlers
 from app.http.routing import ExactPaths
 from app.llm.client import LLMClient
+from app.llm.logged_calls import LoggedCalls
 from app.llm.own_model import connect
 from app.llm.upstreams import Upstreams
 from app.middleware import PROBES, ErrorBoundary, LoadShedding, RequestContext
 from app.routers import chat, embeddings, health, messages, models, playground, responses
 from app.routers import metrics as metrics_router
 from app.routers.closed import Closed
-from app.telemetry.logs import configure_logs
+from app.telemetry.logs import configure_logs, failures_logged
 from app.telemetry.metrics import Metrics
 from app.telemetry.metrics_port import metrics_port
-
-EXPOSED_HEADERS = [
-    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "X-Cost-USD", "Retry-After", "X-Should-Retry"),
-    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
-]
 
 log = structlog.get_logger("app")
 
@@ -63,14 +59,7 @@ def create_app(settings: Settings | None = None) -> App:
         routes=routes,
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
-            Middleware(
-                CORS,
-                allow_origins=settings.cors_origins,
-                allow_credentials=settings.cors_credentials,
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=EXPOSED_HEADERS,
-            ),
+            Middleware(CORS, origins=settings.cors_origins, credentials=settings.cors_credentials),
             Middleware(LoadShedding, drain=drain, max_in_flight=settings.max_in_flight),
             Middleware(ErrorBoundary),
             *getattr(own, "middleware", ()),
@@ -78,7 +67,7 @@ def create_app(settings: Settings | None = None) -> App:
         ],
     )
     own_models = getattr(own, "models", {})
-    upstreams = Upstreams(settings, metrics=metrics, own=partial(connect, models=own_models))
+    upstreams = Upstreams(settings, metrics=metrics, own=partial(connect, models=own_models, app=app))
     demos = frozenset(target.name for target in upstreams.targets.values() if target.adapter == "demo")
     app.state.settings = settings
     app.state.drain = drain
@@ -88,7 +77,7 @@ def create_app(settings: Settings | None = None) -> App:
     app.state.anonymous = Caller("anonymous", demos, anonymous=True)
     app.state.metrics = metrics
     app.state.upstreams = upstreams
-    app.state.llm = LLMClient(upstreams)
+    app.state.llm = LLMClient(upstreams, totals=LoggedCalls())
     app.state.started_at = int(time.time())
     if settings.auth.jwt:
         from app.access.jwt_auth import JwtAuth
@@ -102,9 +91,11 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(playground.router)
     if settings.metrics:
         app.include_router(metrics_router.router)
-    for router in getattr(own, "public_routers", ()):
+    for router in getattr(own, "routers", ()):
+        app.include_router(Closed(router))
+    for router in getattr(own, "public_routers", ()):  # after the others: one of them may take every path
         app.include_public(router)
-    for router in map(Closed, getattr(own, "routers", ())):
+    for router in [playground.start_page] if has_playground else ():  # unless the team has a page there
         app.include_router(router)
     return app
 
@@ -121,6 +112,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
             log.warning("model is not configured", model=target.name, missing=target.missing)
     settings, own_lifespan = state.settings, getattr(own, "lifespan", None)
     async with (
+        failures_logged(),
         state.upstreams,
         metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
         own_lifespan(app) if own_lifespan else nullcontext(),

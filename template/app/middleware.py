@@ -140,7 +140,7 @@ class ErrorBoundary:
         except Exception as error:
             failure = as_app_error(error)
             if failure is None:
-                log.error("unexpected", request_id=exchange.request_id, **exception_fields(cause_of(error)))
+                log.error("unexpected", request_id=exchange.request_id, **exception_fields(cause_of(error), error))
             if not await self._tell(failure or AppError(), exchange, scope, receive, send):
                 raise
 

@@ -231,10 +231,17 @@ class Embedding(Answered):
 
 
 class EmbeddingResponse(Answered):
+    """OpenAI's embeddings."""
+
     object: Text = "list"
     data: list[Embedding]
     model: Text = ""
     usage: Annotated[Usage, _or_default(Usage)] = Usage()
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """The embeddings, in the order of the texts; without any that came in base64, as `encoding_format` asks."""
+        return [row.embedding for row in self.data if isinstance(row.embedding, list)]
 
 
 class ModelCard(BaseModel):

@@ -17,17 +17,29 @@ from starlette.testclient import TestClient
 from app import own
 from app.config import Settings
 from app.dependencies import get_llm
-from app.main import create_app
 from tests.fakes import FakeLLM
-from tests.serving import Backend, Process
+from tests.serving import WITHOUT_OWN, Backend, Process, environment
 from tests.serving import serve as serve_app
 from tests.shutdown import SCENES, Ending, play
 from tests.stub import Stub
 
+
+@contextlib.contextmanager
+def without_own() -> Iterator[None]:
+    """Empty app/own.py within the block: what is made there has nothing of the team's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("routers", "public_routers", "middleware", "models", "lifespan", "OwnSettings"):
+            patch.delattr(own, name, raising=False)
+        yield
+
+
+with without_own():  # importing it makes an app, for which the team's settings may be missing here
+    from app.main import create_app
+
 MakeSettings = Callable[..., Settings]
 Serve = Callable[[Settings], str]
 
-WithFake = Callable[[FakeLLM], TestClient]
+WithFake = Callable[..., TestClient]
 AsCaller = Callable[..., TestClient]
 
 KEY = "sk-app-test"
@@ -38,7 +50,8 @@ CAME_WITH_THE_TEMPLATE = frozenset(
     test_openai_errors test_openapi test_own_endpoints test_playground test_shutdown test_streams
     """.split()
 )
-"""Tests of the service itself. They run without what app/own.py registers, so that nothing in it breaks them."""
+"""Tests of the service itself. They run without what app/own.py registers, so that nothing in it breaks them; in the
+processes that they start, tests/without_own sees to that."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -59,11 +72,12 @@ def _names_the_template(config: pytest.Config) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def nothing_of_ones_own(request: pytest.FixtureRequest) -> Iterator[None]:
     """Empty app/own.py, and the registry of the team's metrics, for the tests that came with the template."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.path.is_relative_to(OF_THE_TEMPLATE) or request.path.stem in CAME_WITH_THE_TEMPLATE:
-            for name in ("routers", "public_routers", "middleware", "models", "lifespan", "OwnSettings"):
-                patch.delattr(own, name, raising=False)
-            patch.setattr("app.telemetry.metrics.REGISTRY", CollectorRegistry())
+    if not (request.path.is_relative_to(OF_THE_TEMPLATE) or request.path.stem in CAME_WITH_THE_TEMPLATE):
+        yield
+        return
+    with without_own(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.telemetry.metrics.REGISTRY", CollectorRegistry())
+        patch.setenv("PYTHONPATH", environment(**WITHOUT_OWN)["PYTHONPATH"])
         yield
 
 
@@ -87,7 +101,13 @@ def stub() -> Iterator[Stub]:
 
 
 @pytest.fixture
-def settings(stub: Stub, key: str) -> MakeSettings:
+def own_settings() -> dict[str, Any]:
+    """The table `[own]`, since tests don't read app/settings.toml. Your test module may have this fixture too."""
+    return {}
+
+
+@pytest.fixture
+def settings(stub: Stub, key: str, own_settings: dict[str, Any]) -> MakeSettings:
     """Make settings: `gpt-4o` at the stub, the demo model and the caller `test`, but for what is given."""
 
     def make(**given: Any) -> Settings:
@@ -98,6 +118,7 @@ def settings(stub: Stub, key: str) -> MakeSettings:
             },
             "callers": {"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest(), "metrics": True}},
             "retries": 0,
+            "own": own_settings,
         }
         return Settings(**(defaults | given))
 
@@ -133,12 +154,18 @@ def as_caller(settings: MakeSettings) -> Iterator[AsCaller]:
 
 @pytest.fixture
 def with_fake(settings: MakeSettings, headers: dict[str, str]) -> Iterator[WithFake]:
-    """Make a client with the key, of an app whose endpoints get a FakeLLM for `LLM`."""
+    """Make a client with the key, of an app whose endpoints get a FakeLLM for `LLM`.
+
+    With a second argument, `outside`, what runs outside requests gets that one: `app.state.llm` and `app.llm_for`.
+    """
     with contextlib.ExitStack() as clients:
 
-        def make(fake: FakeLLM) -> TestClient:
+        def make(fake: FakeLLM, outside: FakeLLM | None = None) -> TestClient:
             app = create_app(settings())
             app.dependency_overrides[get_llm] = lambda: fake
+            if outside:
+                app.state.llm = outside
+                vars(app)["llm_for"] = lambda _: outside
             return clients.enter_context(TestClient(app, headers=headers))
 
         yield make
@@ -215,7 +242,7 @@ def _backend() -> Iterator[Backend]:
             "APP_RETRIES": "0",
         }
         with (
-            Process(env=env, ready=False) as process,
+            Process(env=env | WITHOUT_OWN, ready=False) as process,
             openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client,
         ):
             upstreams = {name: row["upstream"].partition("/")[2] for name, row in models.items()}

@@ -10,7 +10,7 @@ tests/conftest.py does.
 
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class BreaksOff:
 
 
 Scripted = str | Calls | BreaksOff | AppError
+Vector = Callable[[str], list[float]]
 
 
 def tool(name: str, **arguments: Any) -> Calls:
@@ -71,20 +72,31 @@ class FakeLLM(LLMClient):
     Args:
         *answers: what its calls get, one after the other: a text, which is JSON for `parse`; calls of tools; or an
             error that is raised. The last one is given for ever.
+        embeddings: makes the vector of a text, or is the error that is raised; None makes two numbers of it, its length
+            and one.
+        fallbacks: names of models that are tried after an answer that is an error; they take the next answers.
 
     Attributes:
         calls: the arguments of every call, by name; `kind`, `texts` and `tools` among them.
         requests: the fields of every request to the model; a loop with tools, or a repair, sends several.
     """
 
-    def __init__(self, *answers: Scripted) -> None:
-        settings = Settings(models={"fake": ModelEntry(upstream="demo/fake")}, default_model="fake", retries=0)
+    def __init__(
+        self, *answers: Scripted, embeddings: AppError | Vector | None = None, fallbacks: Sequence[str] = ()
+    ) -> None:
+        models = {name: ModelEntry(upstream=f"demo/{name}") for name in fallbacks}
+        models["fake"] = ModelEntry(upstream="demo/fake", fallbacks=list(fallbacks))
+        settings = Settings(models=models, default_model="fake", retries=0)
         upstreams = Upstreams(settings, {})
         upstreams.targets = _AnyModel(upstreams.targets)
         self.calls: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
-        upstreams.adapters["demo"] = _Script(answers or ["Hello from the fake."], self.requests)
+        upstreams.adapters["demo"] = _Script(answers or ["Hello from the fake."], self.requests, embeddings)
         super().__init__(upstreams)
+
+    def with_all_models(self) -> LLMClient:
+        """Return this fake: it knows no callers."""
+        return self
 
     async def complete(self, *, messages: Messages, model: str | None = None, **fields: Any) -> ChatResponse:
         """Return the next answer."""
@@ -107,7 +119,7 @@ class FakeLLM(LLMClient):
         return await super().parse_with_usage(kind, messages=messages, model=model, repairs=repairs, **fields)
 
     async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
-        """Return for each text a vector of two numbers: its length, and one."""
+        """Return a vector for each text."""
         self.calls.append({"texts": texts, "model": model, **fields})
         return await super().embed(texts, model=model, **fields)
 
@@ -123,9 +135,12 @@ class _AnyModel(dict[str, Target]):
 class _Script(Adapter):
     """An adapter that gives prepared answers."""
 
-    def __init__(self, answers: Sequence[Scripted], requests: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, answers: Sequence[Scripted], requests: list[dict[str, Any]], embeddings: AppError | Vector | None
+    ) -> None:
         self._answers = deque(answers)
         self._requests = requests
+        self._embeddings = embeddings or (lambda text: [float(len(text)), 1.0])
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         message, reason, error = self._next(call)
@@ -156,9 +171,11 @@ class _Script(Adapter):
 
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         self._requests.append(dict(call.fields))
+        if isinstance(self._embeddings, AppError):
+            raise self._embeddings
         given = call.fields["input"]
         texts = [given] if isinstance(given, str) else given
-        rows = [{"index": index, "embedding": [float(len(text)), 1.0]} for index, text in enumerate(texts)]
+        rows = [{"index": index, "embedding": self._embeddings(text)} for index, text in enumerate(texts)]
         return {"data": rows, "model": target.model, "usage": USAGE}
 
     def _next(self, call: Call) -> tuple[dict[str, Any], str, AppError | None]:

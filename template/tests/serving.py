@@ -23,6 +23,8 @@ from app.http.server_protocol import ServerProtocol
 from tests.stub import Stub
 
 PROJECT = Path(__file__).parent.parent
+WITHOUT_OWN = {"PYTHONPATH": str(Path(__file__).with_name("without_own"))}
+"""Variables of a process in which app/own.py is empty: the tests that came with the template run in that way."""
 START_SECONDS = 600
 """What a start may take on a very busy machine; LiteLLM alone takes ten seconds of CPU time."""
 
@@ -87,6 +89,16 @@ def free_port() -> int:
     return port
 
 
+def environment(**given: str) -> dict[str, str]:
+    """Return the variables of a process that a test starts: the tests' own, which are cleaned, and others.
+
+    Args:
+        **given: the others. To `PYTHONPATH`, they add folders.
+    """
+    folders = [os.environ.get("PYTHONPATH"), given.get("PYTHONPATH")]
+    return os.environ | given | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
 class Process:
     """`python -m app` in a process of its own, from the project's folder; a context manager.
 
@@ -113,7 +125,7 @@ class Process:
         self.url = f"http://127.0.0.1:{self.port}"
         self.lines: list[str] = []
         self._command = [sys.executable, "-m", "app", *args]
-        self._env = os.environ | {"APP_PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | dict(env or {})
+        self._env = environment(**{"APP_PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | dict(env or {}))
         if settings is not None:
             self._env["APP_SETTINGS_FILE"] = str(settings)
         self._ready = ready

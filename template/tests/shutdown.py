@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.serving import Process
+from tests.serving import WITHOUT_OWN, Process
 from tests.stub import Behaviour, Stub
 from tests.wire import Call, text_of
 
@@ -103,7 +103,7 @@ def play(scene: Scene, key: str) -> Ending:
             "APP_WORKERS": str(scene.workers),
             "APP_SHUTDOWN_GRACE": str(GRACE),
         }
-        with scene.command(env=env) as process:
+        with scene.command(env=env | WITHOUT_OWN) as process:
             return end(scene, process, stub, key)
 
 

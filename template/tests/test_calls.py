@@ -155,7 +155,7 @@ async def group(llm: LLM, model: str) -> list[str | None]:
     return [task.result().content for task in tasks]
 
 
-@pytest.mark.parametrize(("model", "status"), [("long", 200), ("unset-alone", 503), ("no-such-model", 404)])
+@pytest.mark.parametrize(("model", "status"), [("long", 200), ("unset-alone", 503), ("no-such-model", 500)])
 def test_calls_in_a_task_group_fail_with_the_error_of_the_first(
     app: FastAPI, headers: dict[str, str], model: str, status: int
 ) -> None:

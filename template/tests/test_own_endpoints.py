@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import own
 from app.config import ModelEntry, Settings
 from app.dependencies import LLM, get_llm
-from app.errors import InvalidRequest, ProviderError, ProviderRateLimited
+from app.errors import OwnCallError, ProviderError, ProviderRateLimited
 from app.http.routing import BytesRoute
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.main import create_app
 from app.models import ChatChunk, ChatResponse, EmbeddingResponse
-from tests.conftest import MakeSettings
+from tests.conftest import MakeSettings, WithFake
 from tests.fakes import FakeLLM
 from tests.serving import serve
 from tests.stub import MODEL_SUFFIX, PROMPT_TOKENS, TEXT, Behaviour, Stub
@@ -107,8 +107,8 @@ async def test_an_answer_that_is_not_openais_is_an_error_of_the_provider(stub: S
 
 
 @pytest.mark.anyio
-async def test_a_call_that_does_not_fit_is_refused_as_a_request_is(llm: LLMClient) -> None:
-    with pytest.raises(InvalidRequest, match="temperature"):
+async def test_a_call_that_does_not_fit_is_a_mistake_of_the_code(llm: LLMClient) -> None:
+    with pytest.raises(OwnCallError, match="temperature"):
         await llm.complete(messages=MESSAGES, temperature=3)
 
 
@@ -307,6 +307,29 @@ async def test_the_fake_parses_and_embeds() -> None:
     fake = FakeLLM('{"text": "Hello"}')
     assert await fake.parse(Text, messages=MESSAGES) == Text(text="Hello")
     assert [row.embedding for row in (await fake.embed(["a", "bc"])).data] == [[1.0, 1.0], [2.0, 1.0]]
+
+
+@pytest.mark.anyio
+async def test_the_fake_embeds_as_it_is_told_and_fails_as_it_is_told() -> None:
+    fake = FakeLLM(embeddings=lambda text: [float("closed" in text)])
+    assert (await fake.embed(["We are closed.", "Hello"])).vectors == [[1.0], [0.0]]
+    with pytest.raises(ProviderError, match="Too many"):
+        await FakeLLM(embeddings=ProviderRateLimited("Too many.")).embed("a")
+
+
+@pytest.mark.anyio
+async def test_the_fake_falls_back() -> None:
+    fake = FakeLLM(ProviderError("Down."), "From the other.", fallbacks=["other"])
+    answer = await fake.complete(messages=MESSAGES, model="best")
+    assert (answer.content, answer.model) == ("From the other.", "other")
+    assert fake.with_all_models() is fake
+
+
+def test_the_start_and_jobs_have_a_fake_of_their_own(with_fake: WithFake) -> None:
+    outside = FakeLLM()
+    app: Any = with_fake(FakeLLM(), outside).app
+    assert app.state.llm is app.llm_for("jobs") is outside
+    assert not isinstance(with_fake(FakeLLM()).app.state.llm, FakeLLM)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("method", ["complete", "stream", "parse", "parse_with_usage", "run", "embed"])

@@ -19,13 +19,15 @@ from operations.servers import Program, free_port
 from workspace import ROOT, run
 
 PAGE = (ROOT / "template/docs/own-endpoints.md").read_text("utf-8")
-OWN = '''"""The agent of docs/own-endpoints.md, a stream that fails, and a model."""
+OWN = '''"""The agent of docs/own-endpoints.md, tools that work, or take long, a stream that fails, and a model."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 from fastapi import APIRouter
 
 from app import orders
+from app.dependencies import LLM
 from app.errors import InvalidRequest
 from app.http.event_stream import EventStream
 from app.http.ui_messages import ui_message_stream
@@ -51,7 +53,38 @@ async def failing() -> EventStream:
     return ui_message_stream(words())
 
 
+async def parcel(order: str) -> dict[str, str]:
+    """Return where a parcel is."""
+    return {"order": order, "at": "the harbour"}
+
+
+async def slow(order: str) -> str:
+    """Look an order up for a long time."""
+    try:
+        await asyncio.sleep(600)
+    finally:
+        ended.append("slow")
+    return order
+
+
+ended: list[str] = []
+public = APIRouter()
+public.get("/ended")(lambda: ended)
+ASKED = [{"role": "user", "content": "Where is A7?"}]
+
+
+@router.post("/parcel/chat")
+async def ask_parcel(llm: LLM) -> EventStream:
+    return ui_message_stream(llm.run(model="demo", messages=ASKED, tools=[parcel]))
+
+
+@router.post("/slow/chat")
+async def ask_slow(llm: LLM) -> EventStream:
+    return ui_message_stream(llm.run(model="demo", messages=ASKED, tools=[slow], tool_timeout=600, timeout=600))
+
+
 routers = [orders.router, router]
+public_routers = [public]
 models = {"support": support}
 '''
 
@@ -97,6 +130,20 @@ def test_a_page_shows_the_answer_and_the_tools_of_an_own_endpoint(said: Any) -> 
     assert parts["text"]["text"] == "You said: There is no order demo. Ask for its number."
     assert parts["text"]["state"] == "done"
     assert page["drawn"] > 2, "it was shown bit by bit"
+
+
+def test_a_page_shows_what_a_tool_has_found(said: Any) -> None:
+    parts = {part["type"]: part for part in said["parcel"]["parts"]}
+    assert parts["tool-parcel"]["state"] == "output-available"
+    assert parts["tool-parcel"]["output"] == {"order": "demo", "at": "the harbour"}
+    assert "the harbour" in parts["text"]["text"]
+    assert said["parcel"].get("error") is None
+
+
+def test_a_page_that_stops_ends_the_tool_on_the_server(said: Any) -> None:
+    parts = {part["type"]: part for part in said["stopped"]["parts"]}
+    assert parts["tool-slow"]["state"] == "input-available"
+    assert said["ended"] == [[], ["slow"]]
 
 
 def test_a_page_is_told_of_an_error_amid_its_stream(said: Any) -> None:

@@ -28,6 +28,7 @@ class Caller:
         anonymous: whether no key was sent.
         label: the name in metrics; empty takes `name`.
         budgets: further budgets that its calls are charged to: those of calls that this one is a part of.
+        depth: in how many own models this call stands: 1 for what an own model calls, 2 for what that one calls.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Caller:
     anonymous: bool = False
     label: str = ""
     budgets: tuple[Scope, ...] = ()
+    depth: int = 0
 
     def __post_init__(self) -> None:
         if not self.label:

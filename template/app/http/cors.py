@@ -1,15 +1,38 @@
 """CORS: Starlette's middleware, with our own body for a refused preflight request."""
 
+from collections.abc import Sequence
+
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.exchange import exchange_of
 from app.http.problems import problem_response
 
+EXPOSED_HEADERS = [
+    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "X-Cost-USD", "Retry-After", "X-Should-Retry"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+]
+
 
 class CORS(CORSMiddleware):
-    """Starlette's, but a request without `Origin` passes at once where every origin is allowed."""
+    """Starlette's, but a request without `Origin` passes at once where every origin is allowed.
+
+    Args:
+        app: the application inside.
+        origins: which websites may call; `*` is every one.
+        credentials: whether browsers may send cookies.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str], *, credentials: bool) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_credentials=credentials,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -97,7 +97,8 @@ class EventStream(Response):
         except Exception as error:
             failure = as_app_error(error)
             if failure is None:
-                log.error("unexpected", request_id=self._exchange.request_id, **exception_fields(cause_of(error)))
+                fields = exception_fields(cause_of(error), error)
+                log.error("unexpected", request_id=self._exchange.request_id, **fields)
                 failure = AppError()
         finally:
             self._timer.cancel()

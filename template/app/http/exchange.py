@@ -3,14 +3,13 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Callable
-from typing import Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from app.access.limits import Held
 from app.errors import AppError
+from app.http.connection import Connection
 from app.llm.call import CallTotals
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -19,13 +18,6 @@ SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
-
-
-class Connection(Protocol):
-    """What `ServerProtocol` tells of a connection. Other servers tell nothing: a task waits for the client to leave."""
-
-    def call_when_lost(self, callback: Callable[[], None] | None) -> None: ...
-    async def until_sent(self) -> bool: ...
 
 
 class Exchange:
@@ -81,15 +73,11 @@ class Exchange:
         self._end: Message | None = None
 
     @property
-    def declared_length(self) -> int | None:
-        """The body's length in bytes by what its head says; None of a chunked one."""
-        declared = self.headers.get(b"content-length", b"0")
-        return None if b"transfer-encoding" in self.headers or not declared.isdigit() else int(declared[:20])
-
-    @property
     def declares_too_much(self) -> bool:
-        """Whether the body is larger than it may be, by what its head says."""
-        return (self.declared_length or 0) > self._max_body_bytes
+        """Whether the body is larger than it may be, by what its head says; that of a chunked one says nothing."""
+        declared = self.headers.get(b"content-length", b"0")
+        is_told = b"transfer-encoding" not in self.headers and declared.isdigit()
+        return is_told and int(declared[:20]) > self._max_body_bytes
 
     def too_large(self) -> HTTPException:
         """Return the error for a body that is larger than it may be."""

@@ -80,6 +80,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
+        lifespan="on",
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=with_mapped(settings.trusted_proxies) or None,
         timeout_graceful_shutdown=SERVER_BACKSTOP,
@@ -97,7 +98,8 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         return Supervisor(config, listener, settings).serve()
     config.load_app()
     server = Server(config)
-    server.run([listener])
+    with contextlib.suppress(SystemExit):  # the start has failed; uvicorn's own exit code is another
+        server.run([listener])
     return 0 if server.started else 1
 
 

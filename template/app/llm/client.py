@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -42,6 +43,20 @@ class LLMClient(TypedCalls):
         self._caller = caller
         self._totals = totals
         self._prepaid: dict[str, str] | None = None
+
+    @property
+    def caller_name(self) -> str | None:
+        """The name of who calls; None for the application itself."""
+        return self._caller.name if self._caller else None
+
+    def with_all_models(self) -> "LLMClient":
+        """Return a client that may use every model, for this caller: within its limits, in its name and on its bill.
+
+        Who calls without a key gets no more than before.
+        """
+        caller = self._caller
+        opened = replace(caller, models=None) if caller and not caller.anonymous else caller
+        return LLMClient(self._upstreams, opened, self._totals)
 
     def usable(self) -> list[Target]:
         """Return the models that this caller may use."""

@@ -1,4 +1,4 @@
-"""Calls outside a request, each with a log line of its own: no request's line sums them."""
+"""Calls outside a request, each with a log line of its own: no request's line sums them up."""
 
 import structlog
 
@@ -12,8 +12,7 @@ class LoggedCalls(CallTotals):
     """Writes a log line for each call that has ended."""
 
     def add(self, call: Call) -> None:
-        """Count a call, and log it."""
-        super().add(call)
+        """Log a call. Nothing is summed up: a client of the application's own may live as long as it does."""
         log.info(
             "call",
             caller=call.caller_name,

@@ -27,6 +27,8 @@ from app.telemetry.tracing import keep_current
 
 Answer = Callable[[ChatRequest, Caller | None, CallTotals], AsyncGenerator[Any, None]]
 """Answers a request for a caller; its calls of other models are added to the totals."""
+MOST_DEEP = 8
+"""Own models that may stand within each other: one that calls itself would never end."""
 REASONS = ("stop", "length", "content_filter", "tool_calls")
 
 log = structlog.get_logger("app.own")
@@ -110,10 +112,14 @@ class Own(Adapter):
         call.deadlines.start_answer(target.name)
         request = ChatRequest.model_validate(target.fields(call.fields))
         asked_by = call.caller or Caller("app")
+        if asked_by.depth == MOST_DEEP:
+            log.error("own models call each other without end", model=target.name, deep=MOST_DEEP)
+            raise OwnModelFailed(f"Model {target.name!r} failed. Search the logs for the request id.")
         # This call keeps the limits already. What it costs is charged call by call, to its budgets as well.
         spenders = [("caller", asked_by.name, asked_by.limits), ("model", target.name, target.entry)]
         budgets = tuple((kind, name, limits.money) for kind, name, limits in spenders if limits and limits.money)
-        caller = replace(asked_by, models=None, limits=None, budgets=(*asked_by.budgets, *budgets))
+        depth = asked_by.depth + 1
+        caller = replace(asked_by, models=None, limits=None, budgets=(*asked_by.budgets, *budgets), depth=depth)
         limit, in_span = call.deadlines.limit(), keep_current()
         try:
             async with aclosing(self._functions[target.model](request, caller, totals)) as events:
@@ -129,7 +135,8 @@ class Own(Adapter):
         except ProviderError as error:
             error.retry = False  # it has been tried again where it came from
             raise
-        except AppError:
+        except AppError as error:
+            error.said_by_own_model = True
             raise
         except Exception as error:
             if isinstance(error, TimeoutError) and limit.expired():

@@ -1,9 +1,13 @@
 """Your code as a model: with `models = {"support": support}` in app/own.py, `upstream = "own/support"` leads to it."""
 
+import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
+from typing import Any
 
 from app.access.callers import Caller
+from app.config import SettingsError
+from app.errors import OwnCallError
 from app.llm.call import CallTotals
 from app.llm.client import LLMClient
 from app.llm.own_adapter import Answer
@@ -11,24 +15,49 @@ from app.llm.tool_loop import RunEvent
 from app.llm.upstreams import Upstreams
 from app.models import ChatChunk, ChatRequest
 
-OwnModel = Callable[[ChatRequest, LLMClient], AsyncGenerator[str | ChatChunk | RunEvent, None]]
+Events = AsyncGenerator[str | ChatChunk | RunEvent, None]
+OwnModel = Callable[[ChatRequest, LLMClient], Events] | Callable[[ChatRequest, LLMClient, Any], Events]
 """An async generator function: it gets the request and a client of all models, and yields its answer.
 
+With a third argument, it gets the application too: its `state` has the settings, and what `lifespan` has opened.
 It yields texts, chunks of `llm.stream` or events of `llm.run`. An AppError that it raises is its caller's answer.
 """
 
 
-def connect(upstreams: Upstreams, models: Mapping[str, OwnModel]) -> dict[str, Answer]:
+def connect(upstreams: Upstreams, models: Mapping[str, OwnModel], app: Any = None) -> dict[str, Answer]:
     """Return the team's functions as the adapter calls them.
 
     Args:
         upstreams: the models that the functions may call.
         models: the functions.
+        app: the application.
+
+    Raises:
+        SettingsError: what stands in `models` can be no model.
     """
-    return {name: partial(_answer, model, upstreams) for name, model in models.items()}
+    return {name: partial(_answer, name, _with_two(name, model, app), upstreams) for name, model in models.items()}
+
+
+def _with_two(name: str, model: Any, app: Any) -> Callable[[ChatRequest, LLMClient], Any]:
+    """Return a function that takes a request and a client, for one that may need the application too."""
+    is_wrong = inspect.iscoroutinefunction(model) or inspect.isgeneratorfunction(model) or not callable(model)
+    needed = () if is_wrong else inspect.signature(model).parameters.values()
+    count = sum(each.default is each.empty and each.kind in (0, 1) for each in needed)
+    if count not in (2, 3):
+        takes = "that yields, and takes a ChatRequest, an LLMClient and, if it likes, the App"
+        raise SettingsError(f"`models` of app/own.py: {name!r} must be an async function {takes}")
+    return model if count == 2 else lambda request, llm: model(request, llm, app)
 
 
 def _answer(
-    model: OwnModel, upstreams: Upstreams, request: ChatRequest, caller: Caller | None, totals: CallTotals
-) -> AsyncGenerator[str | ChatChunk | RunEvent, None]:
-    return model(request, LLMClient(upstreams, caller, totals))
+    name: str,
+    model: Callable[[ChatRequest, LLMClient], Any],
+    upstreams: Upstreams,
+    request: ChatRequest,
+    caller: Caller | None,
+    totals: CallTotals,
+) -> Events:
+    events = model(request, LLMClient(upstreams, caller, totals))
+    if not hasattr(events, "aclose"):
+        raise OwnCallError(f"own model {name!r} returned {type(events).__name__}, and no async generator")
+    return events  # type: ignore[no-any-return]

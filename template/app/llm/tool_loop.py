@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
+from pydantic import Field
 from pydantic_core import to_json
 
 from app.llm.tools import Event, ToolCall, ToolResult, Tools
@@ -31,7 +32,8 @@ class Done(Event):
         text: the model's last text.
         turns: how often the model was called.
         usage: the sum of all its calls.
-        messages: the conversation with all that was added to it, to be stored or sent again.
+        messages: the conversation with all that was added to it, to be stored or sent again. Not sent to browsers, nor
+            by `model_dump`: it begins with your prompt.
     """
 
     type: Literal["done"] = "done"
@@ -39,7 +41,7 @@ class Done(Event):
     text: str
     turns: int
     usage: Usage
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] = Field(exclude=True)
 
 
 RunEvent = TextDelta | ToolCall | ToolResult | Done

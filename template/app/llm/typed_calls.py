@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from app.errors import unfit
+from app.errors import InvalidRequest, ModelNotFound, OwnCallError, unfit
 from app.llm.call import Answer, Call, OpenStream
 from app.llm.failures import unreadable
 from app.llm.json_text import read_json
@@ -51,17 +51,21 @@ class TypedCalls(ABC):
             **fields: any other field of OpenAI's request.
 
         Raises:
+            OwnCallError: there is no such model in the table, or a field is wrong.
             AppError: one of the errors in app/errors.py.
         """
-        answer = await self._ask(model=model, messages=list(map(as_sent, messages)), **fields)
+        with _as_own_mistake(model):
+            answer = await self._ask(model=model, messages=list(map(as_sent, messages)), **fields)
         return _typed(ChatResponse, answer.body, answer.call)
 
     async def stream(
         self, *, messages: Messages, model: str | None = None, **fields: Any
     ) -> AsyncGenerator[ChatChunk, None]:
         """Yield a chat completion's chunks; arguments and errors as in `complete`."""
-        request = _request(ChatRequest, model=model, messages=list(map(as_sent, messages)), **fields)
-        async with self.open_stream(request) as stream:
+        async with AsyncExitStack() as opened:
+            with _as_own_mistake(model):
+                request = _request(ChatRequest, model=model, messages=list(map(as_sent, messages)), **fields)
+                stream = await opened.enter_async_context(self.open_stream(request))
             for chunk in _chunks(stream.first, stream.call):
                 yield chunk
             async for packet in stream.packets:
@@ -91,7 +95,8 @@ class TypedCalls(ABC):
             AppError: as in `complete`.
         """
         sent = [as_sent(message) for message in messages]
-        return await parse(partial(self._ask, **fields), kind, sent, self.candidates(model), repairs)
+        with _as_own_mistake(model):
+            return await parse(partial(self._ask, **fields), kind, sent, self.candidates(model), repairs)
 
     def run(
         self,
@@ -125,11 +130,27 @@ class TypedCalls(ABC):
     async def embed(self, texts: str | Sequence[str], *, model: str | None = None, **fields: Any) -> EmbeddingResponse:
         """Return the embeddings of a text, or of texts; other arguments and errors as in `complete`."""
         given = texts if isinstance(texts, str) else list(texts)
-        answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
+        with _as_own_mistake(model):
+            answer = await self.embeddings(_request(EmbeddingRequest, model=model, input=given, **fields))
         return _typed(EmbeddingResponse, answer.body, answer.call)
 
     async def _ask(self, **fields: Any) -> Answer:
         return await self.answer(_request(ChatRequest, **fields))
+
+
+@contextmanager
+def _as_own_mistake(model: str | None) -> Iterator[None]:
+    """Turn what would be a client's mistake in a request into one of the code that makes this call.
+
+    What an own model says to its caller stays as it is, and so does what an adapter says of the messages' content.
+    """
+    try:
+        yield
+    except (InvalidRequest, ModelNotFound) as error:
+        if error.said_by_own_model or (error.param or "").startswith("messages"):
+            raise
+        no_model = f"there is no model {str(model)[:64]!r} in the model table"
+        raise OwnCallError(no_model if isinstance(error, ModelNotFound) else error.message) from None
 
 
 R = TypeVar("R", ChatRequest, EmbeddingRequest)
@@ -140,7 +161,7 @@ def _request(kind: type[R], **fields: Any) -> R:
     try:
         return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise unfit(error) from None
+        raise OwnCallError(unfit(error).message) from None
 
 
 def _chunks(packet: bytes, call: Call) -> Iterator[ChatChunk]:

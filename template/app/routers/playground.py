@@ -22,9 +22,10 @@ HEADERS = {
 }
 
 router = APIRouter(include_in_schema=False)
+start_page = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+@start_page.get("/")
 async def index() -> Response:
     """Redirect to the playground."""
     return RedirectResponse("/playground", 307)

@@ -10,14 +10,17 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, TextIO, cast
 
 import structlog
 from pydantic_core import to_json
 
-from app.config import Settings
+from app.config import Settings, SettingsError
+from app.errors import AppError, OwnCallError
 from app.telemetry.output import STDOUT
 
 QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
@@ -29,7 +32,9 @@ USER_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+@")
 LINES = ("stack", "exception")
 """What the console shows in several lines."""
 LONGEST_MESSAGE = 2000
-"""Characters of an exception's message that are logged in development."""
+"""Characters of an exception's message that are logged."""
+MOST_CAUSES = 20
+"""Further exceptions that are logged with one."""
 
 _shown: dict[str, bool] = {"messages": False}
 """Whether an exception's message is logged: in development only."""
@@ -70,6 +75,7 @@ def configure_logs(settings: Settings) -> None:
     for name in OF_THE_SERVER:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # the log of requests is ours
+    logging.getLogger("uvicorn.error").addFilter(_is_no_traceback)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
@@ -154,13 +160,53 @@ def _write_traceback(output: TextIO, found: Any) -> None:
     output.write("\n" + _printable("".join(traceback.format_exception(*found)).rstrip(), "\n"))
 
 
-def exception_fields(error: BaseException) -> dict[str, str]:
-    """Return an exception's type and stack for a log line.
+@asynccontextmanager
+async def failures_logged() -> AsyncIterator[None]:
+    """Log an error of the start, or of the end, in one line, and raise it again: Starlette's text shows its message."""
+    event = "the start, or the shutdown, has failed"
+    try:
+        yield
+    except (SettingsError, AppError, OwnCallError) as error:
+        structlog.get_logger("app").critical(event, error=type(error).__name__, message=str(error))
+        raise
+    except Exception as error:
+        structlog.get_logger("app").critical(event, **exception_fields(error))
+        raise
 
-    Its message is left out, since it may quote a prompt or a key, but in development.
+
+def _is_no_traceback(record: logging.LogRecord) -> bool:
+    """Return whether a record is none of those that quote a whole exception, which `failures_logged` has logged."""
+    return not str(record.msg).startswith("Traceback ")
+
+
+def exception_fields(error: BaseException, whole: BaseException | None = None) -> dict[str, Any]:
+    """Return an exception's type and stack for a log line, and its causes.
+
+    Its message is left out, since it may quote a prompt or a key, but in development, and where it is ours.
+
+    Args:
+        error: the exception.
+        whole: the group or the exception in which it was found; None is itself.
     """
-    message = {"message": str(error)[:LONGEST_MESSAGE]} if _shown["messages"] else {}
-    return {"error": type(error).__name__, **message, "stack": "".join(traceback.format_tb(error.__traceback__))}
+    found = list({id(each): each for each in islice(_and_causes(whole or error), MOST_CAUSES + 1)}.values())
+    causes = [": ".join(_told(cause).values()) for cause in found if cause is not error]
+    stacks = [(cause, "".join(traceback.format_tb(cause.__traceback__))) for cause in reversed(found)]
+    stack = "".join(f"{type(cause).__name__}\n{text}" if causes else text for cause, text in stacks if text)
+    return {**_told(error), **({"causes": causes} if causes else {}), "stack": stack}
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    is_shown = _shown["messages"] or isinstance(error, (SettingsError, OwnCallError))
+    return {"error": type(error).__name__} | ({"message": str(error)[:LONGEST_MESSAGE]} if is_shown else {})
+
+
+def _and_causes(error: BaseException | None, depth: int = 0) -> Iterator[BaseException]:
+    """Yield an exception, those in it if it is a group, and what it was raised from, or amid of."""
+    if error is not None and depth < MOST_CAUSES:
+        yield error
+        inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        for each in (*inner, error.__cause__ or (None if error.__suppress_context__ else error.__context__)):
+            yield from _and_causes(each, depth + 1)
 
 
 def _without_message_of_exception(

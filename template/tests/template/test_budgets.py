@@ -20,10 +20,10 @@ from app.access.limits import warn_of_budgets
 from app.access.windows import DAY, calendar
 from app.config import JwtSettings, ModelEntry, Settings
 from app.errors import BudgetExceeded
+from app.http.cors import EXPOSED_HEADERS
 from app.llm.accounting import Accounting
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
-from app.main import EXPOSED_HEADERS
 from app.models import ChatRequest
 from app.quotas import Price
 from app.telemetry.tracing import Tracing

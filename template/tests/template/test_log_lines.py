@@ -19,7 +19,7 @@ from app.main import create_app
 from app.telemetry.logs import configure_logs
 from app.telemetry.output import Output
 from tests.conftest import MakeSettings
-from tests.serving import PROJECT, Process, free_port
+from tests.serving import PROJECT, Process, environment, free_port
 
 CANARY = "pw-canary-0123456789"
 
@@ -143,8 +143,7 @@ def test_a_module_that_can_not_be_imported_is_named(tmp_path: Any) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "app", "--workers", "2"],
         cwd=PROJECT,
-        env=os.environ
-        | {"PYTHONPATH": str(tmp_path), "APP_LOG_FORMAT": "json", "APP_PORT": str(free_port()), "APP_METRICS": "1"},
+        env=environment(PYTHONPATH=str(tmp_path), APP_LOG_FORMAT="json", APP_PORT=str(free_port()), APP_METRICS="1"),
         capture_output=True,
         text=True,
         timeout=60,

@@ -115,6 +115,20 @@ async def waiting() -> EventStream:
     return EventStream(conversation())
 
 
+async def unread() -> AsyncIterator[str]:
+    """Has always more to send than its reader takes, so it is left while it sends, and not while it waits."""
+    try:
+        while True:
+            yield "Hello" * 1_000_000
+    finally:
+        await asyncio.sleep(0.05)
+        happened.append("stored")
+
+
+routes.post("/unread", response_model=None)(lambda: EventStream(unread()))
+routes.post("/unread/ui", response_model=None)(lambda: ui_message_stream(unread()))
+
+
 @routes.get("/aborted")
 async def aborted(request: Request) -> EventStream:
     async def events() -> AsyncIterator[str]:
@@ -211,7 +225,7 @@ def test_a_later_error_is_an_event(url: str, error: str) -> None:
     assert [entry["error"] for entry in lines if entry["event"] == "unexpected"] == ["LookupError"] * (error == "bug")
 
 
-@pytest.mark.parametrize("path", ["/left", "/waiting"])
+@pytest.mark.parametrize("path", ["/left", "/waiting", "/unread", "/unread/ui"])
 def test_what_is_to_be_stored_is_stored_when_the_reader_leaves(url: str, path: str) -> None:
     with capture_logs() as lines:
         with connect(url) as connection:

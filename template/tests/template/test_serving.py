@@ -19,7 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from app.access.callers import hash_key
 from app.http.serving import START_EVERY, Supervisor
-from tests.serving import PROJECT, Process, free_port
+from tests.serving import PROJECT, Process, environment, free_port
 
 CANARY = "pw-canary-0123456789"
 SLOW = '''
@@ -53,6 +53,25 @@ PIPE = 8192
 """Bytes that a pipe of these tests holds."""
 REQUESTS = 100
 """Their lines in the log are more than that."""
+OWN = '''
+"""A team's code that fails at the start."""
+import contextlib, sys
+from types import SimpleNamespace
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    LIFESPAN
+    yield
+
+class Middleware:
+    def __init__(self, app):
+        MIDDLEWARE
+        self.app = app
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+sys.modules["app.own"] = SimpleNamespace(lifespan=lifespan, middleware=[(Middleware, (), {})])
+'''
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
 
@@ -270,11 +289,35 @@ def test_a_start_that_can_not_work_is_one_sentence_and_exit_code_1(args: tuple[s
     assert CANARY not in line
 
 
+@pytest.mark.parametrize(
+    ("workers", "lifespan", "middleware", "fields"),
+    [
+        (1, "from app.config import SettingsError; raise SettingsError('No shop.')", "pass", {"No shop."}),
+        (2, "app.llm_for('nobody')", "pass", {"SettingsError"}),
+        (1, f"raise OSError('{CANARY[::-1]}'[::-1])", "pass", {"OSError"}),
+        (1, "pass", "raise OSError", {"OSError"}),
+    ],
+    ids=["settings", "caller", "resource", "middleware"],
+)
+def test_a_start_that_fails_in_own_code_is_told_once_and_in_our_words_alone(
+    tmp_path: Path, workers: int, lifespan: str, middleware: str, fields: set[str]
+) -> None:
+    own = OWN.replace("LIFESPAN", lifespan).replace("MIDDLEWARE", middleware)
+    (tmp_path / "sitecustomize.py").write_text(own)
+    env = {"PYTHONPATH": str(tmp_path), "APP_LOG_FORMAT": "json"}
+    with Process("--workers", str(workers), env=env, ready=False) as process:
+        assert process.wait(60) == 1
+    lines = [json.loads(line) for line in process.lines]
+    [line] = [line for line in lines if line.get("error")]
+    assert fields <= set(line.values())
+    assert not any(CANARY in line or "Traceback" in line for line in process.lines)
+
+
 def test_uvicorns_own_supervisor_gives_up_as_well() -> None:
     ended = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(free_port()), "--workers", "2"],
         cwd=PROJECT,
-        env=os.environ | {"APP_LIMIT_STORAGE": f"async+valkey://:{CANARY}@host:port"},
+        env=environment(APP_LIMIT_STORAGE=f"async+valkey://:{CANARY}@host:port"),
         capture_output=True,
         text=True,
         timeout=60,
@@ -306,7 +349,7 @@ def test_a_name_is_served_at_all_of_its_addresses() -> None:
 def serve_into(stdout: Any, requests: int) -> tuple[int, str]:
     """Serve with another stdout; return the exit code and what came on stderr."""
     port = free_port()
-    env = os.environ | {"APP_PORT": str(port), "APP_LOG_FORMAT": "json"}
+    env = environment(APP_PORT=str(port), APP_LOG_FORMAT="json")
     with subprocess.Popen(
         [sys.executable, "-m", "app"], cwd=PROJECT, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -345,7 +388,7 @@ def test_a_log_that_can_not_be_written_is_told_and_stops_nothing(reason: str) ->
 
 def test_lines_that_were_lost_are_counted_in_the_log() -> None:
     port = free_port()
-    env = os.environ | {"APP_PORT": str(port), "APP_LOG_FORMAT": "json"}
+    env = environment(APP_PORT=str(port), APP_LOG_FORMAT="json")
     with subprocess.Popen(
         [sys.executable, "-m", "app"],
         cwd=PROJECT,

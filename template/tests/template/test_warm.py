@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import PROJECT, Process
+from tests.serving import PROJECT, Process, environment
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, running
 from tests.wire import HELLO
@@ -39,7 +39,7 @@ def test_vendors_that_speak_openais_protocol_need_no_litellm() -> None:
         "    assert client.get('/ready').status_code == 200\n"
         "assert 'litellm' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)  # noqa: S603 - our own command
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment(), check=True)  # noqa: S603 - our own command
 
 
 def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path, key: str) -> None:

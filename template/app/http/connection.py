@@ -1,0 +1,11 @@
+"""What an Exchange may know of the connection that its request came by."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Connection(Protocol):
+    """What `ServerProtocol` tells of a connection. Other servers tell nothing: a task waits for the client to leave."""
+
+    def call_when_lost(self, callback: Callable[[], None] | None) -> None: ...
+    async def until_sent(self) -> bool: ...
