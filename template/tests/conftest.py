@@ -60,8 +60,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return how many processes run the tests: two for the template's own, which take long, else this one."""
-    return 2 if _names_the_template(config) else 0
+    """Return how many processes run the tests: three for the template's own, which mostly wait, else this one."""
+    return 3 if _names_the_template(config) else 0
 
 
 def _names_the_template(config: pytest.Config) -> bool:

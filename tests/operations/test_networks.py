@@ -98,7 +98,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_told_in_the_log(tm
         assert stub.requests == []
     lines = [json.loads(line) for line in process.lines]
     [line] = [line for line in lines if line["event"] == "provider can't be reached"]
-    assert line["reason"] == "ClientConnectorCertificateError"
+    assert line["reason"] == "SSLCertVerificationError"
 
 
 def test_settings_come_from_a_config_map(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The direct adapter: providers that speak OpenAI's protocol, over one pooled aiohttp session.
+"""The direct adapter: providers that speak OpenAI's protocol, over kept connections.
 
 A whole answer is parsed once. A stream's events are checked, and passed on byte for byte.
 """
@@ -6,13 +6,10 @@ A whole answer is parsed once. A stream's events are checked, and passed on byte
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-import aiohttp
 from pydantic_core import to_json
-from yarl import URL
 
 from app.config import Timeouts
 from app.errors import ProviderError
@@ -21,8 +18,9 @@ from app.llm.call import Call
 from app.llm.deadlines import Deadlines, Watchdog
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import parse_body, provider_failure, unreachable, unreadable
+from app.llm.http_client import HttpClient
+from app.llm.http_response import HttpError, Response
 from app.llm.provider_responses import (
-    READ_ERRORS,
     broken_body,
     check_encoding,
     not_answered,
@@ -36,22 +34,18 @@ from app.llm.targets import Target
 from app.telemetry.tracing import inject
 
 MAX_ERROR_BYTES = 64 * 1024
-MAX_HEADER_BYTES = 64 * 1024
-"""Of one header line of a response."""
 ERROR_WITHIN = 2.0
 """Seconds that a provider may take to send an error's body."""
 
 PROXY_REFUSES = 407
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
-_url = cache(URL)
-
 
 class Direct(Adapter):
     """Calls OpenAI-compatible providers.
 
     Args:
-        timeouts: time limits, in seconds. The session keeps `connect`; each call's deadlines keep the others.
+        timeouts: time limits, in seconds. HttpClient keeps `connect`; each call's deadlines keep the others.
         traced: pass the trace's context on to the provider.
     """
 
@@ -60,18 +54,12 @@ class Direct(Adapter):
         self._traced = traced
 
     async def start(self) -> None:
-        """Open the session; needs a running loop."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-        )
+        """Open nothing yet, but be ready to; needs a running loop."""
+        self._http = HttpClient(self._timeouts.connect)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self._http.close()
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion: OpenAI's object.
@@ -132,7 +120,7 @@ class Direct(Adapter):
         if not 200 <= response.status < 300:
             raise await self._failure(target, response)
         check_encoding(target, response)
-        watchdog = Watchdog(deadlines, response.content.set_exception)
+        watchdog = Watchdog(deadlines, response.fail)
         try:
             is_first = True
             while not relay.ended:
@@ -140,8 +128,8 @@ class Direct(Adapter):
                     deadlines.next_event()
                 watchdog.wait()
                 try:
-                    packet = await response.content.readany()
-                except READ_ERRORS as error:
+                    packet = await response.read()
+                except HttpError as error:
                     raise broken_body(target, error) from None
                 watchdog.pause()
                 if is_first and packet.lstrip()[:1] in (b"{", b"["):
@@ -161,7 +149,7 @@ class Direct(Adapter):
         self,
         target: Target,
         packet: bytes,
-        response: aiohttp.ClientResponse,
+        response: Response,
         deadlines: Deadlines,
         relay: Relay,
     ) -> bytes:
@@ -198,7 +186,7 @@ class Direct(Adapter):
 
     async def _post(
         self, target: Target, path: str, fields: dict[str, Any], more: Mapping[str, str] = NO_HEADERS
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """Return the response to a request; whoever gets it reads and closes it."""
         headers = {"Content-Type": "application/json", **more}
         if target.key:
@@ -206,21 +194,15 @@ class Direct(Adapter):
         if self._traced:
             inject(headers)
         try:
-            response = await self._session.post(
-                _url(f"{target.api_base}{path}"),
-                data=to_json(fields),
-                headers=headers,
-                proxy=target.proxy,
-                allow_redirects=False,  # a redirect must not take the key to another host
-            )
+            response = await self._http.post(f"{target.api_base}{path}", headers, to_json(fields), target.proxy)
             if response.status == PROXY_REFUSES and target.proxy:
                 response.close()
-                raise unreachable(target, "ClientHttpProxyError")
+                raise unreachable(target, "ProxyRefused", unreached=True)
             return response
-        except READ_ERRORS as error:
+        except HttpError as error:
             raise not_answered(target, error, self._timeouts.connect) from None
 
-    async def _failure(self, target: Target, response: aiohttp.ClientResponse) -> ProviderError:
+    async def _failure(self, target: Target, response: Response) -> ProviderError:
         body = None
         with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(ERROR_WITHIN):  # without a body, the status says enough

@@ -50,7 +50,6 @@ RATE = re.compile(
 GAVE_UP_WAITING = (408, 504, 524)  # statuses of proxies, behind which the answer may go on being written
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
 """Quoted parts of a provider's sentence, which may be the caller's own words."""
-UNREACHED = re.compile("ClientConnector|ClientProxyConnection|ConnectError|ConnectionRefusedError")
 CONTEXT_OVERFLOW = re.compile(
     r"context[ _](length|window|size)|prompt is too long|input (is|was) too long|too many (input )?tokens|"
     r"maximum (number of|context|input) ?tokens?|exceeds? the (maximum|max|model)[^.]{0,30}tokens",
@@ -243,22 +242,18 @@ def cut_off(model: str) -> ProviderError:
     return ProviderError(f"The answer of model {model!r} was cut off by its provider.", retry=True, truncated=True)
 
 
-def unreachable(target: Target, reason: str) -> ProviderError:
+def unreachable(target: Target, reason: str, *, unreached: bool) -> ProviderError:
     """Return our error for a connection that could not be made, or was lost before an answer; log the reason.
 
     Args:
         target: the model.
         reason: name of the exception.
+        unreached: whether nothing had been sent.
     """
     hint = {"proxy": host_of(target.proxy)} if target.proxy else {}
-    if (
-        reason != "ServerDisconnectedError"
-        and is_loopback(urlsplit(target.api_base or "").hostname or "")
-        and _in_container()
-    ):
+    if unreached and is_loopback(urlsplit(target.api_base or "").hostname or "") and _in_container():
         hint["hint"] = "inside a container, localhost is the container itself; the host is host.docker.internal"
     log.warning("provider can't be reached", model=target.name, reason=reason, **hint)
-    unreached = UNREACHED.match(reason) is not None
     message = f"The provider of model {target.name!r} can't be reached."
     # Where it was reached, the connection was lost after the request had been sent.
     return ProviderError(message, retry=True, unreached=unreached, spent=not unreached)
@@ -275,7 +270,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     milliseconds = (headers.get("retry-after-ms") or "").strip()
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]+)?", milliseconds):
         return float(milliseconds) / 1000
-    value = (headers.get("Retry-After") or "").strip()
+    value = (headers.get("retry-after") or "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
         return float(value)
     try:

@@ -11,7 +11,8 @@ from app.llm.failures import cut_off, error_in, failure_in_body, parse_body, pro
 from app.llm.targets import Target
 from app.llm.wire import Wire
 
-NO_CONNECTION = {"ConnectError", "ClientConnectorError", "ConnectionRefusedError", "ServerDisconnectedError"}
+NOTHING_SENT = {"ConnectError", "ClientConnectorError", "ConnectionRefusedError"}
+NO_CONNECTION = NOTHING_SENT | {"ServerDisconnectedError"}
 CUT_OFF = {
     "ClientPayloadError",
     "RemoteProtocolError",
@@ -41,7 +42,7 @@ def litellm_failure(target: Target, error: Exception, wire: Wire, sent: Iterable
         message = f"The provider of model {target.name!r} did not accept a connection in time (timeouts.connect)."
         return ProviderTimeout(message, retry=True, unreached=True)
     if wire.status is None and (reasons := causes & (NO_CONNECTION | CUT_OFF)) and wire.sent:
-        return unreachable(target, min(reasons))
+        return unreachable(target, min(reasons), unreached=bool(reasons & NOTHING_SENT))
     if wire.status is not None and wire.status >= 400:
         body = parse_body(wire.body) if wire.body else _member(error)
         return provider_failure(target, wire.status, body, wire.headers)

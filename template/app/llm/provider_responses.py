@@ -1,26 +1,23 @@
-"""Reads a provider's responses with aiohttp, and turns what aiohttp raises into our errors."""
+"""Reads a provider's responses, and turns what HttpClient raises into our errors."""
 
 import asyncio
 import contextlib
 from typing import Any
 
-import aiohttp
-from aiohttp.http_exceptions import ContentEncodingError
-
 from app.errors import ProviderError, ProviderTimeout
 from app.llm.failures import cut_off, error_in, failure_in_body, unreachable, unreadable
+from app.llm.http_response import DECODED, HttpError, Response, Unreached, Unreadable
 from app.llm.json_text import read_json
-from app.llm.sse import BYTE_ORDER_MARK, ENCODINGS
+from app.llm.sse import BYTE_ORDER_MARK
 from app.llm.targets import Target
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """The embeddings of 2,048 texts, in digits, take more than 64 MB."""
 AFTER_DONE = 1.0
 """Seconds that a provider may take to end its response after `[DONE]`."""
-READ_ERRORS = (aiohttp.ClientError, OSError)
 
 
-async def read_body(target: Target, response: aiohttp.ClientResponse, limit: int = MAX_ANSWER_BYTES) -> bytes:
+async def read_body(target: Target, response: Response, limit: int = MAX_ANSWER_BYTES) -> bytes:
     """Return a response's whole body.
 
     Args:
@@ -33,12 +30,12 @@ async def read_body(target: Target, response: aiohttp.ClientResponse, limit: int
     """
     packets, size = [], 0
     try:
-        while packet := await response.content.readany():
+        while packet := await response.read():
             packets.append(packet)
             size += len(packet)
             if size > limit:
                 raise unreadable(target.name)
-    except READ_ERRORS as error:
+    except HttpError as error:
         raise broken_body(target, error) from None
     return b"".join(packets)
 
@@ -60,41 +57,42 @@ def parse_answer(target: Target, body: bytes) -> dict[str, Any]:
     return answer
 
 
-def check_encoding(target: Target, response: aiohttp.ClientResponse) -> None:
-    """Raise our error for a stream in an encoding that aiohttp does not know, whose bytes would mean nothing."""
-    if response.headers.get("Content-Encoding", "identity").lower() not in ENCODINGS:
+def check_encoding(target: Target, response: Response) -> None:
+    """Raise our error for a stream in an encoding that we do not know, whose bytes would mean nothing."""
+    if response.headers.get("content-encoding", "identity").lower() not in DECODED:
         response.close()
         raise unreadable(target.name)
 
 
-def not_answered(target: Target, error: Exception, connect: float) -> ProviderError:
+def not_answered(target: Target, error: HttpError, connect: float) -> ProviderError:
     """Return our error for a request to which no response has come; log why.
 
     Args:
         target: the model.
-        error: what aiohttp raised.
+        error: what HttpClient raised.
         connect: the seconds that connecting may take.
     """
-    if isinstance(error, aiohttp.ClientResponseError) and not isinstance(error, aiohttp.ClientHttpProxyError):
-        return unreadable(target.name)  # not HTTP, or headers that are too long
-    failure = unreachable(target, type(error).__name__)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
+    if isinstance(error, Unreadable):
+        return unreadable(target.name)
+    reason = error.reason if isinstance(error, Unreached) else type(error).__name__
+    failure = unreachable(target, reason, unreached=isinstance(error, Unreached))
+    if reason == "TimeoutError":
         within = f"within {connect:g} s (timeouts.connect)"
         message = f"The provider of model {target.name!r} did not accept a connection {within}."
         return ProviderTimeout(message, retry=True, unreached=True)
     return failure
 
 
-def broken_body(target: Target, error: Exception) -> ProviderError:
+def broken_body(target: Target, error: HttpError) -> ProviderError:
     """Return our error for a body that can't be read to its end: because of its encoding, or because it was cut off."""
-    undecodable = isinstance(error.__cause__, ContentEncodingError)
-    return unreadable(target.name) if undecodable else cut_off(target.name)
+    return unreadable(target.name) if isinstance(error, Unreadable) else cut_off(target.name)
 
 
-async def read_to_end(response: aiohttp.ClientResponse) -> None:
+async def read_to_end(response: Response) -> None:
     """Read to the end of a response whose stream has ended, so that its connection can be used again."""
-    with contextlib.suppress(*READ_ERRORS):
-        if not response.content.at_eof():
-            async with asyncio.timeout(AFTER_DONE):
-                while await response.content.readany():
-                    pass
+    if response.at_end:
+        return
+    with contextlib.suppress(HttpError, TimeoutError):
+        async with asyncio.timeout(AFTER_DONE):
+            while await response.read():
+                pass

@@ -1,0 +1,198 @@
+"""HttpClient: the HTTP/1.1 that calls of the direct path need, over connections that are kept.
+
+aiohttp's client, made for all that HTTP has, took a quarter of a whole request's time. Less is needed here: one method,
+a whole body to send, a response that is read packet by packet, and errors that tell whether a request had been sent.
+"""
+
+import asyncio
+import base64
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, cast
+from urllib.parse import quote, unquote, urlsplit
+
+from aiohappyeyeballs import start_connection
+
+from app.llm.http_connection import Connection, Origin
+from app.llm.http_response import HttpError, Response, Unreached
+
+KEEP = 30.0
+"""Seconds that an idle connection is kept."""
+RESOLVED_FOR = 10.0
+"""Seconds that the addresses of a host are used before they are looked up again."""
+NEXT_ADDRESS = 0.25
+"""Seconds after which a host's next address is tried too, while the one before has not answered (RFC 8305)."""
+VALUE = re.compile(r"[^\0\r\n]*")
+
+
+AddressInfo = tuple[Any, Any, int, str, Any]
+"""What `getaddrinfo` tells of an address."""
+
+
+@cache  # as many as there are models and paths
+def _place(url: str, proxy: str | None) -> tuple[Origin, str]:
+    """Return where a URL leads, and the request line and headers that each request to it begins with."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").encode("idna").decode()
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    name = f"[{host}]" if ":" in host else host
+    named = name if parts.port is None else f"{name}:{port}"
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~") + (f"?{parts.query}" if parts.query else "")
+    head = f"Host: {named}\r\nAccept: */*\r\nAccept-Encoding: identity\r\n"
+    if proxy and parts.scheme == "http":
+        path = f"http://{named}{path}"
+        head += _authorization(proxy)
+    return Origin(parts.scheme, host, port, proxy), f"POST {path} HTTP/1.1\r\n{head}"
+
+
+def _authorization(proxy: str) -> str:
+    user = urlsplit(proxy).netloc.rpartition("@")[0]
+    return f"Proxy-Authorization: Basic {base64.b64encode(unquote(user).encode()).decode()}\r\n" if user else ""
+
+
+class HttpClient:
+    """Sends requests, and keeps connections.
+
+    Args:
+        connect: seconds that a connection may take to be made, with all that belongs to it.
+    """
+
+    def __init__(self, connect: float) -> None:
+        self._connect_within = connect
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._lookups: dict[tuple[str, int], tuple[float, asyncio.Task[list[AddressInfo]]]] = {}
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, proxy: str | None = None) -> Response:
+        """Send a request, and return the response when its head is there. Whoever gets it closes it.
+
+        Args:
+            url: the address, http or https. No redirect from it is followed.
+            headers: further headers.
+            body: what to send.
+            proxy: address of an HTTP proxy that leads there.
+
+        Raises:
+            Unreached: nothing was sent.
+            Disconnected: the connection was lost; the request may have been received.
+            Unreadable: what came back is no response.
+            ValueError: a header's value can't be sent.
+        """
+        try:
+            origin, head = _place(url, proxy)
+        except UnicodeError:
+            raise Unreached("UnicodeError") from None  # no name of a host
+        for name, value in headers.items():
+            if not VALUE.fullmatch(value):
+                raise ValueError(f"the header {name} has a line break in it")
+            head += f"{name}: {value}\r\n"
+        content = f"{head}Content-Length: {len(body)}\r\n\r\n".encode()
+        connection = self._kept(origin) or await self._connect(origin)
+        return await connection.ask((content, body))
+
+    async def close(self) -> None:
+        """Close every connection that is idle."""
+        if self._sweep:
+            self._sweep.cancel()
+        for _, lookup in self._lookups.values():
+            lookup.cancel()
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.transport.abort()
+        self._idle.clear()
+
+    # Connections
+
+    def _kept(self, origin: Origin) -> Connection | None:
+        connections = self._idle.get(origin)
+        while connections:
+            connection = connections.pop()
+            if not connection.transport.is_closing():
+                return connection
+        return None
+
+    def keep(self, connection: Connection) -> None:
+        """Take back a connection whose response is complete."""
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.origin, []).append(connection)
+        self._sweep = self._sweep or self._loop.call_later(KEEP, self._close_old)
+
+    def _close_old(self) -> None:
+        self._sweep = None
+        oldest = self._loop.time() - KEEP
+        for origin, connections in list(self._idle.items()):
+            for connection in connections:
+                if connection.idle_since <= oldest:
+                    connection.transport.close()
+            self._idle[origin] = [each for each in connections if not each.transport.is_closing()]
+            if not self._idle[origin]:
+                del self._idle[origin]
+        if self._idle:
+            self._sweep = self._loop.call_later(KEEP / 4, self._close_old)
+
+    async def _connect(self, origin: Origin) -> Connection:
+        try:
+            async with asyncio.timeout(self._connect_within):
+                return await self._open(origin)
+        except (OSError, HttpError) as error:  # TimeoutError is an OSError
+            reason = error.reason if isinstance(error, Unreached) else type(error).__name__
+        raise Unreached(reason)
+
+    async def _open(self, origin: Origin) -> Connection:
+        tls = {"ssl": _tls(), "server_hostname": origin.host} if origin.scheme == "https" else {}
+        if origin.proxy is None:
+            return await self._dial(origin.host, origin.port, Connection(origin, self.keep), tls)
+        proxy = urlsplit(origin.proxy)
+        name, port = proxy.hostname or "", proxy.port or (443 if proxy.scheme == "https" else 80)
+        to_proxy = {"ssl": _tls(), "server_hostname": name} if proxy.scheme == "https" else {}
+        if not tls:
+            return await self._dial(name, port, Connection(origin, self.keep), to_proxy)
+        outer = await self._dial(name, port, Connection(origin, None), to_proxy)
+        try:
+            to = f"[{origin.host}]:{origin.port}" if ":" in origin.host else f"{origin.host}:{origin.port}"
+            head = f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{_authorization(origin.proxy)}\r\n"
+            response = await outer.ask((head.encode(),))
+            if not 200 <= response.status < 300:
+                raise Unreached("ProxyRefused")
+            inner = Connection(origin, self.keep)
+            transport = await self._loop.start_tls(outer.transport, inner, _tls(), server_hostname=origin.host)
+        except BaseException:
+            outer.transport.abort()
+            raise
+        inner.connection_made(cast(asyncio.Transport, transport))
+        return inner
+
+    async def _dial(self, host: str, port: int, connection: Connection, tls: dict[str, Any]) -> Connection:
+        addresses = await self._resolve(host, port)
+        # Both families at once: the first one that answers is used (RFC 8305).
+        connected = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS, loop=self._loop)
+        try:
+            await self._loop.create_connection(lambda: connection, sock=connected, **tls)
+        except BaseException:
+            connected.close()
+            raise
+        return connection
+
+    async def _resolve(self, host: str, port: int) -> list[AddressInfo]:
+        """Look up a host once for all who need it now, and for a while."""
+        until, lookup = self._lookups.get((host, port), (0.0, None))
+        if lookup is None or self._loop.time() > until:
+            lookup = self._loop.create_task(self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            self._lookups[host, port] = (self._loop.time() + RESOLVED_FOR, lookup)
+        try:
+            return await asyncio.shield(lookup)
+        except OSError:
+            self._lookups.pop((host, port), None)
+            raise
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made when it is first needed: it reads the certificates of all authorities."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,187 @@
+"""One connection to a provider: one request and its response after the other."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from app.llm.http_response import Disconnected, HttpError, Response, Unreadable
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Of a response: no more headers are read, and no more bytes between two parts of a body."""
+HAVE_NO_BODY = frozenset({204, 304})
+
+
+class Origin(NamedTuple):
+    """What a connection leads to; those to the same may be used one for another."""
+
+    scheme: str
+    host: str
+    port: int
+    proxy: str | None
+
+
+class Connection(asyncio.Protocol):
+    """A connection: one request after the other.
+
+    Until a request is over, `_waiter` waits for its response's head, and then `_response` takes the body.
+
+    Args:
+        origin: what it leads to.
+        keep: takes the connection when a response is complete and another request may follow; None leaves it as it is.
+    """
+
+    __slots__ = (
+        "_headers",
+        "_held",
+        "_in_head",
+        "_is_over",
+        "_keep",
+        "_may_stay",
+        "_parser",
+        "_response",
+        "_until_close",
+        "_waiter",
+        "idle_since",
+        "loop",
+        "origin",
+        "transport",
+    )
+
+    def __init__(self, origin: Origin, keep: "Callable[[Connection], None] | None") -> None:
+        self.loop = asyncio.get_running_loop()
+        self.origin = origin
+        self.transport: asyncio.Transport
+        self.idle_since = 0.0
+        self._keep = keep
+        self._waiter: asyncio.Future[Response] | None = None
+        self._response: Response | None = None
+        self._is_over = True
+
+    async def ask(self, request: Sequence[bytes]) -> Response:
+        """Send a request, and return the response when its head is there.
+
+        Args:
+            request: its bytes, in one or more parts.
+
+        Raises:
+            HttpError: as `HttpClient.post` says.
+        """
+        self._parser = HttpResponseParser(self)
+        self._headers: dict[str, str] = {}
+        self._in_head = 0
+        self._held = 0
+        """Bytes since the newest part of a body, or since the start."""
+        self._is_over = False
+        self._until_close = False
+        waiter: asyncio.Future[Response] = self.loop.create_future()
+        self._waiter = waiter
+        self.transport.write(b"".join(request))
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                self.transport.abort()
+            elif not waiter.exception():
+                self.drop(waiter.result())
+            raise
+
+    def drop(self, response: Response) -> None:
+        """End the connection, if this response is still arriving."""
+        if response is self._response:
+            self.transport.abort()
+
+    def resume(self, response: Response) -> None:
+        """Receive on, if this response is still arriving."""
+        if response is self._response:
+            self.transport.resume_reading()
+
+    # What the event loop tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what is written to."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes."""
+        self._held += len(data)
+        try:
+            if self._is_over:
+                raise Unreadable  # nobody has asked for these
+            self._parser.feed_data(data)
+            if self._held > MAX_HEAD_BYTES:
+                raise Unreadable
+        except (HttpParserError, HttpParserUpgrade, Unreadable):
+            self._fail(Unreadable())
+            self.transport.abort()
+            return
+        if self._is_over and self._keep:
+            if self._may_stay and not self.transport.get_write_buffer_size():
+                self.transport.resume_reading()
+                self._keep(self)
+            else:
+                self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what waits."""
+        if self._until_close and self._response and exc is None:
+            self._complete()
+        else:
+            self._fail(Disconnected())
+
+    def _fail(self, error: HttpError) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_exception(error)
+        elif self._response:
+            self._response.fail(error)
+        self._waiter = self._response = None
+        self._is_over = True
+
+    def _complete(self) -> None:
+        if self._response:
+            self._response.complete()
+        self._response = None
+        self._is_over = True
+
+    # What the parser finds
+
+    def on_message_begin(self) -> None:
+        """A response begins."""
+        if self._is_over:
+            raise Unreadable  # a second one
+        self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; of a trailer, nothing is kept."""
+        self._in_head += len(name) + len(value)
+        if self._in_head > MAX_HEAD_BYTES:
+            raise Unreadable
+        if self._response is None:
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Hand over the response, unless it is an interim one (RFC 9110, section 15.2)."""
+        status = self._parser.get_status_code()
+        if status < 200:
+            return
+        headers, self._headers = self._headers, {}
+        self._until_close = (
+            status not in HAVE_NO_BODY and "content-length" not in headers and "transfer-encoding" not in headers
+        )
+        self._may_stay = self._parser.should_keep_alive()
+        self._response = Response(self, status, headers)
+        waiter, self._waiter = self._waiter, None
+        if waiter and not waiter.done():
+            waiter.set_result(self._response)
+
+    def on_body(self, body: bytes) -> None:
+        """Hand over a part of the body."""
+        self._held = 0
+        if self._response and self._response.feed(body):
+            self.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """The response is complete, unless it is an interim one."""
+        if self._response:
+            self._complete()

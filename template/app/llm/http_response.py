@@ -1,0 +1,157 @@
+"""A provider's response, which is read packet by packet; and what may go wrong with one."""
+
+import asyncio
+import zlib
+from collections import deque
+from collections.abc import Mapping
+from typing import Protocol
+
+MAX_UNREAD_BYTES = 128 * 1024
+"""Of a body: no more is received until they are read."""
+MAX_DECODED_BYTES = 1024 * 1024
+"""Of a compressed body, at once: a few bytes may become a thousand times as many."""
+DECODED = frozenset({"", "deflate", "gzip", "identity", "x-gzip"})
+"""Values of Content-Encoding whose bodies are decoded. None is asked for."""
+
+
+class HttpError(Exception):
+    """A request got no response, or not the whole of it."""
+
+
+class Unreached(HttpError):
+    """No connection could be made: nothing has been sent.
+
+    Args:
+        reason: name of the exception that tells why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Disconnected(HttpError):
+    """The connection was lost before the response was complete."""
+
+
+class Unreadable(HttpError):
+    """The response is no HTTP, its head is too large, or its body is not in the encoding that it names."""
+
+
+class Source(Protocol):
+    """The connection that a response arrives by."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def drop(self, response: "Response") -> None: ...
+    def resume(self, response: "Response") -> None: ...
+
+
+class Response:
+    """A response whose head has arrived.
+
+    Args:
+        connection: where it comes from.
+        status: its status.
+        headers: its headers, with names in lower case; of several with one name, the last.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_decoder",
+        "_error",
+        "_is_complete",
+        "_packets",
+        "_unread",
+        "_waiter",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, connection: "Source", status: int, headers: Mapping[str, str]) -> None:
+        self.status = status
+        self.headers = headers
+        self._connection = connection
+        self._packets: deque[bytes] = deque()
+        self._unread = 0
+        self._is_complete = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        is_coded = headers.get("content-encoding", "identity").lower() in DECODED - {"", "identity"}
+        self._decoder = zlib.decompressobj(32 + zlib.MAX_WBITS) if is_coded else None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the whole body has been read."""
+        return self._is_complete and not self._packets
+
+    async def read(self) -> bytes:
+        """Return what has arrived of the body and was not read yet; wait for it. Nothing more comes after `b""`.
+
+        Raises:
+            Disconnected: the connection was lost before the body's end.
+            Unreadable: the rest is no HTTP, or not in the encoding that the headers name.
+            Exception: what `fail` was given.
+        """
+        while True:
+            while not self._packets:
+                if self._error:
+                    raise self._taken_error()
+                if self._is_complete:
+                    if self._decoder and not self._decoder.eof:
+                        raise Unreadable
+                    return b""
+                self._waiter = self._connection.loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            packet = self._packets.popleft() if len(self._packets) == 1 else b"".join(self._packets)
+            self._packets.clear()
+            if self._unread > MAX_UNREAD_BYTES:
+                self._connection.resume(self)
+            self._unread = 0
+            if self._decoder:
+                packet = self._decoded(self._decoder, packet)
+            if packet:
+                return packet
+
+    def _decoded(self, decoder: "zlib._Decompress", packet: bytes) -> bytes:
+        try:
+            decoded = decoder.decompress(packet, MAX_DECODED_BYTES)
+        except zlib.error:
+            raise Unreadable from None
+        if decoder.unconsumed_tail:
+            self._packets.append(decoder.unconsumed_tail)
+        return decoded
+
+    def _taken_error(self) -> Exception:
+        """Return the error, and forget it: with its traceback it would refer to whoever has this response."""
+        error, self._error = self._error, Disconnected()
+        return error or Disconnected()
+
+    def fail(self, error: Exception) -> None:
+        """Make the next read raise an error, or the one that is waiting."""
+        if not self._is_complete:
+            self._error = error
+            self._wake()
+
+    def feed(self, packet: bytes) -> bool:
+        """Take a part of the body; return whether it is enough for now."""
+        self._packets.append(packet)
+        self._unread += len(packet)
+        self._wake()
+        return self._unread > MAX_UNREAD_BYTES
+
+    def complete(self) -> None:
+        """The body has arrived."""
+        self._is_complete = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Read no more of it. Its connection ends, unless the response is complete."""
+        self._connection.drop(self)
