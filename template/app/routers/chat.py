@@ -1,13 +1,13 @@
 """POST /v1/chat/completions, and a clear 404 for /v1/completions."""
 
 from fastapi import APIRouter, Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
 from app.errors import UnknownEndpoint
 from app.http.event_stream import EventStream
 from app.http.exchange import exchange_of
+from app.http.json_response import JSONResponse
 from app.http.openapi import described
 from app.http.routing import BytesRoute
 from app.models import ChatRequest, ChatResponse
@@ -23,7 +23,7 @@ async def chat_completions(request: Request) -> Response:
     if chat.stream:
         return EventStream(llm.open_stream(chat))
     answer = await llm.answer(chat, exchange_of(request.scope).held)
-    return Response(to_json(answer.body), headers=answer.call.headers, media_type="application/json")
+    return JSONResponse(answer.body, answer.call.headers)
 
 
 @router.post("/v1/completions", include_in_schema=False)

@@ -1,7 +1,6 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's Messages API, on every model."""
 
 from fastapi import APIRouter, Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
@@ -9,6 +8,7 @@ from app.dialects.message_objects import MessageObject, TokenCount
 from app.dialects.messages import Messages, MessagesRequest, TokensRequest
 from app.http.event_stream import EventStream
 from app.http.exchange import exchange_of
+from app.http.json_response import JSONResponse
 from app.http.openapi import described
 from app.http.routing import BytesRoute
 from app.llm.bridge import TRANSLATED
@@ -26,7 +26,7 @@ async def messages(request: Request) -> Response:
     if asked.chat.stream:
         return EventStream(llm.open_stream(asked.chat, asked), asked)
     answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
-    return Response(to_json(answer.body[TRANSLATED]), headers=answer.call.headers, media_type="application/json")
+    return JSONResponse(answer.body[TRANSLATED], answer.call.headers)
 
 
 @router.post("/v1/messages/count_tokens", **described(TokensRequest, TokenCount))
@@ -35,7 +35,7 @@ async def count_tokens(request: Request) -> Response:
     llm = await get_llm(request)
     asked = await _asked(request, TokensRequest, llm)
     body, counted_by = await llm.count_tokens(asked.chat, asked)
-    return Response(to_json(body), headers={"X-Counted-By": counted_by}, media_type="application/json")
+    return JSONResponse(body, {"X-Counted-By": counted_by})
 
 
 async def _asked(request: Request, kind: type[TokensRequest], llm: LLMClient) -> Messages:

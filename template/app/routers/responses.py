@@ -1,7 +1,6 @@
 """POST /v1/responses: OpenAI's Responses API, on every model."""
 
 from fastapi import APIRouter, HTTPException, Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.dependencies import get_llm, read_body
@@ -10,6 +9,7 @@ from app.dialects.response_objects import ResponseObject
 from app.dialects.responses import Responses, ResponsesRequest
 from app.http.event_stream import EventStream
 from app.http.exchange import exchange_of
+from app.http.json_response import JSONResponse
 from app.http.openapi import described
 from app.http.routing import BytesRoute
 from app.llm.bridge import TRANSLATED
@@ -26,7 +26,7 @@ async def responses(request: Request) -> Response:
     if asked.chat.stream:
         return EventStream(llm.open_stream(asked.chat, asked), asked)
     answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
-    return Response(to_json(answer.body[TRANSLATED]), headers=answer.call.headers, media_type="application/json")
+    return JSONResponse(answer.body[TRANSLATED], answer.call.headers)
 
 
 @router.get("/v1/responses", include_in_schema=False)
