@@ -1,7 +1,44 @@
 """OpenAI's answers, made of LiteLLM's objects."""
 
-from collections.abc import Collection
+from collections.abc import AsyncIterable, AsyncIterator, Collection
 from typing import Any
+
+NOTHING = {"text": "", "is_finished": False, "finish_reason": "", "usage": None, "index": 0, "tool_use": None}
+"""What an adapter of LiteLLM's returns for a line without data: of Anthropic's three lines to an event, for two."""
+
+
+class Spoken:
+    """The chunks of an adapter of LiteLLM's, without those that say nothing.
+
+    LiteLLM's wrapper, which asks for these, makes an object for each chunk, which takes as long whatever is in it, and
+    drops those that are empty. After the finish reason they stay: by one of them the wrapper knows Anthropic's end.
+
+    Args:
+        stream: the wrapper, around the adapter's chunks.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._source = stream.completion_stream
+        self._chunks = aiter(self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)  # how the wrapper closes it
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        while True:
+            chunk = await anext(self._chunks)
+            if chunk != NOTHING or self._stream.received_finish_reason is not None:
+                return chunk
+
+
+def skip_empty(stream: Any) -> None:
+    """Let LiteLLM's stream see only what its provider says; one that is not opened yet stays as it is."""
+    if isinstance(getattr(stream, "completion_stream", None), AsyncIterable):
+        stream.completion_stream = Spoken(stream)
 
 
 def completion_of(answer: Any) -> dict[str, Any]:
