@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any
 from app.llm.litellm_clients import close_clients
 from app.llm.targets import Target
 from app.llm.vendors import VENDORS
-from app.llm.wire import observe_transport
+from app.llm.wire import is_observed, observe_transport
 
 WARM_UP_WITHIN = 30.0
 """Seconds that all first calls may take together."""
@@ -66,9 +67,29 @@ def load(image_hosts: Sequence[str], targets: Sequence[Target]) -> Any:
     litellm.user_url_validation = True  # it fetches nothing from private addresses
     litellm.user_url_allowed_hosts = list(image_hosts)
     observe_transport()
+    leave_out_costs()
     with contextlib.suppress(Exception):  # a call that fails has warmed up too
         asyncio.run(_warm_up(litellm, targets))
     return litellm
+
+
+@functools.cache
+def leave_out_costs() -> None:
+    """Spare LiteLLM the cost of our calls, a sixth of its work. Prices are the model table's, and nobody reads its own.
+
+    It still works out the cost of calls that somebody else makes, and of ours for callbacks of LiteLLM's. A release
+    that works it out elsewhere is as slow as before.
+    """
+    import litellm
+
+    work_out: Any = getattr(litellm, "response_cost_calculator", None)
+
+    def work_out_if_read(*arguments: Any, **given: Any) -> Any:
+        is_read = not is_observed() or litellm.callbacks or litellm.success_callback
+        return work_out(*arguments, **given) if is_read else None
+
+    if work_out is not None:
+        litellm.response_cost_calculator = work_out_if_read
 
 
 async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:

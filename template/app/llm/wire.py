@@ -153,6 +153,11 @@ class Lines:
 _observer: ContextVar[Wire | None] = ContextVar("_observer", default=None)
 
 
+def is_observed() -> bool:
+    """Return whether this runs within a call of ours, and not within one that somebody's own code makes of LiteLLM."""
+    return _observer.get() is not None
+
+
 @functools.cache
 def observe_transport() -> None:
     """Make LiteLLM's transport tell the Wire of each call, and follow no redirects.

@@ -1,9 +1,12 @@
 """LiteLLM does no work for a call that nobody reads."""
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from app.llm.litellm_clients import close_clients
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, running
 
@@ -30,9 +33,12 @@ def test_litellms_wrapper_gets_one_chunk_for_an_event_and_none_for_its_other_lin
 
     taken = []
     create = CustomStreamWrapper.chunk_creator
-    monkeypatch.setattr(
-        CustomStreamWrapper, "chunk_creator", lambda self, chunk: taken.append(chunk) or create(self, chunk)
-    )
+
+    def noting(self: Any, chunk: Any) -> Any:
+        taken.append(chunk)
+        return create(self, chunk)
+
+    monkeypatch.setattr(CustomStreamWrapper, "chunk_creator", noting)
     words = 50
     stub.default = Behaviour(text="Hello " * words)
     with ask("anthropic", stream=True) as call:
@@ -40,3 +46,53 @@ def test_litellms_wrapper_gets_one_chunk_for_an_event_and_none_for_its_other_lin
     stub.default = Behaviour()
     assert len(sent) > words
     assert len(taken) < len(sent) + 10
+
+
+def priced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the model of each call whose cost LiteLLM works out."""
+    from litellm import cost_calculator
+
+    found: list[str] = []
+    work_out = cost_calculator.completion_cost
+
+    def noting(*arguments: Any, **given: Any) -> float:
+        found.append(given["model"])
+        return work_out(*arguments, **given)
+
+    monkeypatch.setattr(cost_calculator, "completion_cost", noting)
+    return found
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_litellm_works_out_no_cost_of_our_calls(ask: Ask, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prices are the model table's, in micro-dollars."""
+    found = priced(monkeypatch)
+    with ask("anthropic", stream=stream) as call:
+        assert call.status == 200
+        assert list(call.events) if stream else call.json["content"] == TEXT
+    assert not found
+
+
+def test_litellm_works_out_the_cost_of_our_calls_for_a_callback(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    import litellm
+
+    found = priced(monkeypatch)
+    monkeypatch.setattr(litellm, "success_callback", [lambda *_: None])
+    assert ask("anthropic").json["content"] == TEXT
+    assert found
+
+
+def test_litellm_works_out_the_cost_of_calls_that_are_not_ours(
+    ask: Ask, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    async def call() -> None:
+        hello = [{"role": "user", "content": "Hello"}]
+        await litellm.acompletion("anthropic/claude-sonnet-4-5", hello, api_base=stub.url, api_key="none")
+        await close_clients(litellm)
+
+    assert ask("anthropic").status == 200
+    found = priced(monkeypatch)
+    asyncio.run(call())
+    assert found
