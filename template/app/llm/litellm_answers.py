@@ -1,7 +1,11 @@
 """OpenAI's answers, made of LiteLLM's objects."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Collection
 from typing import Any
+
+from app.llm.provider_responses import AFTER_DONE
 
 NOTHING = {"text": "", "is_finished": False, "finish_reason": "", "usage": None, "index": 0, "tool_use": None}
 """What an adapter of LiteLLM's returns for a line without data: of Anthropic's three lines to an event, for two."""
@@ -11,7 +15,8 @@ class Spoken:
     """The chunks of an adapter of LiteLLM's, without those that say nothing.
 
     LiteLLM's wrapper, which asks for these, makes an object for each chunk, which takes as long whatever is in it, and
-    drops those that are empty. After the finish reason they stay: by one of them the wrapper knows Anthropic's end.
+    drops those that are empty. By the first one after the finish reason it knows Anthropic's end, and closes the
+    connection, so the response is first read to its end.
 
     Args:
         stream: the wrapper, around the adapter's chunks.
@@ -31,8 +36,17 @@ class Spoken:
     async def __anext__(self) -> Any:
         while True:
             chunk = await anext(self._chunks)
-            if chunk != NOTHING or self._stream.received_finish_reason is not None:
+            if chunk != NOTHING:
                 return chunk
+            if self._stream.received_finish_reason is not None:
+                await self._read_to_end()
+                return chunk
+
+    async def _read_to_end(self) -> None:
+        with contextlib.suppress(Exception):  # whatever comes now, the wire has seen it
+            async with asyncio.timeout(AFTER_DONE):
+                async for _ in self._chunks:
+                    pass
 
 
 def skip_empty(stream: Any) -> None:

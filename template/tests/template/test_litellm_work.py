@@ -9,6 +9,7 @@ import pytest
 from app.llm.litellm_clients import close_clients
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, running
+from tests.wire import text_of
 
 # LiteLLM runs in this process, and warns of itself.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic", "ignore::DeprecationWarning:litellm")
@@ -96,3 +97,22 @@ def test_litellm_works_out_the_cost_of_calls_that_are_not_ours(
     found = priced(monkeypatch)
     asyncio.run(call())
     assert found
+
+
+def test_the_connection_of_a_stream_is_used_again(ask: Ask, stub: Stub) -> None:
+    """Anthropic's last event, and the end of its response, come after what LiteLLM's wrapper waits for."""
+    stub.default = Behaviour(pace=0.02)
+    first = len(stub.requests)
+    for _ in range(2):
+        with ask("anthropic", stream=True) as call:
+            assert text_of(list(call.events)) == TEXT
+    assert not stub.requests[first].closed.is_set()
+    stub.default = Behaviour()
+
+
+def test_a_stream_that_does_not_end_after_its_finish_reason_is_whole(ask: Ask, stub: Stub) -> None:
+    stub.default = Behaviour(stall_after=len([*Behaviour().words()]) + 5)  # all but the last event
+    with ask("anthropic", stream=True) as call:
+        assert text_of(list(call.events)) == TEXT
+    assert stub.requests[-1].closed.wait(30)
+    stub.default = Behaviour()
