@@ -2,57 +2,34 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterable, Collection
 from typing import Any
 
 from app.llm.provider_responses import AFTER_DONE
 
 NOTHING = {"text": "", "is_finished": False, "finish_reason": "", "usage": None, "index": 0, "tool_use": None}
-"""What an adapter of LiteLLM's returns for a line without data: of Anthropic's three lines to an event, for two."""
+"""What an adapter of LiteLLM's yields for a line without data: of Anthropic's three lines to an event, for two."""
 
 
-class Spoken:
-    """The chunks of an adapter of LiteLLM's, without those that say nothing.
+async def spoken(stream: Any, chunks: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """Yield an adapter's chunks without those that say nothing.
 
-    LiteLLM's wrapper, which asks for these, makes an object for each chunk, which takes as long whatever is in it, and
-    drops those that are empty. By the first one after the finish reason it knows Anthropic's end, and closes the
-    connection, so the response is first read to its end.
+    LiteLLM's wrapper takes as long for each as for one with text. By the first one after the finish reason it knows
+    Anthropic's end, and closes the connection; so what is left of the response is read, and it can be used again.
 
     Args:
-        stream: the wrapper, around the adapter's chunks.
+        stream: LiteLLM's wrapper, which reads these.
+        chunks: what its adapter yields.
     """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._source = stream.completion_stream
-        self._chunks = aiter(self._source)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)  # how the wrapper closes it
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        while True:
-            chunk = await anext(self._chunks)
-            if chunk != NOTHING:
-                return chunk
-            if self._stream.received_finish_reason is not None:
-                await self._read_to_end()
-                return chunk
-
-    async def _read_to_end(self) -> None:
-        with contextlib.suppress(Exception):  # whatever comes now, the wire has seen it
-            async with asyncio.timeout(AFTER_DONE):
-                async for _ in self._chunks:
-                    pass
-
-
-def skip_empty(stream: Any) -> None:
-    """Let LiteLLM's stream see only what its provider says; one that is not opened yet stays as it is."""
-    if isinstance(getattr(stream, "completion_stream", None), AsyncIterable):
-        stream.completion_stream = Spoken(stream)
+    async for chunk in chunks:
+        if chunk != NOTHING:
+            yield chunk
+        elif stream.received_finish_reason is not None:
+            with contextlib.suppress(Exception):  # whatever comes now, the wire has seen it
+                async with asyncio.timeout(AFTER_DONE):
+                    async for _ in chunks:
+                        pass
+            return
 
 
 def completion_of(answer: Any) -> dict[str, Any]:

@@ -67,29 +67,24 @@ def load(image_hosts: Sequence[str], targets: Sequence[Target]) -> Any:
     litellm.user_url_validation = True  # it fetches nothing from private addresses
     litellm.user_url_allowed_hosts = list(image_hosts)
     observe_transport()
-    leave_out_costs()
+    leave_out_costs(litellm)
     with contextlib.suppress(Exception):  # a call that fails has warmed up too
         asyncio.run(_warm_up(litellm, targets))
     return litellm
 
 
 @functools.cache
-def leave_out_costs() -> None:
+def leave_out_costs(litellm: Any) -> None:
     """Spare LiteLLM the cost of our calls, a sixth of its work. Prices are the model table's, and nobody reads its own.
 
     It still works out the cost of calls that somebody else makes, and of ours for callbacks of LiteLLM's. A release
     that works it out elsewhere is as slow as before.
     """
-    import litellm
-
     work_out: Any = getattr(litellm, "response_cost_calculator", None)
-
-    def work_out_if_read(*arguments: Any, **given: Any) -> Any:
-        is_read = not is_observed() or litellm.callbacks or litellm.success_callback
-        return work_out(*arguments, **given) if is_read else None
-
-    if work_out is not None:
-        litellm.response_cost_calculator = work_out_if_read
+    lists = ("callbacks", "success_callback", "_async_success_callback")
+    litellm.response_cost_calculator = lambda **given: (
+        work_out(**given) if not is_observed() or any(getattr(litellm, name, True) for name in lists) else None
+    )
 
 
 async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:
@@ -114,15 +109,12 @@ async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:
 
 
 async def _call(litellm: Any, provider: str, model: str, address: str, *, stream: bool) -> None:
-    options: dict[str, Any] = {"api_key": "warm-up", "api_base": address, "num_retries": 0, "max_retries": 0}
+    options: dict[str, Any] = {"api_base": address, "num_retries": 0}
     if provider == "bedrock":
-        options = {
-            "api_base": address,
-            "num_retries": 0,
-            "aws_region_name": "us-east-1",
-            "aws_access_key_id": "warm-up",
-            "aws_secret_access_key": "warm-up",
-        }
+        keys = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "warm-up")
+        options |= {"aws_region_name": "us-east-1", **keys}
+    else:
+        options |= {"api_key": "warm-up", "max_retries": 0}
     answer = await litellm.acompletion(
         model=model, messages=[{"role": "user", "content": "Hello"}], stream=stream, timeout=5, **options
     )

@@ -52,21 +52,6 @@ class Wire:
         is_binary: whether it is Amazon's stream, whose errors LiteLLM reads.
     """
 
-    __slots__ = (
-        "_events",
-        "_stream",
-        "_tail",
-        "body",
-        "calls_tools",
-        "ended",
-        "error",
-        "headers",
-        "is_binary",
-        "is_broken",
-        "sent",
-        "status",
-    )
-
     def __init__(self) -> None:
         self.sent = 0
         self.status: int | None = None

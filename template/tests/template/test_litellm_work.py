@@ -74,11 +74,20 @@ def test_litellm_works_out_no_cost_of_our_calls(ask: Ask, stream: bool, monkeypa
     assert not found
 
 
-def test_litellm_works_out_the_cost_of_our_calls_for_a_callback(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def in_a_coroutine(*_: Any) -> None:
+    """Do nothing. LiteLLM moves such a callback to another list at the next call."""
+
+
+@pytest.mark.parametrize("callback", [lambda *_: None, in_a_coroutine], ids=["function", "coroutine"])
+def test_litellm_works_out_the_cost_of_our_calls_for_a_callback(
+    ask: Ask, callback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import litellm
 
+    monkeypatch.setattr(litellm, "success_callback", [callback])
+    monkeypatch.setattr(litellm, "_async_success_callback", [])
+    assert ask("anthropic").json["content"] == TEXT
     found = priced(monkeypatch)
-    monkeypatch.setattr(litellm, "success_callback", [lambda *_: None])
     assert ask("anthropic").json["content"] == TEXT
     assert found
 
