@@ -77,14 +77,17 @@ def load(image_hosts: Sequence[str], targets: Sequence[Target]) -> Any:
 def leave_out_costs(litellm: Any) -> None:
     """Spare LiteLLM the cost of our calls, a sixth of its work. Prices are the model table's, and nobody reads its own.
 
-    It still works out the cost of calls that somebody else makes, and of ours for callbacks of LiteLLM's. A release
-    that works it out elsewhere is as slow as before.
+    It still works out the cost of calls that somebody else makes, and of ours for callbacks of LiteLLM's, but the
+    `cache` that it sets itself. A release that works it out elsewhere is as slow as before.
     """
     work_out: Any = getattr(litellm, "response_cost_calculator", None)
     lists = ("callbacks", "success_callback", "_async_success_callback")
-    litellm.response_cost_calculator = lambda **given: (
-        work_out(**given) if not is_observed() or any(getattr(litellm, name, True) for name in lists) else None
-    )
+
+    def work_out_if_read(**given: Any) -> Any:
+        readers = (reader for name in lists for reader in getattr(litellm, name, ["unknown"]))
+        return work_out(**given) if not is_observed() or any(reader != "cache" for reader in readers) else None
+
+    litellm.response_cost_calculator = work_out_if_read
 
 
 async def _warm_up(litellm: Any, targets: Sequence[Target]) -> None:
