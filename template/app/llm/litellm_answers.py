@@ -1,7 +1,35 @@
 """OpenAI's answers, made of LiteLLM's objects."""
 
-from collections.abc import Collection
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Collection
 from typing import Any
+
+from app.llm.provider_responses import AFTER_DONE
+
+NOTHING = {"text": "", "is_finished": False, "finish_reason": "", "usage": None, "index": 0, "tool_use": None}
+"""What an adapter of LiteLLM's yields for a line without data: of Anthropic's three lines to an event, for two."""
+
+
+async def spoken(stream: Any, chunks: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """Yield an adapter's chunks without those that say nothing.
+
+    LiteLLM's wrapper takes as long for each as for one with text. By the first one after the finish reason it knows
+    Anthropic's end, and closes the connection; so what is left of the response is read, and it can be used again.
+
+    Args:
+        stream: LiteLLM's wrapper, which reads these.
+        chunks: what its adapter yields.
+    """
+    async for chunk in chunks:
+        if chunk != NOTHING:
+            yield chunk
+        elif stream.received_finish_reason is not None:
+            with contextlib.suppress(Exception):  # whatever comes now, the wire has seen it
+                async with asyncio.timeout(AFTER_DONE):
+                    async for _ in chunks:
+                        pass
+            return
 
 
 def completion_of(answer: Any) -> dict[str, Any]:

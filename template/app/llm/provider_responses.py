@@ -14,7 +14,7 @@ from app.llm.targets import Target
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """The embeddings of 2,048 texts, in digits, take more than 64 MB."""
 AFTER_DONE = 1.0
-"""Seconds that a provider may take to end its response after `[DONE]`."""
+"""Seconds that a provider may take to end its response after `[DONE]`, or a finish reason that LiteLLM reads."""
 
 
 async def read_body(target: Target, response: Response, limit: int = MAX_ANSWER_BYTES) -> bytes:

@@ -5,7 +5,7 @@ Only this module imports LiteLLM, in a thread, and only if a model of the table 
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from typing import Any
 
 import structlog
@@ -18,7 +18,7 @@ from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import cut_off, failure_in_body, redact, unreadable
-from app.llm.litellm_answers import chunk_of, completion_of, name_ends, said_in
+from app.llm.litellm_answers import chunk_of, completion_of, name_ends, said_in, spoken
 from app.llm.litellm_clients import close_clients
 from app.llm.litellm_errors import litellm_failure
 from app.llm.litellm_loading import load
@@ -118,6 +118,8 @@ class ViaLiteLLM(Adapter):
         said = set[str | None]()
         try:
             stream = await self._call("acompletion", target, call, wire, stream=True)
+            if isinstance(source := getattr(stream, "completion_stream", None), AsyncIterable):
+                stream.completion_stream = spoken(stream, source)
             chunks = aiter(stream)
             while (chunk := await self._next(target, chunks, call.deadlines, wire)) is not None:
                 if wire.is_broken:

@@ -52,21 +52,6 @@ class Wire:
         is_binary: whether it is Amazon's stream, whose errors LiteLLM reads.
     """
 
-    __slots__ = (
-        "_events",
-        "_stream",
-        "_tail",
-        "body",
-        "calls_tools",
-        "ended",
-        "error",
-        "headers",
-        "is_binary",
-        "is_broken",
-        "sent",
-        "status",
-    )
-
     def __init__(self) -> None:
         self.sent = 0
         self.status: int | None = None
@@ -151,6 +136,11 @@ class Lines:
 
 
 _observer: ContextVar[Wire | None] = ContextVar("_observer", default=None)
+
+
+def is_observed() -> bool:
+    """Return whether this runs within a call of ours, and not within one that somebody's own code makes of LiteLLM."""
+    return _observer.get() is not None
 
 
 @functools.cache
