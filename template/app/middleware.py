@@ -138,11 +138,16 @@ class ErrorBoundary:
         except ClientDisconnect:
             exchange.client_left = True  # before its body was complete
         except Exception as error:
-            failure = as_app_error(error)
-            if failure is None:
-                log.error("unexpected", request_id=exchange.request_id, **exception_fields(cause_of(error), error))
-            if not await self._tell(failure or AppError(), exchange, scope, receive, send):
+            # In no variable: an error that refers to this frame, and this frame to it, is freed late, with the body.
+            if not await self._tell(self._known(error, exchange), exchange, scope, receive, send):
                 raise
+
+    def _known(self, error: Exception, exchange: Exchange) -> AppError:
+        """Return the error that a client may know of; log one that nobody expects."""
+        known = as_app_error(error)
+        if known is None:
+            log.error("unexpected", request_id=exchange.request_id, **exception_fields(cause_of(error), error))
+        return known or AppError()
 
     async def _tell(self, failure: AppError, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> bool:
         """Tell the client of an error, by a response or by an event stream's last event.

@@ -30,10 +30,11 @@ def price_list() -> dict[str, Any]:
         SettingsError: there is none.
     """
     found = find_spec("litellm")
+    folders = (found.submodule_search_locations or []) if found else []
     try:
-        folder = Path(found.submodule_search_locations[0])  # type: ignore[union-attr,index]
-        listed: dict[str, Any] = json.loads((folder / "model_prices_and_context_window_backup.json").read_bytes())
-    except (AttributeError, TypeError, OSError, ValueError):
+        text = Path(*folders[:1], "model_prices_and_context_window_backup.json").read_bytes()
+        listed: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError):
         raise SettingsError("the installed LiteLLM has no list of prices") from None
     return listed
 

@@ -109,6 +109,7 @@ class EventStream(Response):
             failure = AppError()  # a stream of the models always ends in `[DONE]` or an error
         if not self._started:
             raise failure
+        failure.__traceback__ = None  # it refers to this frame, and so would be freed late, with the request's body
         self._exchange.error = failure.code
         await self._write(self._error(failure, self._exchange.request_id), is_last=True)
 

@@ -57,7 +57,7 @@ def _answer(
     caller: Caller | None,
     totals: CallTotals,
 ) -> Events:
-    events = model(request, LLMClient(upstreams, caller, totals))
+    events: Events = model(request, LLMClient(upstreams, caller, totals))
     if not hasattr(events, "aclose"):
         raise OwnCallError(f"own model {name!r} returned {type(events).__name__}, and no async generator")
-    return events  # type: ignore[no-any-return]
+    return events

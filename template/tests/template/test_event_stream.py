@@ -75,13 +75,21 @@ def test_a_stream_that_timed_out_leaves_nothing_behind(key: str, stub: Stub) -> 
 
 
 @kinds
-def test_a_request_leaves_no_work_to_the_collector(ask: Ask, stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("behaviour", "status"),
+    [(Behaviour(), 200), (Behaviour(status=400), 400), (Behaviour(status=500), 502), (Behaviour(cut_after=3), None)],
+    ids=["whole", "refused", "failed", "cut"],
+)
+def test_a_request_leaves_no_work_to_the_collector(
+    ask: Ask, provider: Stub, behaviour: Behaviour, status: int | None, stream: bool
+) -> None:
     """Objects in a reference cycle live on, with the prompt, until a garbage collection finds them."""
+    provider.default = behaviour
     assert eventually(lambda: alive(Exchange) == 0)
     gc.disable()
     try:
         with ask("direct", stream=stream) as call:
-            assert call.status == 200
+            assert call.status == (status or (200 if stream else 502))
             assert call.body
         assert eventually(lambda: alive(Exchange) == 0, collect=False)
     finally:

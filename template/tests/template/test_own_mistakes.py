@@ -1,5 +1,6 @@
 """Mistakes in a team's own code: who is told of them, and what; and the order in which its routes are looked at."""
 
+import gc
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
@@ -8,13 +9,16 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.config import SettingsError
 from app.dependencies import LLM
 from app.errors import InvalidRequest, OwnCallError
 from app.http.application import App
 from app.http.event_stream import EventStream
+from app.http.exchange import Exchange
 from app.llm.client import LLMClient
 from app.main import create_app
 from app.models import ChatRequest
@@ -330,3 +334,27 @@ def test_an_own_model_that_calls_itself_without_end_is_ended(make: Make, capsys:
     assert text_of(client) == "own_model_failed"
     assert "own models call each other without end" in capsys.readouterr().out
     assert client.app.state.upstreams.limiter.in_flight == {}  # type: ignore[attr-defined]
+
+
+class Refusing:
+    """A middleware that refuses every request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            raise InvalidRequest("no")
+        await self.app(scope, receive, send)
+
+
+def test_an_error_of_a_middleware_leaves_no_work_to_the_collector(make: Make) -> None:
+    client = make(middleware=[Middleware(Refusing)])
+    client.get("/")
+    gc.collect()
+    gc.disable()
+    try:
+        assert client.get("/").status_code == 422
+        assert not [thing for thing in gc.get_objects() if type(thing) is Exchange]
+    finally:
+        gc.enable()
