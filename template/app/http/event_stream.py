@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import structlog
@@ -82,14 +82,17 @@ class EventStream(Response):
 
     async def _run(self) -> None:
         failure: AppError | None = None
+        # Most packets are written as they arrive, without this task, if no middleware is to see what is sent.
+        write = self._write_now if self._send == self._exchange.send else None
         self._sent_at = self._loop.time()
         self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         try:
             async with self._opening as stream:
                 self.raw_headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.headers.items()]
                 await self._pass_on(stream.first)
-                async for packet in stream.packets:
-                    await self._pass_on(packet)
+                with suppress(StopAsyncIteration):
+                    while True:
+                        await self._pass_on(await stream.packets.asend(write))
         except asyncio.CancelledError:
             failure = self._exchange.aborted_by
             if failure is None or self._exchange.client_left:
@@ -119,6 +122,10 @@ class EventStream(Response):
         await self._write(packet, is_last=packet.endswith(self._end))
         self._sending = False
         self._sent_at = self._loop.time()
+
+    def _write_now(self, packet: bytes) -> bool:
+        self._sent_at = self._loop.time()
+        return self._exchange.write(packet)
 
     async def _write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send whole events or a comment, so that a ping can be sent between any two.

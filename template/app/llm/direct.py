@@ -18,9 +18,10 @@ from app.config import Timeouts
 from app.errors import ProviderError
 from app.llm.adapter import Adapter
 from app.llm.call import Call
-from app.llm.deadlines import Deadlines, Watchdog
+from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import parse_body, provider_failure, unreachable, unreadable
+from app.llm.packets import Packets, Write, connector
 from app.llm.provider_responses import (
     READ_ERRORS,
     broken_body,
@@ -62,7 +63,7 @@ class Direct(Adapter):
     async def start(self) -> None:
         """Open the session; needs a running loop."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=connector(limit=0, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
             max_line_size=MAX_HEADER_BYTES,
@@ -94,9 +95,10 @@ class Direct(Adapter):
         fields = target.in_vendors_terms(fields)
         return await self._answer(target, "/embeddings", fields, call.deadlines, needs="data")
 
-    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, Write | None]:
         """Yield a stream's events, one or more whole ones at a time, `[DONE]` last.
 
+        A function that is sent into the generator (`asend`) writes events as they come; what it can't write is yielded.
         Usage is asked for too, unless the model's row says not to.
 
         Args:
@@ -121,7 +123,7 @@ class Direct(Adapter):
         fields: dict[str, Any],
         relay: Relay,
         headers: Mapping[str, str] = NO_HEADERS,
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[bytes, Write | None]:
         """Yield what a relay returns for a stream's packets."""
         deadlines.start_stream(target.name)
         try:
@@ -132,29 +134,29 @@ class Direct(Adapter):
         if not 200 <= response.status < 300:
             raise await self._failure(target, response)
         check_encoding(target, response)
-        watchdog = Watchdog(deadlines, response.content.set_exception)
+        packets = Packets(response, relay, deadlines)
+        write: Write | None = None
+        is_first = True
         try:
-            is_first = True
             while not relay.ended:
-                if relay.spoke:
-                    deadlines.next_event()
-                watchdog.wait()
                 try:
-                    packet = await response.content.readany()
+                    packet = b"" if write else await packets.read()
+                    out = await packets.pass_on(write) if write else b""
                 except READ_ERRORS as error:
                     raise broken_body(target, error) from None
-                watchdog.pause()
-                if is_first and packet.lstrip()[:1] in (b"{", b"["):
-                    yield await self._whole(target, packet, response, deadlines, relay)
-                    return
-                is_first = is_first and not packet.strip()
-                if out := relay.feed(packet):
-                    yield out
+                if not write:
+                    if is_first and packet.lstrip()[:1] in (b"{", b"["):
+                        yield await self._whole(target, packet, response, deadlines, relay)
+                        return
+                    is_first = is_first and not packet.strip()
+                    out = relay.feed(packet)
+                if out:
+                    write = yield out
             if relay.failure:
                 raise relay.failure
             await read_to_end(response)
         finally:
-            watchdog.stop()
+            packets.stop()
             response.close()
 
     async def _whole(

@@ -1,41 +1,22 @@
 """Relay: passes a provider's stream on, event by event, and checks that it is complete."""
 
-from typing import Annotated, Any
+import re
+from typing import Any
 
-from msgspec import Meta, Struct
-from msgspec.json import Decoder
 from pydantic_core import to_json
 
 from app.errors import ProviderError
 from app.llm.failures import cut_off, error_in, failure_in_body, unreadable
-from app.llm.json_text import read_json, read_plain
+from app.llm.json_text import read_json
 from app.llm.odd_answers import complete_chunk, stream_of
 from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data, event_name
 from app.llm.stream_state import StreamState
 from app.llm.targets import Target
 
-
-class PlainDelta(Struct, gc=False):
-    """A delta, whatever is in it."""
-
-
-class PlainChoice(Struct, gc=False):
-    """A choice with a delta and without finish_reason."""
-
-    delta: PlainDelta
-    finish_reason: None = None
-
-
-class PlainChunk(Struct, gc=False):
-    """A chunk without finish_reason, usage or error. Its other fields are not read."""
-
-    choices: Annotated[list[PlainChoice], Meta(min_length=1)]
-    model: str | None = None
-    usage: None = None
-    error: None = None
-
-
-decode_chunks = Decoder(PlainChunk).decode_lines
+BEFORE_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|obfuscation|p)": ?"')
+"""What stands before a text that is new in each chunk. The last two of these fields hide how long the others are."""
+TEXT = re.compile(rb'[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
+"""A string of JSON, without its quotes."""
 
 
 class Relay:
@@ -58,6 +39,8 @@ class Relay:
         self._target = target
         self._state = state
         self._events = Events()
+        self._pieces: list[bytes] = []
+        self._last_piece = b""  # so no event is like it until a plain chunk has come
         self.spoke = False
         """Whether the last packet had a chunk in it, and not only comments."""
         self.ended = False
@@ -67,7 +50,7 @@ class Relay:
 
     def feed(self, packet: bytes) -> bytes:
         """Return what the client gets for one packet; an empty packet means that the connection has ended."""
-        plain = self._plain(packet)
+        plain = 0 if self._events.rest else self._plain(packet)
         self.spoke = plain > 0
         if plain == len(packet) > 0:
             return packet
@@ -98,30 +81,40 @@ class Relay:
         return stream_of(answer, self._state, self._target.name)
 
     def _plain(self, packet: bytes) -> int:
-        """Return how many bytes of a packet are whole events of plain chunks, which are passed on as they are.
+        """Return how many bytes of a packet are events that differ from the newest plain chunk's in their texts alone.
 
-        Usually that is the whole packet. In a stream's last packet it is all but the last three events, which are the
-        end of the stream. Otherwise it is 0.
+        They need no parsing: whatever the texts are, there is no finish_reason, usage or error beside them.
         """
-        if self._events.rest or b"\r" in packet:
-            return 0
-        end = packet.rfind(b"\n\n")
-        if self._is_plain(packet[: max(end, 0)]):
-            return end + 2
-        for _ in range(3):
-            end = packet.rfind(b"\n\n", 0, max(end, 0))
-        return end + 2 if self._is_plain(packet[: max(end, 0)]) else 0
+        end = chunks = 0
+        while following := self._after_plain(packet, end):
+            end = following
+            chunks += 1
+        if not packet.isascii():
+            try:
+                packet[:end].decode()
+            except UnicodeDecodeError:
+                return 0
+        self._state.chunks += chunks
+        self._state.size += end
+        return end
 
-    def _is_plain(self, text: bytes) -> bool:
-        if not text.startswith(b"data: "):
-            return False
-        chunks = read_plain(text[6:].split(b"\n\ndata: "), decode_chunks)
-        if not chunks:
-            return False
-        self._state.chunks += len(chunks)
-        self._state.size += len(text)
-        self._state.model = chunks[-1].model
-        return True
+    def _after_plain(self, packet: bytes, start: int) -> int:
+        """Return where the event that begins at `start` ends, if it is like the newest plain chunk's, else 0."""
+        for piece in self._pieces:
+            text = packet.startswith(piece, start) and TEXT.match(packet, start + len(piece))
+            if not text:
+                return 0
+            start = text.end()
+        return start + len(self._last_piece) if packet.startswith(self._last_piece, start) else 0
+
+    def _learn(self, event: bytes) -> None:
+        """Remember a plain chunk's event, cut where its texts are taken out."""
+        self._pieces, start = [], 0
+        for name in BEFORE_TEXT.finditer(event):
+            text = TEXT.match(event, name.end())
+            self._pieces.append(event[start : name.end()])
+            start = text.end() if text else name.end()
+        self._last_piece = event[start:]
 
     def _passed(self, event: bytes) -> bytes:
         """Return what the client gets for one event: the event itself, or nothing; in one case a translation.
@@ -129,6 +122,9 @@ class Relay:
         Raises:
             ProviderError: the event is an error, or can't be read.
         """
+        if self._plain(event):
+            self.spoke = True
+            return event
         event = event.removeprefix(BYTE_ORDER_MARK)  # OpenAI's SDKs would lose the event
         data = (event_data(event) or b"").strip()
         if not data:
@@ -149,6 +145,8 @@ class Relay:
                 return b""  # a ping, or something else that is no chunk
             if complete_chunk(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
+            elif is_plain(chunk) and event == b"data: " + data + b"\n\n":
+                self._learn(event)
             self.spoke = True
             return event if self._state.see(chunk, len(event)) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
@@ -159,3 +157,9 @@ class Relay:
         self.ended = True
         if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._target.name)
+
+
+def is_plain(chunk: dict[str, Any]) -> bool:
+    """Return whether a chunk only adds to an answer: it has choices, and no usage or finish_reason."""
+    choices = chunk["choices"]
+    return bool(choices) and not chunk.get("usage") and not any(choice.get("finish_reason") for choice in choices)

@@ -17,7 +17,8 @@ from app.http.exchange import Exchange
 from app.llm import direct
 from app.llm.call import Call as ModelCall
 from app.llm.call import OpenStream
-from app.llm.deadlines import Deadlines, Watchdog
+from app.llm.deadlines import Deadlines
+from app.llm.packets import Packets
 from app.llm.targets import resolve
 from tests.serving import Backend
 from tests.stub import Behaviour, Stub
@@ -71,7 +72,7 @@ def test_a_stream_that_timed_out_leaves_nothing_behind(key: str, stub: Stub) -> 
                 *_, error, done = call.events
                 assert done == "data: [DONE]"
                 assert json.loads(error.removeprefix("data: "))["status"] == 504
-    assert eventually(lambda: alive(Watchdog) == 0)
+    assert eventually(lambda: alive(Packets) == 0)
 
 
 @kinds
