@@ -75,14 +75,13 @@ class EventStream(Response):
         self._exchange.cancel_on_disconnect()
         self._send = send
         self._loop = asyncio.get_running_loop()
-        # A task of its own, for speed: a packet then resumes only this task, and not every coroutine around a request.
-        await asyncio.create_task(self._run())
+        await self._run()
         if self.background:
             await self.background()
 
     async def _run(self) -> None:
         failure: AppError | None = None
-        # Most packets are written as they arrive, without this task, if no middleware is to see what is sent.
+        # Most packets are written as they arrive, without this task, unless a middleware wants to see them.
         write = self._write_now if self._send == self._exchange.send else None
         self._sent_at = self._loop.time()
         self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
@@ -135,6 +134,7 @@ class EventStream(Response):
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self.raw_headers = []  # a stream may be open for long
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._done_sent = is_last
 

@@ -147,6 +147,7 @@ class LLMClient(TypedCalls):
                 first, packets = await self._retries.run(call, begin)
             call.began_at = perf_counter()
             self._upstreams.metrics.first_chunk(call.answered_by.name).observe(call.began_at - started)
+            del request  # frees the copy of the prompt's messages
             async with aclosing(packets):
                 yield OpenStream(call, first, packets)
 

@@ -42,13 +42,22 @@ class Events:
         """
         buffer = self.rest + packet if self.rest else packet
         start = 0
-        for end in END_OF_EVENT.finditer(buffer, self._scanned):
-            yield buffer[start : end.end()]
-            start = end.end()
+        for end in _ends(buffer, self._scanned):
+            yield buffer[start:end]
+            start = end
         self.rest = buffer[start:]
         self._scanned = max(0, len(self.rest) - 3)
         if len(self.rest) > MAX_EVENT_BYTES:
             raise EventTooLong
+
+
+def _ends(buffer: bytes, position: int) -> Iterator[int]:
+    """Yield where each event ends. Most streams have no CR; to look for line feeds alone is many times as fast."""
+    if b"\r" in buffer:
+        yield from (end.end() for end in END_OF_EVENT.finditer(buffer, position))
+    else:
+        while (found := buffer.find(b"\n\n", position)) >= 0:
+            yield (position := found + 2)
 
 
 def event_name(event: bytes) -> bytes:
