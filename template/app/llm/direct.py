@@ -24,7 +24,6 @@ from app.llm.failures import parse_body, provider_failure, unreachable, unreadab
 from app.llm.packets import Packets, Write, connector
 from app.llm.provider_responses import (
     READ_ERRORS,
-    broken_body,
     check_encoding,
     not_answered,
     parse_answer,
@@ -134,17 +133,15 @@ class Direct(Adapter):
         if not 200 <= response.status < 300:
             raise await self._failure(target, response)
         check_encoding(target, response)
-        packets = Packets(response, relay, deadlines)
+        packets = Packets(target, response, relay, deadlines)
         write: Write | None = None
         is_first = True
         try:
             while not relay.ended:
-                try:
-                    packet = b"" if write else await packets.read()
-                    out = await packets.pass_on(write) if write else b""
-                except READ_ERRORS as error:
-                    raise broken_body(target, error) from None
-                if not write:
+                if write:
+                    out = await packets.pass_on(write)
+                else:
+                    packet = await packets.read()
                     if is_first and packet.lstrip()[:1] in (b"{", b"["):
                         yield await self._whole(target, packet, response, deadlines, relay)
                         return

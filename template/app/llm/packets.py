@@ -9,7 +9,9 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from app.llm.deadlines import Deadlines
+from app.llm.provider_responses import READ_ERRORS, broken_body
 from app.llm.relay import Relay
+from app.llm.targets import Target
 
 Write = Callable[[bytes], bool]
 """Sends bytes to the client at once; returns whether that was possible."""
@@ -48,7 +50,8 @@ class ProviderConnection(ResponseHandler):
 def connector(**options: Any) -> aiohttp.TCPConnector:
     """Return aiohttp's connector, with connections that are ProviderConnections; arguments are its own."""
     made = aiohttp.TCPConnector(**options)
-    made._factory = partial[ResponseHandler](ProviderConnection, loop=asyncio.get_running_loop())  # noqa: SLF001
+    factory: Any = partial(ProviderConnection, loop=asyncio.get_running_loop())
+    made._factory = factory  # noqa: SLF001
     return made
 
 
@@ -58,19 +61,21 @@ class Packets:
     One timer serves all reads of a stream: an `asyncio.timeout` around each costs more than the rest of a read.
 
     Args:
+        target: the model, for errors.
         response: its status and headers have been read.
         relay: checks the packets; it tells when the stream has ended.
         deadlines: tells until when the next packet may take.
     """
 
     __slots__ = (
-        *("_connection", "_content", "_deadlines", "_left", "_loop"),
-        *("_relay", "_timer", "_timer_at", "_waiter", "_waiting", "_write"),
+        *("_connection", "_content", "_deadlines", "_loop"),
+        *("_relay", "_target", "_timer", "_timer_at", "_waiter", "_waiting", "_write"),
     )
 
-    def __init__(self, response: aiohttp.ClientResponse, relay: Relay, deadlines: Deadlines) -> None:
+    def __init__(self, target: Target, response: aiohttp.ClientResponse, relay: Relay, deadlines: Deadlines) -> None:
         protocol: Any = response.connection.protocol if response.connection else None  # none if all of it has come
         self._connection = protocol if isinstance(protocol, ProviderConnection) else None
+        self._target = target
         self._content = response.content
         self._relay = relay
         self._deadlines = deadlines
@@ -83,11 +88,13 @@ class Packets:
         """Return the next packet; an empty one means that the connection has ended.
 
         Raises:
-            ProviderTimeout: it has not come before the deadline.
-            aiohttp.ClientError, OSError: the response is broken.
+            ProviderError: it has not come before the deadline, or the response is broken.
         """
         self._wait()
-        packet = await self._content.readany()
+        try:
+            packet = await self._content.readany()
+        except READ_ERRORS as error:
+            raise broken_body(self._target, error) from None
         self._waiting = False  # time that passes now is not the provider's
         return packet
 
@@ -98,17 +105,20 @@ class Packets:
             What could not be written so, or is the stream's end.
 
         Raises:
-            ProviderTimeout, aiohttp.ClientError, OSError: as in `read`.
+            ProviderError: as in `read`.
         """
         if self._connection is None:
             return self._relay.feed(await self.read())
         self._write = write
-        self._waiter = self._loop.create_future()
+        self._waiter: asyncio.Future[bytes] = self._loop.create_future()
         self._wait()
         self._on_arrival()
-        await self._waiter
+        try:
+            out = await self._waiter
+        except READ_ERRORS as error:
+            raise broken_body(self._target, error) from None
         self._waiting = False
-        return self._left
+        return out
 
     def stop(self) -> None:
         """Read no more."""
@@ -129,9 +139,9 @@ class Packets:
                 if not packet and not self._content.is_eof():
                     self._listen(self._on_arrival)
                     return
-                self._left = self._relay.feed(packet)
-                if self._relay.ended or (self._left and not self._write(self._left)):
-                    self._waiter.set_result(None)
+                out = self._relay.feed(packet)
+                if self._relay.ended or (out and not self._write(out)):
+                    self._waiter.set_result(out)
                 elif self._relay.spoke:
                     self._deadlines.next_event()
         except Exception as error:  # noqa: BLE001 - whoever awaits it gets it

@@ -1,6 +1,5 @@
 """Relay: passes a provider's stream on, event by event, and checks that it is complete."""
 
-import re
 from typing import Any
 
 from pydantic_core import to_json
@@ -9,14 +8,10 @@ from app.errors import ProviderError
 from app.llm.failures import cut_off, error_in, failure_in_body, unreadable
 from app.llm.json_text import read_json
 from app.llm.odd_answers import complete_chunk, stream_of
+from app.llm.plain_chunks import PlainChunks
 from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data, event_name
 from app.llm.stream_state import StreamState
 from app.llm.targets import Target
-
-BEFORE_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|obfuscation|p)": ?"')
-"""What stands before a text that is new in each chunk. The last two of these fields hide how long the others are."""
-TEXT = re.compile(rb'[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
-"""A string of JSON, without its quotes."""
 
 
 class Relay:
@@ -39,8 +34,7 @@ class Relay:
         self._target = target
         self._state = state
         self._events = Events()
-        self._pieces: list[bytes] = []
-        self._last_piece = b""  # so no event is like it until a plain chunk has come
+        self._plain_chunks = PlainChunks()
         self.spoke = False
         """Whether the last packet had a chunk in it, and not only comments."""
         self.ended = False
@@ -81,40 +75,11 @@ class Relay:
         return stream_of(answer, self._state, self._target.name)
 
     def _plain(self, packet: bytes) -> int:
-        """Return how many bytes of a packet are events that differ from the newest plain chunk's in their texts alone.
-
-        They need no parsing: whatever the texts are, there is no finish_reason, usage or error beside them.
-        """
-        end = chunks = 0
-        while following := self._after_plain(packet, end):
-            end = following
-            chunks += 1
-        if not packet.isascii():
-            try:
-                packet[:end].decode()
-            except UnicodeDecodeError:
-                return 0
-        self._state.chunks += chunks
+        """Return how many bytes of a packet are passed on as they are, without being parsed."""
+        end, count = self._plain_chunks.at_start(packet)
+        self._state.chunks += count
         self._state.size += end
         return end
-
-    def _after_plain(self, packet: bytes, start: int) -> int:
-        """Return where the event that begins at `start` ends, if it is like the newest plain chunk's, else 0."""
-        for piece in self._pieces:
-            text = packet.startswith(piece, start) and TEXT.match(packet, start + len(piece))
-            if not text:
-                return 0
-            start = text.end()
-        return start + len(self._last_piece) if packet.startswith(self._last_piece, start) else 0
-
-    def _learn(self, event: bytes) -> None:
-        """Remember a plain chunk's event, cut where its texts are taken out."""
-        self._pieces, start = [], 0
-        for name in BEFORE_TEXT.finditer(event):
-            text = TEXT.match(event, name.end())
-            self._pieces.append(event[start : name.end()])
-            start = text.end() if text else name.end()
-        self._last_piece = event[start:]
 
     def _passed(self, event: bytes) -> bytes:
         """Return what the client gets for one event: the event itself, or nothing; in one case a translation.
@@ -145,8 +110,8 @@ class Relay:
                 return b""  # a ping, or something else that is no chunk
             if complete_chunk(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
-            elif is_plain(chunk) and event == b"data: " + data + b"\n\n":
-                self._learn(event)
+            elif event == b"data: " + data + b"\n\n":
+                self._plain_chunks.learn(event, chunk)
             self.spoke = True
             return event if self._state.see(chunk, len(event)) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
@@ -157,9 +122,3 @@ class Relay:
         self.ended = True
         if self._state.lost_a_choice or not (said_done or self._state.finished):
             raise cut_off(self._target.name)
-
-
-def is_plain(chunk: dict[str, Any]) -> bool:
-    """Return whether a chunk only adds to an answer: it has choices, and no usage or finish_reason."""
-    choices = chunk["choices"]
-    return bool(choices) and not chunk.get("usage") and not any(choice.get("finish_reason") for choice in choices)
