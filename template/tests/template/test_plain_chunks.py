@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from app.llm.plain_chunks import PlainChunks
 
-CHUNK = {"id": "1", "choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": None}], "obfuscation": "x"}
+CHUNK = {"id": "1", "choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": None}]}
 
 
 def event(content: Any = "A", *, ascii_only: bool = True, **fields: Any) -> bytes:
@@ -19,34 +19,45 @@ def event(content: Any = "A", *, ascii_only: bool = True, **fields: Any) -> byte
     return b"data: " + json.dumps(chunk, ensure_ascii=ascii_only).encode() + b"\n\n"
 
 
-@pytest.fixture(scope="module")
-def plain() -> PlainChunks:
+def learnt(**fields: Any) -> PlainChunks:
     plain = PlainChunks()
-    assert plain.at_start(event()) == (0, 0), "nothing is known yet"
-    plain.learn(event(), CHUNK)
+    assert plain.at_start(event(**fields)) == (0, 0), "nothing is known yet"
+    plain.learn(event(**fields), CHUNK | fields)
     return plain
+
+
+ONE_TEXT, TWO_TEXTS = learnt(), learnt(obfuscation="x")
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4), st.booleans())
 @example(['\\"}], "usage": {"x": 1}', "\\", '"content": "'], True)
-def test_chunks_that_differ_in_their_texts_need_no_parsing(
-    plain: PlainChunks, texts: list[str], ascii_only: bool
-) -> None:
-    try:
-        packet = b"".join(event(text, ascii_only=ascii_only, obfuscation=text[::-1]) for text in texts)
-    except UnicodeEncodeError:
-        return
-    assert plain.at_start(packet) == (len(packet), len(texts))
+def test_chunks_that_differ_in_their_texts_need_no_parsing(texts: list[str], ascii_only: bool) -> None:
+    cases: list[tuple[PlainChunks, dict[str, Any]]] = [(ONE_TEXT, {}), (TWO_TEXTS, {"obfuscation": "y"})]
+    for plain, fields in cases:
+        try:
+            packet = b"".join(event(text, ascii_only=ascii_only, **fields) for text in texts)
+        except UnicodeEncodeError:
+            return
+        assert plain.at_start(packet) == (len(packet), len(texts))
 
 
 @given(st.binary(max_size=12) | st.text(alphabet='\\\\"u0a{}[],: \n', max_size=12).map(str.encode))
 @example(b'", "x": "')
-def test_what_needs_no_parsing_is_valid_and_says_nothing_else(plain: PlainChunks, text: bytes) -> None:
-    changed = event().replace(b'"A"', b'"' + text + b'"')
-    if plain.at_start(changed)[0]:
-        chunk = from_json(changed.removeprefix(b"data: "), allow_inf_nan=False)
-        chunk["choices"][0]["delta"]["content"] = "A"
-        assert chunk == CHUNK
+@example(b"\\")
+def test_what_needs_no_parsing_is_valid_and_says_nothing_else(text: bytes) -> None:
+    cases: list[tuple[PlainChunks, dict[str, Any]]] = [(ONE_TEXT, {}), (TWO_TEXTS, {"obfuscation": "y"})]
+    for plain, fields in cases:
+        changed = event(**fields).replace(b'"A"', b'"' + text + b'"')
+        end, count = plain.at_start(changed + event(**fields))
+        for said in (changed + event(**fields))[:end].split(b"\n\n")[:count]:
+            chunk = from_json(said.removeprefix(b"data: "), allow_inf_nan=False)
+            chunk["choices"][0]["delta"]["content"] = "A"
+            assert chunk == CHUNK | fields
+
+
+def test_an_event_that_is_shorter_than_what_is_the_same_in_all_is_parsed() -> None:
+    unterminated = event().replace(b'"A"', b'"')
+    assert ONE_TEXT.at_start(unterminated) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +74,7 @@ def test_what_needs_no_parsing_is_valid_and_says_nothing_else(plain: PlainChunks
         b"data: [DONE]\n\n",
     ],
 )
+@pytest.mark.parametrize("plain", [ONE_TEXT, TWO_TEXTS], ids=["one text", "two texts"])
 def test_any_other_event_is_parsed(plain: PlainChunks, other: bytes) -> None:
     assert plain.at_start(other) == (0, 0)
     assert plain.at_start(event("B") + other)[1] in (0, 1)
