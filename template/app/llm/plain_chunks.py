@@ -42,7 +42,7 @@ class PlainChunks:
     def at_start(self, packet: bytes) -> tuple[int, int]:
         """Return how many bytes at the start of a packet are such events, and how many events these are."""
         end = count = 0
-        while after := self._end(packet, end):
+        while end < len(packet) and (after := self._end(packet, end)):
             end = after
             count += 1
         if not packet.isascii():
