@@ -22,8 +22,8 @@ class PlainChunks:
         self._pieces: list[bytes] = []
         self._last = b""  # so no event is like it until a plain chunk has come
 
-    def learn(self, event: bytes, chunk: dict[str, Any]) -> None:
-        """Remember an event, cut where its texts are taken out, if its chunk is plain.
+    def learn(self, event: bytes, chunk: dict[str, Any]) -> bool:
+        """Remember an event, cut where its texts are taken out, if its chunk is plain; return whether it is.
 
         Args:
             event: one line with data, and a blank one.
@@ -31,13 +31,14 @@ class PlainChunks:
         """
         choices = chunk["choices"]
         if not choices or chunk.get("usage") or any(choice.get("finish_reason") for choice in choices):
-            return
+            return False
         self._pieces, start = [], 0
         for name in BEFORE_TEXT.finditer(event):
             text = TEXT.match(event, name.end())
             self._pieces.append(event[start : name.end()])
             start = text.end() if text else name.end()
         self._last = event[start:]
+        return True
 
     def at_start(self, packet: bytes) -> tuple[int, int]:
         """Return how many bytes at the start of a packet are such events, and how many events these are."""

@@ -110,8 +110,9 @@ class Relay:
                 return b""  # a ping, or something else that is no chunk
             if complete_chunk(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
-            elif event == b"data: " + data + b"\n\n":
-                self._plain_chunks.learn(event, chunk)
+            elif event == b"data: " + data + b"\n\n" and self._plain_chunks.learn(event, chunk):
+                self._state.model = chunk.get("model")
+                return self._passed(event)  # is counted as the next ones that are like it
             self.spoke = True
             return event if self._state.see(chunk, len(event)) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
