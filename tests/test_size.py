@@ -8,7 +8,7 @@ from workspace import ROOT
 
 APP = ROOT / "template/app"
 LINES_OF_A_MODULE = 300
-LINES_OF_CODE = 7530
+LINES_OF_CODE = 7700
 CLOSED_ROOMS = ("database", "dialects")
 """Rooms that a reader may leave closed. They don't count."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import structlog
@@ -75,21 +75,23 @@ class EventStream(Response):
         self._exchange.cancel_on_disconnect()
         self._send = send
         self._loop = asyncio.get_running_loop()
-        # A task of its own, for speed: a packet then resumes only this task, and not every coroutine around a request.
-        await asyncio.create_task(self._run())
+        await self._run()
         if self.background:
             await self.background()
 
     async def _run(self) -> None:
         failure: AppError | None = None
+        # Most packets are written as they arrive, without this task, unless a middleware wants to see them.
+        write = self._write_now if self._send == self._exchange.send else None
         self._sent_at = self._loop.time()
         self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         try:
             async with self._opening as stream:
                 self.raw_headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.headers.items()]
                 await self._pass_on(stream.first)
-                async for packet in stream.packets:
-                    await self._pass_on(packet)
+                with suppress(StopAsyncIteration):
+                    while True:
+                        await self._pass_on(await stream.packets.asend(write))
         except asyncio.CancelledError:
             failure = self._exchange.aborted_by
             if failure is None or self._exchange.client_left:
@@ -121,6 +123,10 @@ class EventStream(Response):
         self._sending = False
         self._sent_at = self._loop.time()
 
+    def _write_now(self, packet: bytes) -> bool:
+        self._sent_at = self._loop.time()
+        return self._exchange.write(packet)
+
     async def _write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send whole events or a comment, so that a ping can be sent between any two.
 
@@ -129,6 +135,7 @@ class EventStream(Response):
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self.raw_headers = []  # a stream may be open for long
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._done_sent = is_last
 

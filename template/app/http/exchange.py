@@ -131,6 +131,10 @@ class Exchange:
             self.client_left = self.client_left or self.sent_all or was_aborted
             raise
 
+    def write(self, body: bytes) -> bool:
+        """Send a part of a body that has begun, if that can be done at once; return whether it could."""
+        return self._connection is not None and self._connection.write(body)
+
     async def finish(self) -> None:
         """Send the end of an event stream, which was held back: what has made the stream may still raise an error."""
         if self._end:

@@ -24,7 +24,7 @@ class OwnStream:
     """
 
     first: bytes
-    packets: AsyncIterator[bytes]
+    packets: AsyncGenerator[bytes, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -220,6 +220,14 @@ class ServerProtocol(HttpToolsProtocol):
 
     # What is sent
 
+    def write(self, body: bytes) -> bool:
+        """Send a part of a response as a chunk; return False if its client must be waited for, or takes no chunks."""
+        cycle = self.cycle
+        if self.flow.write_paused or not cycle.chunked_encoding or cycle.disconnected or cycle.response_complete:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
+
     async def until_sent(self) -> bool:
         """Wait until nothing of a response is left to be sent; return whether its client took all of it."""
         if self.transport.get_write_buffer_size():

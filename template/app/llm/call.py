@@ -108,7 +108,7 @@ class OpenStream:
 
     call: Call
     first: bytes
-    packets: AsyncGenerator[bytes, None]
+    packets: AsyncGenerator[bytes, Any]
 
     @property
     def headers(self) -> dict[str, str]:

@@ -134,10 +134,12 @@ class LLMClient(TypedCalls):
             AppError: as in `complete`.
         """
         call = self._call("chat", self._target(request.model), {**_fields(request), "stream": True}, translator)
+        wants_usage = request.wants_usage or translator is not None
+        del request  # its messages are in the call
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
             choices = target.fields(call.fields).get("n") or 1
-            state = call.stream = StreamState(choices, wants_usage=request.wants_usage or translator is not None)
+            state = call.stream = StreamState(choices, wants_usage=wants_usage)
             packets = self._adapter(target, call).stream(call, target, state)
             return await anext(packets), packets
 

@@ -1,7 +1,6 @@
 """The time limits of one call, each with an error of its own."""
 
 import asyncio
-from collections.abc import Callable
 
 from app.config import Timeouts
 from app.errors import ProviderTimeout
@@ -66,53 +65,3 @@ class Deadlines:
             "total": f"did not finish within {seconds:g} s",
         }[self._limit]
         return ProviderTimeout(f"Model {self.model!r} {did} (timeouts.{self._limit}).")
-
-
-class Watchdog:
-    """Ends a stream's read when nothing arrives before the deadline.
-
-    One timer serves all reads of a stream: an `asyncio.timeout` around each costs more than the rest of a read.
-
-    Args:
-        deadlines: tells until when the next read may take.
-        fail: makes the read that is waiting raise an error.
-    """
-
-    __slots__ = ("_deadlines", "_fail", "_loop", "_timer", "_timer_at", "_waiting")
-
-    def __init__(self, deadlines: Deadlines, fail: Callable[[Exception], None]) -> None:
-        self._deadlines = deadlines
-        self._fail = fail
-        self._loop = asyncio.get_running_loop()
-        self._waiting = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
-
-    def wait(self) -> None:
-        """Start watching a read."""
-        self._waiting = True
-        if self._deadlines.deadline < self._timer_at:
-            self._set_timer()
-
-    def pause(self) -> None:
-        """Stop watching until the next read: time that passes now is not the provider's."""
-        self._waiting = False
-
-    def stop(self) -> None:
-        """Stop watching for good."""
-        if self._timer:
-            self._timer.cancel()
-
-    def _set_timer(self) -> None:
-        self.stop()
-        self._timer_at = self._deadlines.deadline
-        self._timer = self._loop.call_at(self._timer_at, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer_at = float("inf")
-        if not self._waiting:
-            return  # the next read sets the timer again
-        if self._loop.time() < self._deadlines.deadline - 0.001:
-            self._set_timer()
-        else:
-            self._fail(self._deadlines.expired())

@@ -15,13 +15,13 @@ from app.config import Timeouts
 from app.errors import ProviderError
 from app.llm.adapter import Adapter
 from app.llm.call import Call
-from app.llm.deadlines import Deadlines, Watchdog
+from app.llm.deadlines import Deadlines
 from app.llm.embeddings import BASE64_PROVIDERS
 from app.llm.failures import parse_body, provider_failure, unreachable, unreadable
 from app.llm.http_client import HttpClient
 from app.llm.http_response import HttpError, Response
+from app.llm.packets import Packets, Write
 from app.llm.provider_responses import (
-    broken_body,
     check_encoding,
     not_answered,
     parse_answer,
@@ -82,9 +82,10 @@ class Direct(Adapter):
         fields = target.in_vendors_terms(fields)
         return await self._answer(target, "/embeddings", fields, call.deadlines, needs="data")
 
-    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, Write | None]:
         """Yield a stream's events, one or more whole ones at a time, `[DONE]` last.
 
+        A function that is sent into the generator (`asend`) writes events as they come; what it can't write is yielded.
         Usage is asked for too, unless the model's row says not to.
 
         Args:
@@ -109,7 +110,7 @@ class Direct(Adapter):
         fields: dict[str, Any],
         relay: Relay,
         headers: Mapping[str, str] = NO_HEADERS,
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[bytes, Write | None]:
         """Yield what a relay returns for a stream's packets."""
         deadlines.start_stream(target.name)
         try:
@@ -120,29 +121,27 @@ class Direct(Adapter):
         if not 200 <= response.status < 300:
             raise await self._failure(target, response)
         check_encoding(target, response)
-        watchdog = Watchdog(deadlines, response.fail)
+        packets = Packets(target, response, relay, deadlines)
+        write: Write | None = None
+        is_first = True
         try:
-            is_first = True
             while not relay.ended:
-                if relay.spoke:
-                    deadlines.next_event()
-                watchdog.wait()
-                try:
-                    packet = await response.read()
-                except HttpError as error:
-                    raise broken_body(target, error) from None
-                watchdog.pause()
-                if is_first and packet.lstrip()[:1] in (b"{", b"["):
-                    yield await self._whole(target, packet, response, deadlines, relay)
-                    return
-                is_first = is_first and not packet.strip()
-                if out := relay.feed(packet):
-                    yield out
+                if write:
+                    out = await packets.pass_on(write)
+                else:
+                    packet = await packets.read()
+                    if is_first and packet.lstrip()[:1] in (b"{", b"["):
+                        yield await self._whole(target, packet, response, deadlines, relay)
+                        return
+                    is_first = is_first and not packet.strip()
+                    out = relay.feed(packet)
+                if out:
+                    write = yield out
             if relay.failure:
                 raise relay.failure
             await read_to_end(response)
         finally:
-            watchdog.stop()
+            packets.stop()
             response.close()
 
     async def _whole(

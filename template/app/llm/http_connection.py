@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse bytes."""
         self._held += len(data)
+        response = self._response
         try:
             if self._is_over:
                 raise Unreadable  # nobody has asked for these
@@ -113,7 +114,7 @@ class Connection(asyncio.Protocol):
             if self._held > MAX_HEAD_BYTES:
                 raise Unreadable
         except (HttpParserError, HttpParserUpgrade, Unreadable):
-            self._fail(Unreadable())
+            self._fail(Unreadable)
             self.transport.abort()
             return
         if self._is_over and self._keep:
@@ -122,17 +123,21 @@ class Connection(asyncio.Protocol):
                 self._keep(self)
             else:
                 self.transport.abort()
+        if response:
+            response.tell()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what waits."""
-        if self._until_close and self._response and exc is None:
+        response = self._response
+        if self._until_close and response and exc is None:
             self._complete()
+            response.tell()
         else:
-            self._fail(Disconnected())
+            self._fail(Disconnected)
 
-    def _fail(self, error: HttpError) -> None:
+    def _fail(self, error: type[HttpError]) -> None:
         if self._waiter and not self._waiter.done():
-            self._waiter.set_exception(error)
+            self._waiter.set_exception(error())
         elif self._response:
             self._response.fail(error)
         self._waiter = self._response = None

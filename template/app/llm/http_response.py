@@ -3,7 +3,7 @@
 import asyncio
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 MAX_UNREAD_BYTES = 128 * 1024
@@ -54,6 +54,9 @@ class Response:
         connection: where it comes from.
         status: its status.
         headers: its headers, with names in lower case; of several with one name, the last.
+
+    Attributes:
+        on_arrival: called when something has arrived that can be read, an error and the end included.
     """
 
     __slots__ = (
@@ -65,17 +68,19 @@ class Response:
         "_unread",
         "_waiter",
         "headers",
+        "on_arrival",
         "status",
     )
 
     def __init__(self, connection: "Source", status: int, headers: Mapping[str, str]) -> None:
         self.status = status
         self.headers = headers
+        self.on_arrival: Callable[[], None] | None = None
         self._connection = connection
         self._packets: deque[bytes] = deque()
         self._unread = 0
         self._is_complete = False
-        self._error: Exception | None = None
+        self._error: Callable[[], Exception] | None = None
         self._waiter: asyncio.Future[None] | None = None
         is_coded = headers.get("content-encoding", "identity").lower() in DECODED - {"", "identity"}
         self._decoder = zlib.decompressobj(32 + zlib.MAX_WBITS) if is_coded else None
@@ -91,21 +96,19 @@ class Response:
         Raises:
             Disconnected: the connection was lost before the body's end.
             Unreadable: the rest is no HTTP, or not in the encoding that the headers name.
-            Exception: what `fail` was given.
+            Exception: what the function given to `fail` makes.
         """
-        while True:
-            while not self._packets:
-                if self._error:
-                    raise self._taken_error()
-                if self._is_complete:
-                    if self._decoder and not self._decoder.eof:
-                        raise Unreadable
-                    return b""
-                self._waiter = self._connection.loop.create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
+        while not (packet := self.read_nowait()) and not self.at_end:
+            self._waiter = self._connection.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return packet
+
+    def read_nowait(self) -> bytes:
+        """Return what has arrived of the body and was not read yet, `b""` if nothing has; errors as in `read`."""
+        while self._packets:
             packet = self._packets.popleft() if len(self._packets) == 1 else b"".join(self._packets)
             self._packets.clear()
             if self._unread > MAX_UNREAD_BYTES:
@@ -115,6 +118,11 @@ class Response:
                 packet = self._decoded(self._decoder, packet)
             if packet:
                 return packet
+        if self._error:
+            raise self._error()
+        if self._is_complete and self._decoder and not self._decoder.eof:
+            raise Unreadable
+        return b""
 
     def _decoded(self, decoder: "zlib._Decompress", packet: bytes) -> bytes:
         try:
@@ -125,32 +133,32 @@ class Response:
             self._packets.append(decoder.unconsumed_tail)
         return decoded
 
-    def _taken_error(self) -> Exception:
-        """Return the error, and forget it: with its traceback it would refer to whoever has this response."""
-        error, self._error = self._error, Disconnected()
-        return error or Disconnected()
+    def fail(self, error: Callable[[], Exception]) -> None:
+        """Make further reads raise an error, and the one that is waiting.
 
-    def fail(self, error: Exception) -> None:
-        """Make the next read raise an error, or the one that is waiting."""
+        Args:
+            error: makes it. Nobody keeps it: with its traceback it would refer to whoever does, and be freed late.
+        """
         if not self._is_complete:
             self._error = error
-            self._wake()
+            self.tell()
 
-    def feed(self, packet: bytes) -> bool:
+    def feed(self, part: bytes) -> bool:
         """Take a part of the body; return whether it is enough for now."""
-        self._packets.append(packet)
-        self._unread += len(packet)
-        self._wake()
+        self._packets.append(part)
+        self._unread += len(part)
         return self._unread > MAX_UNREAD_BYTES
 
     def complete(self) -> None:
         """The body has arrived."""
         self._is_complete = True
-        self._wake()
 
-    def _wake(self) -> None:
+    def tell(self) -> None:
+        """Tell whoever waits for it that something has arrived."""
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
+        elif self.on_arrival:
+            self.on_arrival()
 
     def close(self) -> None:
         """Read no more of it. Its connection ends, unless the response is complete."""

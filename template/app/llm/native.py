@@ -13,6 +13,7 @@ from app.llm.deadlines import Deadlines
 from app.llm.direct import Direct
 from app.llm.failures import cut_off, failure_in_body, unreadable
 from app.llm.json_text import read_json, read_plain
+from app.llm.packets import Write
 from app.llm.relay import Relay
 from app.llm.sse import BYTE_ORDER_MARK, DONE, event_data
 from app.llm.stream_state import StreamState
@@ -59,7 +60,7 @@ class Native(Direct):
         path = f"{translator.path}/count_tokens"
         return await self._answer(upstream, path, fields, deadlines, "input_tokens", _headers(translator))
 
-    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
+    def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, Write | None]:
         """Yield the upstream's events; arguments and errors as in `Direct.stream`."""
         translator, upstream = _start(call, target)
         fields = {**translator.native(target.entry.defaults), "model": upstream.model, "stream": True}
@@ -100,7 +101,7 @@ class NativeRelay(Relay):
         raise unreadable(self._target.name)
 
     def _plain(self, packet: bytes) -> int:
-        return len(packet) if not self._events.rest and self._takes_deltas(packet) else 0
+        return len(packet) if self._takes_deltas(packet) else 0
 
     def _takes_deltas(self, events: bytes) -> bool:
         """Count events if they are nothing but whole deltas of one kind, as most are; return whether they are."""

@@ -1,41 +1,17 @@
 """Relay: passes a provider's stream on, event by event, and checks that it is complete."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta, Struct
-from msgspec.json import Decoder
 from pydantic_core import to_json
 
 from app.errors import ProviderError
 from app.llm.failures import cut_off, error_in, failure_in_body, unreadable
-from app.llm.json_text import read_json, read_plain
+from app.llm.json_text import read_json
 from app.llm.odd_answers import complete_chunk, stream_of
+from app.llm.plain_chunks import PlainChunks
 from app.llm.sse import BYTE_ORDER_MARK, DONE, Events, EventTooLong, event_data, event_name
 from app.llm.stream_state import StreamState
 from app.llm.targets import Target
-
-
-class PlainDelta(Struct, gc=False):
-    """A delta, whatever is in it."""
-
-
-class PlainChoice(Struct, gc=False):
-    """A choice with a delta and without finish_reason."""
-
-    delta: PlainDelta
-    finish_reason: None = None
-
-
-class PlainChunk(Struct, gc=False):
-    """A chunk without finish_reason, usage or error. Its other fields are not read."""
-
-    choices: Annotated[list[PlainChoice], Meta(min_length=1)]
-    model: str | None = None
-    usage: None = None
-    error: None = None
-
-
-decode_chunks = Decoder(PlainChunk).decode_lines
 
 
 class Relay:
@@ -58,6 +34,7 @@ class Relay:
         self._target = target
         self._state = state
         self._events = Events()
+        self._plain_chunks = PlainChunks()
         self.spoke = False
         """Whether the last packet had a chunk in it, and not only comments."""
         self.ended = False
@@ -67,7 +44,7 @@ class Relay:
 
     def feed(self, packet: bytes) -> bytes:
         """Return what the client gets for one packet; an empty packet means that the connection has ended."""
-        plain = self._plain(packet)
+        plain = 0 if self._events.rest else self._plain(packet)
         self.spoke = plain > 0
         if plain == len(packet) > 0:
             return packet
@@ -98,30 +75,11 @@ class Relay:
         return stream_of(answer, self._state, self._target.name)
 
     def _plain(self, packet: bytes) -> int:
-        """Return how many bytes of a packet are whole events of plain chunks, which are passed on as they are.
-
-        Usually that is the whole packet. In a stream's last packet it is all but the last three events, which are the
-        end of the stream. Otherwise it is 0.
-        """
-        if self._events.rest or b"\r" in packet:
-            return 0
-        end = packet.rfind(b"\n\n")
-        if self._is_plain(packet[: max(end, 0)]):
-            return end + 2
-        for _ in range(3):
-            end = packet.rfind(b"\n\n", 0, max(end, 0))
-        return end + 2 if self._is_plain(packet[: max(end, 0)]) else 0
-
-    def _is_plain(self, text: bytes) -> bool:
-        if not text.startswith(b"data: "):
-            return False
-        chunks = read_plain(text[6:].split(b"\n\ndata: "), decode_chunks)
-        if not chunks:
-            return False
-        self._state.chunks += len(chunks)
-        self._state.size += len(text)
-        self._state.model = chunks[-1].model
-        return True
+        """Return how many bytes of a packet are passed on as they are, without being parsed."""
+        end, count = self._plain_chunks.at_start(packet)
+        self._state.chunks += count
+        self._state.size += end
+        return end
 
     def _passed(self, event: bytes) -> bytes:
         """Return what the client gets for one event: the event itself, or nothing; in one case a translation.
@@ -129,6 +87,9 @@ class Relay:
         Raises:
             ProviderError: the event is an error, or can't be read.
         """
+        if self._plain(event):
+            self.spoke = True
+            return event
         event = event.removeprefix(BYTE_ORDER_MARK)  # OpenAI's SDKs would lose the event
         data = (event_data(event) or b"").strip()
         if not data:
@@ -149,6 +110,9 @@ class Relay:
                 return b""  # a ping, or something else that is no chunk
             if complete_chunk(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
+            elif event == b"data: " + data + b"\n\n" and self._plain_chunks.learn(event, chunk):
+                self._state.model = chunk.get("model")
+                return self._passed(event)  # is counted as the next ones that are like it
             self.spoke = True
             return event if self._state.see(chunk, len(event)) else b""
         except (ValueError, AttributeError, KeyError, TypeError):

@@ -17,7 +17,8 @@ from app.http.exchange import Exchange
 from app.llm import direct
 from app.llm.call import Call as ModelCall
 from app.llm.call import OpenStream
-from app.llm.deadlines import Deadlines, Watchdog
+from app.llm.deadlines import Deadlines
+from app.llm.packets import Packets
 from app.llm.targets import resolve
 from tests.serving import Backend
 from tests.stub import Behaviour, Stub
@@ -71,14 +72,20 @@ def test_a_stream_that_timed_out_leaves_nothing_behind(key: str, stub: Stub) -> 
                 *_, error, done = call.events
                 assert done == "data: [DONE]"
                 assert json.loads(error.removeprefix("data: "))["status"] == 504
-    assert eventually(lambda: alive(Watchdog) == 0)
+    assert eventually(lambda: alive(Packets) == 0)
 
 
 @kinds
 @pytest.mark.parametrize(
     ("behaviour", "status"),
-    [(Behaviour(), 200), (Behaviour(status=400), 400), (Behaviour(status=500), 502), (Behaviour(cut_after=3), None)],
-    ids=["whole", "refused", "failed", "cut"],
+    [
+        (Behaviour(), 200),
+        (Behaviour(status=400), 400),
+        (Behaviour(status=500), 502),
+        (Behaviour(cut_after=3), None),
+        (Behaviour(error_at=3), None),
+    ],
+    ids=["whole", "refused", "failed", "cut", "an error"],
 )
 def test_a_request_leaves_no_work_to_the_collector(
     ask: Ask, provider: Stub, behaviour: Behaviour, status: int | None, stream: bool
@@ -213,29 +220,43 @@ def test_an_end_that_was_never_sent_is_followed_by_an_error() -> None:
     assert error.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_stream_that_is_cancelled_before_its_first_step_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "FIRST_EVENT", 0)
-    monkeypatch.setattr(event_stream, "PING_EVERY", 0.01)
+@pytest.mark.parametrize("way", ["send", "middleware"])
+def test_events_are_written_without_the_task_unless_a_middleware_wants_to_see_them(way: str) -> None:
+    async def written() -> list[Any]:
+        async def body() -> AsyncGenerator[bytes, Any]:
+            yield b"data: 1\n\n"
+            writes.append((yield b"data: 2\n\n"))
+            yield b"data: [DONE]\n\n"
 
-    async def body() -> AsyncGenerator[bytes, None]:
-        yield b""
-
-    async def cancelled() -> list[Any]:
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
+        async def send(_: Any) -> None: ...
+        async def middleware(message: Any) -> None:
+            await exchange.send(message)
 
         async def receive() -> Any:
             await asyncio.Event().wait()
 
+        writes: list[Any] = []
         scope: dict[str, Any] = {"type": "http", "headers": []}
-        scope["app.exchange"] = Exchange(scope, receive, send, 1000)
-        request = asyncio.create_task(event_stream.EventStream(opened(body))(scope, receive, send))
-        await asyncio.sleep(0)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-        await asyncio.sleep(0.1)
-        return sent
+        scope["app.exchange"] = exchange = Exchange(scope, receive, send, 1000)
+        stream = event_stream.EventStream(opened(body))
+        await stream(scope, receive, exchange.send if way == "send" else middleware)
+        return writes
 
-    assert asyncio.run(cancelled()) == []
+    assert [write is not None for write in asyncio.run(written())] == [way == "send"]
+
+
+def test_packets_that_come_one_by_one_wake_no_task(ask: Ask, provider: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[Any] = []
+    send = Exchange.send
+
+    async def noted(self: Exchange, message: Any) -> None:
+        woken.append(message)
+        await send(self, message)
+
+    monkeypatch.setattr(Exchange, "send", noted)
+    provider.default = Behaviour(text="one two three four five six seven eight nine ten", pace=0.05)
+    with ask("direct", stream=True) as call:
+        events = list(call.events)
+    assert len(events) > 10
+    assert events[-1] == "data: [DONE]"
+    assert len(woken) == 3, "the head, the first packet and the last"

@@ -386,7 +386,7 @@ def test_a_read_that_is_failed_raises_the_error_and_ends_the_connection() -> Non
     async def run() -> None:
         async with talking(peer) as post:
             response = await post()
-            asyncio.get_running_loop().call_later(0.1, response.fail, KeyError("late"))
+            asyncio.get_running_loop().call_later(0.1, response.fail, KeyError)
             with pytest.raises(KeyError):
                 await response.read()
             response.close()

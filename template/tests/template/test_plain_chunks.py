@@ -1,0 +1,90 @@
+"""Which events of a stream are passed on without being parsed: those of which parsing could tell nothing."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic_core import from_json
+
+from app.llm.plain_chunks import PlainChunks
+
+CHUNK = {"id": "1", "choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": None}]}
+
+
+def event(content: Any = "A", *, ascii_only: bool = True, **fields: Any) -> bytes:
+    chunk = json.loads(json.dumps(CHUNK)) | fields
+    chunk["choices"][0]["delta"] = {"content": content}
+    return b"data: " + json.dumps(chunk, ensure_ascii=ascii_only).encode() + b"\n\n"
+
+
+def learnt(**fields: Any) -> PlainChunks:
+    plain = PlainChunks()
+    assert plain.at_start(event(**fields)) == (0, 0), "nothing is known yet"
+    plain.learn(event(**fields), CHUNK | fields)
+    return plain
+
+
+ONE_TEXT, TWO_TEXTS = learnt(), learnt(obfuscation="x")
+
+
+@given(st.lists(st.text(), min_size=1, max_size=4), st.booleans())
+@example(['\\"}], "usage": {"x": 1}', "\\", '"content": "'], True)
+def test_chunks_that_differ_in_their_texts_need_no_parsing(texts: list[str], ascii_only: bool) -> None:
+    cases: list[tuple[PlainChunks, dict[str, Any]]] = [(ONE_TEXT, {}), (TWO_TEXTS, {"obfuscation": "y"})]
+    for plain, fields in cases:
+        try:
+            packet = b"".join(event(text, ascii_only=ascii_only, **fields) for text in texts)
+        except UnicodeEncodeError:
+            return
+        assert plain.at_start(packet) == (len(packet), len(texts))
+
+
+@given(st.binary(max_size=12) | st.text(alphabet='\\\\"u0a{}[],: \n', max_size=12).map(str.encode))
+@example(b'", "x": "')
+@example(b"\\")
+def test_what_needs_no_parsing_is_valid_and_says_nothing_else(text: bytes) -> None:
+    cases: list[tuple[PlainChunks, dict[str, Any]]] = [(ONE_TEXT, {}), (TWO_TEXTS, {"obfuscation": "y"})]
+    for plain, fields in cases:
+        changed = event(**fields).replace(b'"A"', b'"' + text + b'"')
+        end, count = plain.at_start(changed + event(**fields))
+        for said in (changed + event(**fields))[:end].split(b"\n\n")[:count]:
+            chunk = from_json(said.removeprefix(b"data: "), allow_inf_nan=False)
+            chunk["choices"][0]["delta"]["content"] = "A"
+            assert chunk == CHUNK | fields
+
+
+def test_an_event_that_is_shorter_than_what_is_the_same_in_all_is_parsed() -> None:
+    unterminated = event().replace(b'"A"', b'"')
+    assert ONE_TEXT.at_start(unterminated) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        event(usage={"total_tokens": 1}),
+        event(error={"message": "x"}),
+        event(content=None),
+        event(choices=[{"index": 0, "finish_reason": "stop"}]),
+        event().replace(b"\n\n", b"\r\n\r\n"),
+        event().removesuffix(b"\n"),
+        event().replace(b'"A"', b'"\xff"'),
+        b": comment\n\n",
+        b"data: [DONE]\n\n",
+    ],
+)
+@pytest.mark.parametrize("plain", [ONE_TEXT, TWO_TEXTS], ids=["one text", "two texts"])
+def test_any_other_event_is_parsed(plain: PlainChunks, other: bytes) -> None:
+    assert plain.at_start(other) == (0, 0)
+    assert plain.at_start(event("B") + other)[1] in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "more", [{"usage": {"total_tokens": 1}}, {"choices": []}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+)
+def test_a_chunk_that_says_more_is_no_pattern(more: dict[str, Any]) -> None:
+    plain = PlainChunks()
+    said = b"data: " + json.dumps(CHUNK | more).encode() + b"\n\n"
+    plain.learn(said, CHUNK | more)
+    assert plain.at_start(said) == (0, 0)
