@@ -5,7 +5,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,10 +15,10 @@ SERVER_CORE = 1
 
 
 @contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Run on one core. Processes started meanwhile stay there, with all that they start themselves."""
+def pinned(*cores: int) -> Iterator[None]:
+    """Run on these cores. Processes started meanwhile stay there, with all that they start themselves."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
@@ -27,14 +26,14 @@ def pinned(core: int) -> Iterator[None]:
 
 
 class Process:
-    """A program, and every process that it starts, on one core."""
+    """A program, and every process that it starts, on one core or several."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], core: int, log: Path, folder: Path | None = None
+        self, command: Sequence[str], environment: Mapping[str, str], *cores: int, log: Path, folder: Path | None = None
     ) -> None:
         self.log = log
         inherited = {name: os.environ[name] for name in ("HOME", "PATH", "LANG") if name in os.environ}
-        with pinned(core), log.open("wb") as output:
+        with pinned(*cores), log.open("wb") as output:
             self.started = time.perf_counter()
             self.popen = subprocess.Popen(
                 command,
@@ -107,19 +106,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def start_upstream(log: Path) -> tuple[Process, int]:
-    """The stub upstream, on the load's core, and its port."""
-    port = free_port()
-    upstream = Path(__file__).with_name("upstream.py")
-    process = Process([sys.executable, str(upstream), str(port)], {}, LOAD_CORE, log)
-    deadline = time.perf_counter() + 10
-    while time.perf_counter() < deadline:
-        process.raise_if_ended()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process, port
-        time.sleep(0.01)
-    process.stop()
-    raise RuntimeError("the stub upstream did not start within 10 s")
