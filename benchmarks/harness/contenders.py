@@ -18,7 +18,7 @@ PROJECTS = ("project", "project_own", "project_database")
 """Environments that are our generated project, in its variants."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contender:
     """A server under test. `{port}`, `{upstream}` and `{valkey}` stand for addresses that are known when it is started.
 

@@ -53,14 +53,15 @@ async def loop(what: str, server: Process, port: int, request: Request, stub: St
     await load.connect()
     gc.collect()
     with instructions.count(server.pids()) as executed:
-        before = server.cpu_seconds()
+        before, sleeps = server.cpu_seconds(), server.sleeps()
         answers = await load.run(seconds)
-        used = server.cpu_seconds() - before
+        used, sleeps = server.cpu_seconds() - before, server.sleeps() - sleeps
     count = len(answers.whole)
     measured = {
         f"{what}_cpu_ms": used / count * 1e3,
         f"{what}_per_s": count / answers.elapsed,
         f"{what}_core_busy": used / answers.elapsed,
+        f"{what}_sleeps": sleeps / count,
         f"{what}_packets_in": answers.packets_in / count,
         f"{what}_packets_out": answers.packets_out / count,
     }

@@ -62,11 +62,16 @@ class Process:
         """
         return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids())
 
+    def sleeps(self) -> int:
+        """How often the threads of the living processes had nothing to do and went to sleep."""
+        statuses = (path for pid in self.pids() for path in Path(f"/proc/{pid}/task").glob("*/status"))
+        return sum(field(path, "voluntary_ctxt_switches") for path in statuses)
+
     def rss_mb(self) -> float:
-        return sum(status_kb(pid, "VmRSS") for pid in self.pids()) / 1024
+        return sum(field(Path(f"/proc/{pid}/status"), "VmRSS") for pid in self.pids()) / 1024
 
     def peak_rss_mb(self) -> float:
-        return sum(status_kb(pid, "VmHWM") for pid in self.pids()) / 1024
+        return sum(field(Path(f"/proc/{pid}/status"), "VmHWM") for pid in self.pids()) / 1024
 
     def raise_if_ended(self) -> None:
         code = self.popen.poll()
@@ -89,10 +94,12 @@ class Process:
         self.stop()
 
 
-def status_kb(pid: int, field: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
+def field(status: Path, name: str) -> int:
+    """A number of /proc/<pid>/status; memory is in kB. 0 if the thread has ended meanwhile."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in status.read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1])
     return 0
 
 

@@ -87,10 +87,10 @@ def packets_table(record: Record) -> str:
             " / ".join(record.median(each.name, f"packets_{n}_packets_{way}") for way in ("in", "out"))
             for n in (100, 4)
         ]
-        busy = [record.median(each.name, f"packets_{n}_core_busy") for n in (100, 4)]
-        rows.append([each.title, *counted, cell(packet), cell(event), " / ".join(busy)])
+        sleeps = [record.median(each.name, f"packets_{n}_sleeps") for n in (100, 4)]
+        rows.append([each.title, *counted, cell(packet), cell(event), " / ".join(sleeps)])
     head = ["", "Packets in / out of a stream in 100", "of a stream in 4", "CPU of one more packet, µs"]
-    return table([*head, "CPU of an event, 25 a packet, µs", "Core busy: 100 packets / 4"], rows)
+    return table([*head, "CPU of an event, 25 a packet, µs", "Sleeps during a stream: 100 packets / 4"], rows)
 
 
 def instructions_table(record: Record) -> str:
