@@ -21,7 +21,8 @@ from harness.environments import Environment, Unavailable, build
 from harness.process import LOAD_CORE, pinned
 from harness.record import Record, folder, machine, read_all
 from harness.report import quote, write
-from harness.rounds import Plan, Rounds, Servers
+from harness.rounds import Plan, Rounds
+from harness.servers import Servers
 from harness.tables import targets_table
 from harness.upstream import Stub
 from harness.valkey import Valkey

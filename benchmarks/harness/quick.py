@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from statistics import median
 
 from harness.contenders import FLOOR, OURS, OURS_LITELLM, PLAIN_LITELLM, Contender
-from harness.measures import CLIENTS, closed_loop, first_answer, loop, paced
+from harness.measures import CLIENTS, closed_loop, first_answer, paced
 from harness.process import Process, free_port
 from harness.record import Record
-from harness.requests import Request
-from harness.rounds import PACKETS, Samples, Servers
-from harness.targets import CHECKED, DIRECT, PACED, VIA_LITELLM, Target, spread
+from harness.rounds import Samples
+from harness.servers import Running, Servers
+from harness.targets import CHECKED, DIRECT, MEMORY, PACED, START, VIA_LITELLM, Target, spread
+from harness.turns import PACKETS, take_turns
 
 CONTENDERS = (FLOOR, OURS, PLAIN_LITELLM, OURS_LITELLM)
 MARGIN = 0.15
 """Of the committed median, on top of the greatest committed ratio."""
-TURNS, TURN_SECONDS = 7, 0.3
-LITELLM_TURNS, LITELLM_TURN_SECONDS = 5, 0.4
+TURNS, TURN_SECONDS = 5, 0.25
 PACED_TURNS, PACED_SECONDS = 3, 1.2
 STREAMS = 1000
 
@@ -74,72 +74,44 @@ async def check(servers: Servers, records: Sequence[Record]) -> int:
 async def measure(servers: Servers, targets: Collection[Target]) -> Samples:
     """Measure what these targets compare."""
     samples: Samples = defaultdict(lambda: defaultdict(list))
-    wanted = {name for target in targets for name, _ in (target.measured, target.against)}
     with ExitStack() as stack:
-        if "import_litellm" in wanted:
-            keep(samples, "import_litellm", servers.import_litellm())
-        running = {}
-        for contender in CONTENDERS:
-            if contender.name in wanted:
-                running[contender] = await start(servers, contender, stack, samples)
-        turns = Turns(servers, running, samples)
-        if not {*targets}.isdisjoint(DIRECT):
-            for number in range(TURNS):
-                await turns.direct((FLOOR, OURS), TURN_SECONDS, number)
+        if not {*targets}.isdisjoint((*DIRECT, MEMORY)):
+            pair = {each: await start(servers, each, stack, samples) for each in (FLOOR, OURS)}
+            await turns(servers, pair, samples, {"request": 0} | {f"packets_{n}": each for n, each in PACKETS.items()})
         if not {*targets}.isdisjoint(VIA_LITELLM):
-            for number in range(LITELLM_TURNS):
-                await turns.direct((PLAIN_LITELLM, OURS_LITELLM), LITELLM_TURN_SECONDS, number, (100,))
-    if not {*targets}.isdisjoint(PACED):
+            pair = {each: await start(servers, each, stack, samples) for each in (PLAIN_LITELLM, OURS_LITELLM)}
+            await turns(servers, pair, samples, {"request": 0, "packets_100": 1})
+    if not {*targets}.isdisjoint((*PACED, START)):
         for number in range(PACED_TURNS):
-            for contender in in_turn((FLOOR, OURS), number):
-                # In a fresh process: one that was loaded before has memory to spare.
-                with ExitStack() as stack:
-                    server, port = await start(servers, contender, stack, None)
-                    kind = contender.asked(servers.stub.url)
-                    await closed_loop(port, kind.stream(), CLIENTS, servers.stub, TURN_SECONDS)
-                    idle = server.rss_mb()
-                    measured = await paced(server, port, kind, servers.stub, STREAMS, PACED_SECONDS, idle)
-                    keep(samples, contender.name, {f"paced_{STREAMS}_{what}": each for what, each in measured.items()})
+            for contender in (OURS, FLOOR) if number % 2 else (FLOOR, OURS):
+                await paced_turn(servers, contender, samples)
     return samples
 
 
-async def start(
-    servers: Servers, contender: Contender, stack: ExitStack, samples: Samples | None
-) -> tuple[Process, int]:
+async def turns(servers: Servers, pair: Running, samples: Samples, whats: Mapping[str, int]) -> None:
+    for what, each in whats.items():
+        found = await take_turns(pair, what, each, servers.stub, TURN_SECONDS, TURNS, failures={})
+        for name, measured in found.items():
+            for turn in measured:
+                keep(samples, name, turn)
+
+
+async def paced_turn(servers: Servers, contender: Contender, samples: Samples) -> None:
+    """In a fresh process: one that was loaded before has memory to spare."""
+    with ExitStack() as stack:
+        server, port = await start(servers, contender, stack, samples)
+        kind = contender.asked(servers.stub.url)
+        await closed_loop(port, kind.stream(), CLIENTS, servers.stub, TURN_SECONDS)
+        measured = await paced(server, port, kind, servers.stub, STREAMS, PACED_SECONDS, server.rss_mb())
+        keep(samples, contender.name, {f"paced_{STREAMS}_{what}": each for what, each in measured.items()})
+
+
+async def start(servers: Servers, contender: Contender, stack: ExitStack, samples: Samples) -> tuple[Process, int]:
     port = free_port()
     server = stack.enter_context(servers.start(contender, port))
     await first_answer(server, port, contender.asked(servers.stub.url).whole(), servers.stub)
-    if samples is not None:
-        keep(samples, contender.name, {"start_cpu_s": server.cpu_seconds(), "rss_idle_mb": server.rss_mb()})
+    keep(samples, contender.name, {"start_cpu_s": server.cpu_seconds(), "rss_idle_mb": server.rss_mb()})
     return server, port
-
-
-class Turns:
-    """Ours and another, turn by turn."""
-
-    def __init__(self, servers: Servers, running: Mapping[Contender, tuple[Process, int]], samples: Samples) -> None:
-        self.servers, self.running, self.samples = servers, running, samples
-
-    async def direct(
-        self, pair: tuple[Contender, Contender], seconds: float, number: int, packets: Sequence[int] = tuple(PACKETS)
-    ) -> None:
-        """One turn each with requests and with every kind of stream; the very first is for warming up."""
-        asked = {"request": 0} | {f"packets_{each}": PACKETS[each] for each in packets}
-        for what, each in asked.items():
-            for contender in in_turn(pair, number):
-                kind = contender.asked(self.servers.stub.url)
-                request = kind.stream(each=each) if each else kind.whole()
-                measured = await self.turn(contender, what, request, seconds)
-                if number:
-                    keep(self.samples, contender.name, measured)
-
-    async def turn(self, contender: Contender, what: str, request: Request, seconds: float) -> dict[str, float]:
-        server, port = self.running[contender]
-        return await loop(what, server, port, request, self.servers.stub, seconds)
-
-
-def in_turn(pair: tuple[Contender, Contender], number: int) -> tuple[Contender, ...]:
-    return pair[::-1] if number % 2 else pair
 
 
 def keep(samples: Samples, name: str, measured: Mapping[str, float]) -> None:

@@ -1,27 +1,22 @@
-"""One round of measurements: every contender in turn, each in a fresh process."""
+"""Rounds: in each, every contender is started anew, and all of them take turns."""
 
 import asyncio
-import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
 
-from harness.contenders import CHAT, LITELLM_QUIET, Contender
-from harness.environments import Environment
+from harness.contenders import CHAT, Contender
 from harness.load import UnexpectedAnswer
-from harness.measures import CLIENTS, alone, closed_loop, first_answer, loop, paced
-from harness.process import SERVER_CORE, Process, ended_children_cpu_seconds, free_port, pinned
+from harness.measures import CLIENTS, alone, closed_loop, first_answer, paced
+from harness.process import Process, free_port
 from harness.requests import Kind
-from harness.upstream import Stub
-from harness.valkey import Valkey
+from harness.servers import Running, Servers
+from harness.turns import PACKETS, take_turns
 
 Samples = dict[str, dict[str, list[float]]]
 """By contender, then by measurement: one value of every round."""
-
-PACKETS = {100: 1, 4: 25}
-"""By the number of packets of a stream of 100 chunks: events a packet."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +25,8 @@ class Plan:
 
     Attributes:
         rounds: how often.
-        burst: of requests, or streams, as fast as they are answered.
-        warm_up: of the same, before it.
+        turns: of each contender, for each kind of request.
+        turn: of requests, or streams, as fast as they are answered.
         alone: of one client's requests or streams.
         paced: of watching streams at a steady pace.
         streams: how many of them are open at once.
@@ -39,43 +34,12 @@ class Plan:
     """
 
     rounds: int = 5
-    burst: float = 1.0
-    warm_up: float = 0.4
+    turns: int = 4
+    turn: float = 0.3
     alone: float = 0.3
     paced: float = 2.0
     streams: tuple[int, ...] = (256, 1000)
     body_sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000, 5_000_000)
-
-
-class Servers:
-    """Starts contenders."""
-
-    def __init__(self, environments: Mapping[str, Environment], stub: Stub, valkey: Valkey, logs: Path) -> None:
-        self.environments, self.stub, self.valkey, self.logs = environments, stub, valkey, logs
-
-    def start(
-        self, contender: Contender, port: int, cores: Sequence[int] = (SERVER_CORE,), variables: Mapping[str, str] = {}
-    ) -> Process:
-        environment = self.environments[contender.environment]
-        place = {"port": str(port), "upstream": self.stub.url}
-        if contender.needs_valkey:
-            place["valkey"] = self.valkey.address()
-        return Process(
-            contender.command(environment.program, **place),
-            contender.process_environment(**place) | dict(variables),
-            *cores,
-            log=self.logs / f"{contender.name}.log",
-            folder=environment.folder,
-        )
-
-    def import_litellm(self) -> dict[str, float]:
-        """What `python -c "import litellm"` takes, on the server's core."""
-        python = self.environments["plain_litellm"].program
-        cpu, started = ended_children_cpu_seconds(), time.perf_counter()
-        with pinned(SERVER_CORE):
-            subprocess.run([python, "-c", "import litellm"], env=LITELLM_QUIET, check=True)
-        elapsed = time.perf_counter() - started
-        return {"start_s": elapsed, "start_cpu_s": ended_children_cpu_seconds() - cpu}
 
 
 class Rounds:
@@ -92,42 +56,52 @@ class Rounds:
         self.keep("upstream", await alone(self.stub.port, CHAT, self.stub, self.plan.alone, streams=True))
         if "plain_litellm" in self.servers.environments:
             self.keep("import_litellm", self.servers.import_litellm())
-        for contender in [*contenders[turn:], *contenders[:turn]]:
-            if contender.name in self.failures:
-                continue
-            print(f"  {contender.title}", flush=True)
-            try:
-                await self.burst(contender)
-                if contender.paced:
-                    await self.paced(contender)
-            except (UnexpectedAnswer, RuntimeError) as error:
-                if contender.needed:
-                    raise RuntimeError(f"{contender.title}: {error}") from error
-                self.failures[contender.name] = str(error)
+        with ExitStack() as stack:
+            running: Running = {}
+            for contender in [*contenders[turn:], *contenders[:turn]]:
+                if contender.name not in self.failures:
+                    print(f"  {contender.title}", flush=True)
+                    await self.start(contender, running, stack)
+            print("  in turns", flush=True)
+            for what, each in {"request": 0, **{f"packets_{n}": each for n, each in PACKETS.items()}}.items():
+                found = await take_turns(
+                    running, what, each, self.stub, self.plan.turn, self.plan.turns, failures=self.failures
+                )
+                for name, turns in found.items():
+                    self.keep(name, {key: median(turn[key] for turn in turns if key in turn) for key in turns[0]})
+            for contender, (server, port) in running.items():
+                await self.alone(contender, server, port)
+        for contender in contenders:
+            if contender.paced:
+                await self.paced(contender)
 
     def keep(self, name: str, measured: Mapping[str, float]) -> None:
         for measurement, value in measured.items():
             self.samples[name][measurement].append(value)
 
-    async def burst(self, contender: Contender) -> None:
-        """Start, memory, and CPU of requests that come as fast as they are answered."""
-        port, kind, name = free_port(), contender.asked(self.stub.url), contender.name
-        with self.servers.start(contender, port) as server:
+    async def start(self, contender: Contender, running: Running, stack: ExitStack) -> None:
+        """Start it; what that takes, and its memory."""
+        port, kind = free_port(), contender.asked(self.stub.url)
+        server = stack.enter_context(self.servers.start(contender, port))
+        try:
             start_s = await first_answer(server, port, kind.whole(), self.stub)
-            start_cpu_s = server.cpu_seconds()
-            await asyncio.sleep(0.3)
-            self.keep(name, {"start_s": start_s, "start_cpu_s": start_cpu_s, "rss_idle_mb": server.rss_mb()})
-            await closed_loop(port, kind.whole(), CLIENTS, self.stub, self.plan.warm_up)
-            self.keep(name, await loop("request", server, port, kind.whole(), self.stub, self.plan.burst))
-            if contender.streams:
-                await closed_loop(port, kind.stream(), CLIENTS, self.stub, self.plan.warm_up)
-                for packets, each in PACKETS.items():
-                    request = kind.stream(each=each)
-                    self.keep(name, await loop(f"packets_{packets}", server, port, request, self.stub, self.plan.burst))
-            self.keep(name, await alone(port, kind, self.stub, self.plan.alone, streams=contender.streams))
-            self.keep(name, {"rss_peak_mb": server.peak_rss_mb()})
-            if contender.paced:
-                await self.bodies(name, server, port, kind)
+        except (UnexpectedAnswer, RuntimeError) as error:
+            if contender.needed:
+                raise RuntimeError(f"{contender.title}: {error}") from error
+            self.failures[contender.name] = str(error)
+            return
+        start_cpu_s = server.cpu_seconds()
+        await asyncio.sleep(0.3)
+        self.keep(contender.name, {"start_s": start_s, "start_cpu_s": start_cpu_s, "rss_idle_mb": server.rss_mb()})
+        running[contender] = server, port
+
+    async def alone(self, contender: Contender, server: Process, port: int) -> None:
+        """Latency of one client, memory after all the load, and large requests."""
+        kind, name = contender.asked(self.stub.url), contender.name
+        self.keep(name, await alone(port, kind, self.stub, self.plan.alone, streams=contender.streams))
+        self.keep(name, {"rss_peak_mb": server.peak_rss_mb()})
+        if contender.paced:
+            await self.bodies(name, server, port, kind)
 
     async def bodies(self, name: str, server: Process, port: int, kind: Kind) -> None:
         """CPU of large requests."""
@@ -143,8 +117,8 @@ class Rounds:
         port, kind = free_port(), contender.asked(self.stub.url)
         with self.servers.start(contender, port) as server:
             await first_answer(server, port, kind.whole(), self.stub)
-            await closed_loop(port, kind.whole(), CLIENTS, self.stub, self.plan.warm_up)
-            await closed_loop(port, kind.stream(), CLIENTS, self.stub, self.plan.warm_up)
+            await closed_loop(port, kind.whole(), CLIENTS, self.stub, self.plan.turn)
+            await closed_loop(port, kind.stream(), CLIENTS, self.stub, self.plan.turn)
             idle_mb = server.rss_mb()
             for count in self.plan.streams:
                 measured = await paced(server, port, kind, self.stub, count, self.plan.paced, idle_mb)

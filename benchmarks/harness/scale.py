@@ -10,7 +10,7 @@ from harness.contenders import OURS
 from harness.measures import CLIENTS, closed_loop, first_answer, paced
 from harness.plots import number
 from harness.process import LOAD_CORE, SERVER_CORE, free_port
-from harness.rounds import Servers
+from harness.servers import Servers
 from harness.tables import table
 
 STEPS = ((1000, 5), (2500, 5), (5000, 1), (5000, 5), (10_000, 1), (10_000, 2))
