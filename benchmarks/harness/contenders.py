@@ -32,6 +32,8 @@ class Contender:
         slow: a peer that takes minutes, measured on request.
         paced: measured with many open streams and large bodies too.
         streams: whether it streams from the upstream.
+        clients: that ask at the same time. So many that a server always has something to do, and so few that a turn does
+            not take seconds.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Contender:
     variables: dict[str, str]
     kind: Kind
     slow: bool = False
+    clients: int = 32
     paced: bool = False
     streams: bool = True
 
@@ -101,6 +104,7 @@ class Variant:
     environment: str = "project"
     paced: bool = False
     streams: bool = True
+    clients: int = 32
 
 
 def ours(name: str, title: str, variant: Variant) -> Contender:
@@ -123,22 +127,24 @@ def ours(name: str, title: str, variant: Variant) -> Contender:
         variant.kind,
         paced=variant.paced,
         streams=variant.streams,
+        clients=variant.clients,
     )
 
 
+SLOW_CLIENTS = 8
 LITELLM_QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
 """Without the first, importing LiteLLM fetches a price list over the network."""
 
 
-def endpoint(name: str, title: str, **variables: str) -> Contender:
+def endpoint(name: str, title: str, *, clients: int = 32, **variables: str) -> Contender:
     """A server of contenders/."""
     settings = {"PORT": "{port}", "UPSTREAM": "{upstream}"} | variables
-    return Contender(name, title, name, (f"{name}.py",), settings, CHAT, paced=name == "floor")
+    return Contender(name, title, name, (f"{name}.py",), settings, CHAT, paced=name == "floor", clients=clients)
 
 
 FLOOR = endpoint("floor", "ASGI byte proxy (the floor)")
 OURS = ours("ours", "direct", Variant(paced=True))
-OURS_LITELLM = ours("ours_litellm", "via LiteLLM", Variant(DIRECT | {"protocol": "litellm"}))
+OURS_LITELLM = ours("ours_litellm", "via LiteLLM", Variant(DIRECT | {"protocol": "litellm"}, clients=SLOW_CLIENTS))
 OURS_DEMO = ours(
     "ours_demo",
     "demo model",
@@ -175,7 +181,9 @@ OURS_STORED = ours(
         DIRECT | {"speaks": []}, Kind("responses", "gpt-4o", bearer(), {"store": True}), environment="project_database"
     ),
 )
-PLAIN_LITELLM = endpoint("plain_litellm", "FastAPI + litellm.acompletion", OPENAI_API_KEY=KEY, **LITELLM_QUIET)
+PLAIN_LITELLM = endpoint(
+    "plain_litellm", "FastAPI + litellm.acompletion", clients=SLOW_CLIENTS, OPENAI_API_KEY=KEY, **LITELLM_QUIET
+)
 OPENAI_SDK = endpoint("openai_sdk", "FastAPI + OpenAI's SDK", OPENAI_API_KEY=KEY)
 SMG = Contender(
     "smg",
@@ -200,6 +208,7 @@ LITELLM_PROXY = Contender(
     {"UPSTREAM_V1": "{upstream}/v1", "OPENAI_API_KEY": KEY, "CALLER_KEY": f"sk-{KEY}"} | LITELLM_QUIET,
     Kind("chat", "gpt-4o", bearer(f"sk-{KEY}"), {}),
     slow=True,
+    clients=SLOW_CLIENTS,
 )
 PORTKEY = Contender(
     "portkey",
@@ -214,6 +223,7 @@ PORTKEY = Contender(
         {},
     ),
     slow=True,
+    clients=SLOW_CLIENTS,
 )
 VARIANTS = (
     RESPONSES_PASSED,

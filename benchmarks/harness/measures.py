@@ -47,9 +47,11 @@ async def first_answer(server: Process, port: int, request: Request, stub: Stub)
             return time.perf_counter() - server.started
 
 
-async def loop(what: str, server: Process, port: int, request: Request, stub: Stub, seconds: float) -> dict[str, float]:
+async def loop(
+    what: str, server: Process, port: int, request: Request, stub: Stub, seconds: float, clients: int
+) -> dict[str, float]:
     """CPU of an answer, where clients ask again as soon as they are answered, and the packets that it took."""
-    load = ClosedLoop(port, request, CLIENTS, stub)
+    load = ClosedLoop(port, request, clients, stub)
     await load.connect()
     gc.collect()
     with instructions.count(server.pids()) as executed:

@@ -41,7 +41,7 @@ async def take_turns(
             kind = contender.asked(stub.url)
             request = kind.stream(each=each) if each else kind.whole()
             try:
-                measured = await loop(what, server, port, request, stub, seconds)
+                measured = await loop(what, server, port, request, stub, seconds, contender.clients)
             except UnexpectedAnswer as error:
                 if contender.needed:
                     raise RuntimeError(f"{contender.title}, {what}: {error}") from error
