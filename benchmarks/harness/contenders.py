@@ -32,8 +32,8 @@ class Contender:
         slow: a peer that takes minutes, measured on request.
         paced: measured with many open streams and large bodies too.
         streams: whether it streams from the upstream.
-        clients: that ask at the same time. So many that a server always has something to do, and so few that a turn does
-            not take seconds.
+        clients: that ask at the same time: enough that a server always has something to do, and few enough that a turn
+            does not take seconds.
     """
 
     name: str
