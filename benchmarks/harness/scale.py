@@ -63,7 +63,7 @@ async def run(servers: Servers, cores: Sequence[int]) -> list[dict[str, float]]:
         for count, pace in STEPS:
             measured = await step(servers, where, workers, min(count, most), pace)
             rows.append({"workers": workers, "streams": min(count, most), "pace": pace} | measured)
-            print(f"  {workers} workers, {min(count, most):,} streams, {pace} chunks a second each", flush=True)
+            print(f"  workers: {workers}, streams: {min(count, most):,}, chunks a second each: {pace}", flush=True)
     return rows
 
 
