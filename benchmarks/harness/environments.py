@@ -17,7 +17,7 @@ CONTENDERS = REPOSITORY / "benchmarks" / "contenders"
 CACHE = REPOSITORY / "benchmarks" / ".cache"
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 # What the report names of each environment.
-NAMED = ("fastapi", "starlette", "pydantic", "uvicorn", "uvloop", "httptools", "aiohttp", "litellm", "openai")
+NAMED = ("fastapi", "starlette", "pydantic", "uvicorn", "uvloop", "httptools", "aiohttp", "litellm", "openai", "smg")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Environment:
     program: str
     folder: Path
     versions: dict[str, str]
+
+
+class Unavailable(Exception):
+    """An environment that can't be had here."""
 
 
 def run(*command: str, folder: Path = REPOSITORY, **variables: str) -> str:
@@ -50,12 +54,11 @@ def installed(python: Path) -> dict[str, str]:
     return {"python": PYTHON} | {name: found[name] for name in NAMED if name in found}
 
 
-def build_project() -> Environment:
-    """Render the working tree's template with its default answers, and install it as its README says.
+def render(project: Path, **answers: object) -> None:
+    """Render the working tree's template with its default answers but these.
 
     The tree is copied first, since copier would take a git repository's latest release instead of it.
     """
-    project = CACHE / "project"
     shutil.rmtree(project, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Path(folder)
@@ -63,13 +66,48 @@ def build_project() -> Environment:
             if (REPOSITORY / name).is_file():
                 (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, snapshot / name)
-        copier.run_copy(str(snapshot), project, defaults=True, quiet=True)
-    environment = CACHE / "project-environment"
-    sync = ("uv", "sync", "--quiet", "--no-dev", "--compile-bytecode", "--python", PYTHON)
-    run(*sync, folder=project, UV_PROJECT_ENVIRONMENT=str(environment))
+        copier.run_copy(str(snapshot), project, data=answers, defaults=True, quiet=True)
+
+
+def sync(project: Path) -> Path:
+    """Install a rendered project as its README says; return its Python."""
+    environment = project.with_name(f"{project.name}-environment")
+    command = ("uv", "sync", "--quiet", "--no-dev", "--compile-bytecode", "--python", PYTHON)
+    run(*command, folder=project, UV_PROJECT_ENVIRONMENT=str(environment))
+    return environment / "bin" / "python"
+
+
+def build_project() -> Environment:
+    project = CACHE / "project"
+    render(project)
+    python = sync(project)
     export = ("uv", "export", "--quiet", "--no-dev", "--no-hashes", "--no-emit-project", "--python", PYTHON)
     run(*export, "--output-file", str(constraints()), folder=project)
-    python = environment / "bin" / "python"
+    return Environment(str(python), project, installed(python))
+
+
+def build_project_own() -> Environment:
+    """The same project, with a model of its team's own."""
+    project = CACHE / "project_own"
+    shutil.rmtree(project, ignore_errors=True)
+    shutil.copytree(CACHE / "project", project)
+    shutil.copy(CONTENDERS / "own.py", project / "app" / "own.py")
+    python = CACHE / "project-environment" / "bin" / "python"
+    return Environment(str(python), project, installed(python))
+
+
+def build_project_database() -> Environment:
+    """A project with the option `database`, on SQLite, its tables made.
+
+    Raises:
+        Unavailable: This template has no such option.
+    """
+    if "\ndatabase:" not in (REPOSITORY / "copier.yml").read_text():
+        raise Unavailable("the template has no option `database` yet")
+    project = CACHE / "project_database"
+    render(project, database=True)
+    python = sync(project)
+    run(str(python), "-m", "app", "migrate", folder=project)
     return Environment(str(python), project, installed(python))
 
 
@@ -111,11 +149,20 @@ def build_node(name: str) -> Environment:
 
 
 def build(name: str) -> Environment:
-    """Make or reuse the environment that a contender names."""
+    """Make or reuse the environment that a contender names. "project" has to be the first.
+
+    Raises:
+        Unavailable: It can't be had here; the reason is for the report.
+        RuntimeError: A command failed.
+    """
     CACHE.mkdir(exist_ok=True)
     match name:
         case "project":
             return build_project()
+        case "project_own":
+            return build_project_own()
+        case "project_database":
+            return build_project_database()
         case "floor" | "plain_litellm":
             return build_python(name, constrained=True)
         case "portkey":

@@ -1,21 +1,24 @@
-"""The load: clients cheap enough that a thousand of them share one core with the upstream.
+"""The load: clients cheap enough that thousands of them share one core with the stub upstream.
 
 `ClosedLoop` asks again as soon as it is answered; `PacedStreams` opens many streams and watches their chunks arrive.
 Both check what they get: a status, a chunk or an ending that is missing fails the run.
 """
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
 import httptools
 
-EVENT = b"data: {"
-END = b"data: [DONE]\n\n"
+from harness import packets
+from harness.answers import MARK
+from harness.requests import Request
+from harness.upstream import Stub
+
 # A server that hangs must fail the run, not hold it: far over the slowest contender's slowest answer.
 PATIENCE_SECONDS = 60.0
 
@@ -24,64 +27,31 @@ class UnexpectedAnswer(Exception):
     """The server under test did not answer as the load asked."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to send, whole, and how many chunks must come back (none for an answer that isn't streamed)."""
-
-    content: bytes
-    chunks: int = 0
-
-
-def chat_request(
-    path: str, headers: Mapping[str, str], model: str, *, chunks: int = 0, pace: int = 0, characters: int = 700
-) -> Request:
-    """A chat completion request.
-
-    Args:
-        chunks: Asks for a stream of so many chunks; 0 for a whole answer.
-        pace: Chunks a second; 0 for all at once.
-        characters: Length of the prompt, which makes up most of the body.
-    """
-    wanted = f"chunks={chunks} pace={pace} "
-    prompt = (wanted + "Say in a few plain words what a proxy is good for. " * (characters // 50 + 1))[:characters]
-    body: dict[str, object] = {
-        "model": model,
-        "messages": [
-            {"role": "system", "content": "You are a careful assistant. Answer in plain English."},
-            {"role": "user", "content": prompt},
-        ],
-    }
-    if chunks:
-        body["stream"] = True
-    content = json.dumps(body).encode()
-    head = {
-        "Host": "127.0.0.1",
-        "Accept": "application/json",
-        "Content-Type": "application/json",
-        "Content-Length": str(len(content)),
-    } | dict(headers)
-    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", ""]
-    return Request("\r\n".join(lines).encode() + content, chunks)
-
-
 class Connection(asyncio.Protocol):
-    """A keep-alive connection with one request in flight at the most."""
+    """A keep-alive connection with one request in flight at the most.
 
-    def __init__(self, request: Request, failed: asyncio.Future[None], answered: Callable[["Connection"], None]):
-        self.request = request
+    Attributes:
+        times: when each event with text of the last answer arrived, for a stream.
+    """
+
+    def __init__(
+        self, request: Request, stub: Stub, failed: asyncio.Future[None], answered: Callable[["Connection"], None]
+    ) -> None:
+        self.request, self.stub = request, stub
+        self.number = stub.number()
+        self.content = request.content(self.number)
         self.failed = failed
         self.answered = answered
         self.waiting = False
         self.transport: asyncio.Transport
         self.times: list[float] = []
-        """When each event of the answer arrived, for a stream; kept for the last answer only."""
 
     def send(self) -> None:
         self.pieces: list[bytes] = []
         self.times = []
         self.waiting = True
         self.sent = self.first = time.perf_counter()
-        self.transport.write(self.request.content)
+        self.transport.write(self.content)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -101,9 +71,9 @@ class Connection(asyncio.Protocol):
         if not self.pieces:
             self.first = time.perf_counter()
         self.pieces.append(piece)
-        if self.request.chunks:
-            now = time.perf_counter()
-            self.times += [now] * piece.count(EVENT)
+        if self.request.chunks and (marks := piece.count(MARK)):
+            self.times += [time.perf_counter()] * marks
+            self.stub.got(self.number, len(self.times))
 
     def on_message_complete(self) -> None:
         self.done = time.perf_counter()
@@ -112,8 +82,8 @@ class Connection(asyncio.Protocol):
         status = self.parser.get_status_code()
         if status != 200:
             self.fail(f"status {status}: {body[:500]!r}")
-        elif self.request.chunks and (body.count(EVENT) < self.request.chunks or not body.endswith(END)):
-            self.fail(f"{body.count(EVENT)} chunks of {self.request.chunks}, ending in {body[-300:]!r}")
+        elif self.request.chunks and (len(self.times) < self.request.texts or self.request.end not in body):
+            self.fail(f"{len(self.times)} events of {self.request.texts}, ending in {body[-300:]!r}")
         else:
             self.answered(self)
 
@@ -124,10 +94,11 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(
-    port: int, request: Request, failed: asyncio.Future[None], answered: Callable[[Connection], None]
+    port: int, request: Request, stub: Stub, failed: asyncio.Future[None], answered: Callable[[Connection], None]
 ) -> Connection:
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: Connection(request, failed, answered), "127.0.0.1", port)
+    make = partial(Connection, request, stub, failed, answered)
+    _, connection = await loop.create_connection(make, "127.0.0.1", port)
     return connection
 
 
@@ -142,9 +113,19 @@ async def ended_or_failed(ended: asyncio.Future[None], failed: asyncio.Future[No
 
 @dataclass
 class Answers:
-    """Seconds from sending a request to its answer's first byte of body and to its end, one each per answer."""
+    """What came back.
+
+    Attributes:
+        elapsed: seconds that all took together.
+        first: seconds from sending each request to its answer's first byte of body.
+        whole: seconds from sending each request to its answer's end.
+        packets_in: packets that the stub sent to the server under test meanwhile.
+        packets_out: packets that the server sent to the clients.
+    """
 
     elapsed: float = 0.0
+    packets_in: int = 0
+    packets_out: int = 0
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
 
@@ -152,8 +133,8 @@ class Answers:
 class ClosedLoop:
     """Clients that each send the next request when the last one has been answered."""
 
-    def __init__(self, port: int, request: Request, clients: int) -> None:
-        self.port, self.request, self.clients = port, request, clients
+    def __init__(self, port: int, request: Request, clients: int, stub: Stub) -> None:
+        self.port, self.request, self.clients, self.stub = port, request, clients, stub
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = loop.create_future()
         self.failed: asyncio.Future[None] = loop.create_future()
@@ -161,7 +142,7 @@ class ClosedLoop:
 
     async def connect(self) -> None:
         self.connections = [
-            await connect(self.port, self.request, self.failed, self.answered) for _ in range(self.clients)
+            await connect(self.port, self.request, self.stub, self.failed, self.answered) for _ in range(self.clients)
         ]
 
     async def run(self, seconds: float) -> Answers:
@@ -169,10 +150,13 @@ class ClosedLoop:
         started = time.perf_counter()
         self.deadline = started + seconds
         self.busy = self.clients
+        packets_in = self.stub.packets_sent()
         for connection in self.connections:
             connection.send()
         try:
             await ended_or_failed(self.ended, self.failed, seconds + PATIENCE_SECONDS)
+            self.answers.packets_in = self.stub.packets_sent() - packets_in
+            self.answers.packets_out = packets.received(connection.transport for connection in self.connections)
         finally:
             for connection in self.connections:
                 connection.waiting = False
@@ -194,8 +178,8 @@ class ClosedLoop:
 class PacedStreams:
     """Streams open at the same time, of chunks that come at a steady pace."""
 
-    def __init__(self, port: int, request: Request, streams: int) -> None:
-        self.port, self.request, self.streams = port, request, streams
+    def __init__(self, port: int, request: Request, streams: int, stub: Stub) -> None:
+        self.port, self.request, self.streams, self.stub = port, request, streams, stub
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = loop.create_future()
         self.failed: asyncio.Future[None] = loop.create_future()
@@ -203,7 +187,7 @@ class PacedStreams:
 
     async def connect(self) -> None:
         self.connections = [
-            await connect(self.port, self.request, self.failed, self.answered) for _ in range(self.streams)
+            await connect(self.port, self.request, self.stub, self.failed, self.answered) for _ in range(self.streams)
         ]
 
     def start(self, interval: float, rounds: int) -> None:
@@ -236,12 +220,17 @@ class PacedStreams:
         return sum(len(connection.times) for connection in self.connections)
 
     async def finish(self) -> None:
+        """Wait for the ends of all streams."""
         try:
             await ended_or_failed(self.ended, self.failed, PATIENCE_SECONDS)
         finally:
-            for connection in self.connections:
-                connection.waiting = False
-                connection.transport.close()
+            self.leave()
+
+    def leave(self) -> None:
+        """Close all connections, whether their streams have ended or not."""
+        for connection in self.connections:
+            connection.waiting = False
+            connection.transport.close()
 
     def answered(self, connection: Connection) -> None:
         self.open -= 1

@@ -5,7 +5,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,10 +15,10 @@ SERVER_CORE = 1
 
 
 @contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Run on one core. Processes started meanwhile stay there, with all that they start themselves."""
+def pinned(*cores: int) -> Iterator[None]:
+    """Run on these cores. Processes started meanwhile stay there, with all that they start themselves."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
@@ -27,14 +26,14 @@ def pinned(core: int) -> Iterator[None]:
 
 
 class Process:
-    """A program, and every process that it starts, on one core."""
+    """A program, and every process that it starts, on one core or several."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], core: int, log: Path, folder: Path | None = None
+        self, command: Sequence[str], environment: Mapping[str, str], *cores: int, log: Path, folder: Path | None = None
     ) -> None:
         self.log = log
         inherited = {name: os.environ[name] for name in ("HOME", "PATH", "LANG") if name in os.environ}
-        with pinned(core), log.open("wb") as output:
+        with pinned(*cores), log.open("wb") as output:
             self.started = time.perf_counter()
             self.popen = subprocess.Popen(
                 command,
@@ -63,11 +62,16 @@ class Process:
         """
         return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids())
 
+    def sleeps(self) -> int:
+        """How often the threads of the living processes had nothing to do and went to sleep."""
+        statuses = (path for pid in self.pids() for path in Path(f"/proc/{pid}/task").glob("*/status"))
+        return sum(field(path, "voluntary_ctxt_switches") for path in statuses)
+
     def rss_mb(self) -> float:
-        return sum(status_kb(pid, "VmRSS") for pid in self.pids()) / 1024
+        return sum(field(Path(f"/proc/{pid}/status"), "VmRSS") for pid in self.pids()) / 1024
 
     def peak_rss_mb(self) -> float:
-        return sum(status_kb(pid, "VmHWM") for pid in self.pids()) / 1024
+        return sum(field(Path(f"/proc/{pid}/status"), "VmHWM") for pid in self.pids()) / 1024
 
     def raise_if_ended(self) -> None:
         code = self.popen.poll()
@@ -90,10 +94,12 @@ class Process:
         self.stop()
 
 
-def status_kb(pid: int, field: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
+def field(status: Path, name: str) -> int:
+    """A number of /proc/<pid>/status; memory is in kB. 0 if the thread has ended meanwhile."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in status.read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1])
     return 0
 
 
@@ -107,19 +113,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def start_upstream(log: Path) -> tuple[Process, int]:
-    """The stub upstream, on the load's core, and its port."""
-    port = free_port()
-    upstream = Path(__file__).with_name("upstream.py")
-    process = Process([sys.executable, str(upstream), str(port)], {}, LOAD_CORE, log)
-    deadline = time.perf_counter() + 10
-    while time.perf_counter() < deadline:
-        process.raise_if_ended()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process, port
-        time.sleep(0.01)
-    process.stop()
-    raise RuntimeError("the stub upstream did not start within 10 s")

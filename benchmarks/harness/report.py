@@ -1,21 +1,27 @@
 """The report: Markdown, plots, and the raw numbers, made from nothing but the record of a run."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from harness.contenders import CONTENDERS
 from harness.plots import Bar, Line, bars, lines
-from harness.record import Record
+from harness.record import Record, folder
 from harness.tables import (
     body_table,
     cpu_table,
+    instructions_table,
     latency_table,
     paced_table,
+    packets_table,
+    ratios_table,
     summary_table,
     targets_table,
+    variants_table,
     versions_table,
 )
+from harness.targets import ONE, REQUEST
 
 HOW = (
     "CPU is that of the server's processes, user and system. Ratios are made within each round. "
@@ -27,39 +33,44 @@ BEGIN, END = "<!-- benchmarks: written by benchmarks/run.py -->", "<!-- /benchma
 NAMED = ("python", "fastapi", "uvicorn", "aiohttp", "litellm")
 
 
-def write(record: Record, folder: Path) -> None:
+def write(record: Record, into: Path) -> None:
     """Write report.md, results.json and the plots."""
-    folder.mkdir(exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
-    (folder / "report.md").write_text(markdown(record))
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "results.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+    (into / "report.md").write_text(markdown(record))
+    for stale in into.glob("*.svg"):
+        stale.unlink()
     for name, plot in plots(record).items():
-        (folder / f"{name}.svg").write_text(plot)
+        (into / f"{name}.svg").write_text(plot)
 
 
-def quote(record: Record, readme: Path) -> None:
-    """Put the figures of a run into a README, between its two marks."""
+def quote(records: Sequence[Record], readme: Path) -> None:
+    """Put the ratios of all machines' runs into a README, between its two marks."""
     before, _, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"{readme} lacks {BEGIN!r} or {END!r}")
-    readme.write_text(before + quotation(record) + after)
+    readme.write_text(before + quotation(records) + after)
 
 
-def quotation(record: Record) -> str:
-    """What a README shows of a run, its two marks included."""
-    machine = "; ".join(f"{name} {value}" for name, value in record.machine.items())
-    versions = ", ".join(f"{name} {record.versions['project'][name]}" for name in NAMED)
-    what = f"Medians of {record.rounds} rounds and ratios to the floor; ours has keys, limits, logs and metrics on."
-    where = f"{record.date.partition(' ')[0]}, commit {record.commit}; {machine}; {versions}."
-    plot = "![CPU of a request](benchmarks/results/request.svg)"
-    return "\n".join([BEGIN, f"{what} {where}\n", summary_table(record), plot, END])
+def quotation(records: Sequence[Record]) -> str:
+    """What a README shows of the runs, its two marks included."""
+    what = "Ratios to the floor, the least and the greatest of all rounds; ours has keys, limits, logs and metrics on."
+    where = []
+    for record in records:
+        day, report = record.date.partition(" ")[0], f"benchmarks/results/{folder(record.machine).name}/report.md"
+        versions = ", ".join(f"{name} {record.versions['project'][name]}" for name in NAMED)
+        where.append(
+            f"- {record.where}: {record.rounds} rounds, {day}, commit {record.commit}; {versions} ([report]({report}))"
+        )
+    return "\n".join([BEGIN, f"{what}\n", summary_table(records), "Measured on:\n", *where, END])
 
 
 def markdown(record: Record) -> str:
-    machine = "; ".join(f"{name} {value}" for name, value in record.machine.items())
+    instructions = instructions_table(record)
     parts = [
         "# Benchmark results\n",
-        f"{record.date}, commit {record.commit}. {machine}.\n",
+        f"{record.date}, commit {record.commit}. {record.where}.\n",
         f"Medians of {record.rounds} rounds, with the least and the greatest. {HOW}\n",
         "## Targets\n",
         targets_table(record),
@@ -67,6 +78,13 @@ def markdown(record: Record) -> str:
         cpu_table(record),
         "![CPU of a request](request.svg)\n",
         "![CPU of a stream](stream.svg)\n",
+        "## Ratios\n",
+        ratios_table(record),
+        variants_table(record),
+        "## Packets\n",
+        "Counted by the kernel on the sockets of the stub upstream and of the load.\n",
+        packets_table(record),
+        instructions or "This machine counts no instructions (`perf stat`), so there are none here.\n",
         "## Latency, memory, start\n",
         "Latency is what one client alone sees, less the stub upstream's own in the same round.\n",
         latency_table(record),
@@ -94,17 +112,18 @@ def markdown(record: Record) -> str:
 def plots(record: Record) -> dict[str, str]:
     drawn = {}
     for name, title, unit, measurement, logarithmic in (
-        ("request", "CPU of a request", "ms", "request_cpu_ms", True),
-        ("stream", "CPU of a 100-chunk stream", "ms", "stream_cpu_ms", True),
+        ("request", "CPU of a request", "ms", REQUEST, True),
+        ("stream", "CPU of 100 chunks, one a packet", "ms", ONE, True),
         ("memory", "Memory at the peak", "MB", "rss_peak_mb", False),
         ("start", "Start to first answer", "s", "start_s", False),
     ):
         rows = []
         for contender in record.measured():
             if value := record.of(contender.name, measurement):
-                colour = 0 if contender.environment == "project" else 1
+                colour = 0 if contender.ours else 1
                 rows.append(Bar(contender.title, colour, value.median, value.least, value.greatest))
-        drawn[name] = bars(title, unit, rows, logarithmic=logarithmic)
+        if rows:
+            drawn[name] = bars(title, unit, rows, logarithmic=logarithmic)
     if len(record.streams) > 1:
         drawn["chunk"] = lines("CPU of a chunk", "µs", "open streams, 5 chunks a second each", by_streams(record))
         drawn["jitter"] = lines(

@@ -1,8 +1,11 @@
 """The report's tables."""
 
+from collections.abc import Iterable, Sequence
+
+from harness.contenders import VARIANTS
 from harness.plots import number
 from harness.record import Record
-from harness.targets import TARGETS, Spread, spread
+from harness.targets import MANY, ONE, REQUEST, TARGETS, Spread, same, spread
 
 
 def cell(value: Spread | None) -> str:
@@ -12,11 +15,9 @@ def cell(value: Spread | None) -> str:
     return f"{number(value.median)} ({number(value.least)}–{number(value.greatest)})"
 
 
-def to_floor(record: Record, name: str, measurement: str) -> str:
-    mine, floor = record.samples[name].get(measurement), record.samples.get("floor", {}).get(measurement)
-    if not mine or not floor or len(mine) != len(floor):
-        return "–"
-    return number(spread(one / other for one, other in zip(mine, floor, strict=True)).median) + "×"
+def times(record: Record, name: str, measurement: str, against: str = "floor") -> str:
+    """A ratio and its spread."""
+    return cell(same("", measurement, 0, name, against).ratio(record.samples))
 
 
 def added(record: Record, name: str, measurement: str) -> str:
@@ -27,7 +28,7 @@ def added(record: Record, name: str, measurement: str) -> str:
     return number(spread(one - other for one, other in zip(mine, alone, strict=True)).median)
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
     lines_ = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines_ + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
@@ -42,51 +43,94 @@ def targets_table(record: Record) -> str:
 
 
 def cpu_table(record: Record) -> str:
-    rows = []
-    for contender in record.measured():
-        name = contender.name
-        rows.append(
-            [
-                contender.title,
-                cell(record.of(name, "request_cpu_ms")),
-                to_floor(record, name, "request_cpu_ms"),
-                cell(record.of(name, "stream_cpu_ms")),
-                to_floor(record, name, "stream_cpu_ms"),
-                cell(record.of(name, "requests_per_s")),
-            ]
-        )
+    head = ["", "CPU of a request, ms", "Requests a second"]
+    head += ["CPU of a stream in 100 packets, ms", "CPU of a stream in 4 packets, ms"]
     return table(
+        head,
         [
-            "",
-            "CPU of a request, ms",
-            "to the floor",
-            "CPU of a 100-chunk stream, ms",
-            "to the floor",
-            "Requests a second",
+            [each.title, *(cell(record.of(each.name, what)) for what in (REQUEST, "request_per_s", ONE, MANY))]
+            for each in record.measured()
         ],
-        rows,
     )
 
 
-def summary_table(record: Record) -> str:
-    """The few figures that a README has room for."""
-    rows = []
-    for contender in record.measured():
-        name = contender.name
-        medians = [record.of(name, what) for what in ("request_cpu_ms", "stream_cpu_ms", "rss_idle_mb", "start_s")]
-        request, stream, memory, start = (number(value.median) if value else "–" for value in medians)
-        rows.append(
-            [
-                contender.title,
-                f"{request} ({to_floor(record, name, 'request_cpu_ms')})",
-                f"{stream} ({to_floor(record, name, 'stream_cpu_ms')})" if stream != "–" else stream,
-                memory,
-                start,
-            ]
-        )
+def ratios_table(record: Record) -> str:
     return table(
-        ["", "CPU of a request, ms", "CPU of a 100-chunk stream, ms", "Memory, MB", "Start to first answer, s"], rows
+        ["CPU, to the floor's", "a request", "a stream in 100 packets", "a stream in 4 packets"],
+        [
+            [each.title, *(times(record, each.name, what) for what in (REQUEST, ONE, MANY))]
+            for each in record.measured()
+            if each.name != "floor"
+        ],
     )
+
+
+def variants_table(record: Record) -> str:
+    """What else the backend does, beside its chat."""
+    names = [each for each in VARIANTS if each.name in record.samples]
+    return table(
+        ["CPU, to `this backend, direct`", "a request", "a stream in 100 packets", "a stream in 4 packets"],
+        [[each.title, *(times(record, each.name, what, "ours") for what in (REQUEST, ONE, MANY))] for each in names],
+    )
+
+
+def packets_table(record: Record) -> str:
+    """What one more packet costs is the difference between the two kinds of stream, which have the same events."""
+    rows = []
+    for each in record.measured():
+        samples = record.samples[each.name]
+        if not (one := samples.get(ONE)) or not (many := samples.get(MANY)):
+            continue
+        packet = spread((a - b) / 96 * 1e3 for a, b in zip(one, many, strict=True))
+        event = spread(value / 100 * 1e3 for value in many)
+        counted = [
+            " / ".join(record.median(each.name, f"packets_{n}_packets_{way}") for way in ("in", "out"))
+            for n in (100, 4)
+        ]
+        sleeps = [record.median(each.name, f"packets_{n}_sleeps") for n in (100, 4)]
+        rows.append([each.title, *counted, cell(packet), cell(event), " / ".join(sleeps)])
+    head = ["", "Packets in / out of a stream in 100", "of a stream in 4", "CPU of one more packet, µs"]
+    return table([*head, "CPU of an event, 25 a packet, µs", "Sleeps during a stream: 100 packets / 4"], rows)
+
+
+def instructions_table(record: Record) -> str:
+    """Empty where the machine counts no instructions."""
+    whats = ("request_kinstructions", "packets_100_kinstructions", "packets_4_kinstructions")
+    rows = [
+        [each.title, *(f"{cell(record.of(each.name, what))}, {times(record, each.name, what)}×" for what in whats)]
+        for each in record.measured()
+        if record.of(each.name, whats[0])
+    ]
+    head = [
+        "Thousand instructions, and to the floor's",
+        "a request",
+        "a stream in 100 packets",
+        "a stream in 4 packets",
+    ]
+    return table(head, rows) if rows else ""
+
+
+def summary_table(records: Sequence[Record]) -> str:
+    """The few ratios that a README has room for: the least and the greatest of all rounds on all machines."""
+
+    def held(name: str, measurement: str, against: str) -> str:
+        target = same("", measurement, 0, name, against)
+        ratios = [ratio for record in records for ratio in target.ratios(record.samples)]
+        if not ratios:
+            return "–"
+        least, greatest = number(min(ratios)), number(max(ratios))
+        return f"{least}×" if least == greatest else f"{least}–{greatest}×"
+
+    columns = {
+        "CPU of a request": (REQUEST, "floor"),
+        "CPU of 100 chunks, one a packet": (ONE, "floor"),
+        "CPU of 100 chunks in 4 packets": (MANY, "floor"),
+        "Memory": ("rss_idle_mb", "floor"),
+        "Start, to `import litellm`": ("start_s", "import_litellm"),
+    }
+    named = {contender.name: contender.title for record in records for contender in record.measured()}
+    rows = [[title, *(held(name, *column) for column in columns.values())] for name, title in named.items()]
+    return table(["", *columns], rows)
 
 
 def latency_table(record: Record) -> str:
@@ -96,39 +140,24 @@ def latency_table(record: Record) -> str:
         rows.append(
             [
                 contender.title,
-                added(record, name, "latency_p50_ms"),
-                added(record, name, "latency_p99_ms"),
-                added(record, name, "first_chunk_p50_ms"),
-                cell(record.of(name, "rss_idle_mb")),
-                cell(record.of(name, "rss_peak_mb")),
-                cell(record.of(name, "start_s")),
+                *(added(record, name, what) for what in ("latency_p50_ms", "latency_p99_ms", "first_chunk_p50_ms")),
+                *(cell(record.of(name, what)) for what in ("rss_idle_mb", "rss_peak_mb", "start_s")),
             ]
         )
     rows.append(['`python -c "import litellm"`', *["–"] * 5, cell(record.of("import_litellm", "start_s"))])
-    return table(
-        [
-            "",
-            "Added latency, ms: p50",
-            "p99",
-            "to the first chunk",
-            "RSS after the first answer, MB",
-            "at the peak",
-            "Start to first answer, s",
-        ],
-        rows,
-    )
+    head = ["", "Added latency, ms: p50", "p99", "to the first chunk"]
+    return table([*head, "RSS after the first answer, MB", "at the peak", "Start to first answer, s"], rows)
 
 
 def paced_table(record: Record) -> str:
     rows = []
     for count in record.streams:
-        for name, title in [(c.name, c.title) for c in record.paced()] + [("upstream", "the stub upstream alone")]:
-            measured = [
-                record.of(name, f"paced_{count}_{what}")
-                for what in ("cpu_us", "jitter_p50_ms", "jitter_p99_ms", "stream_kb")
-            ]
-            rows.append([f"{count:,}", title, *map(cell, measured)])
-    return table(["Streams", "", "CPU of a chunk, µs", "Jitter, ms: p50", "p99", "Memory of an open stream, kB"], rows)
+        for contender in record.paced():
+            whats = ("cpu_us", "jitter_p50_ms", "jitter_p99_ms", "stream_kb", "core_busy", "load_core_busy")
+            measured = [cell(record.of(contender.name, f"paced_{count}_{what}")) for what in whats]
+            rows.append([f"{count:,}", contender.title, *measured])
+    head = ["Streams", "", "CPU of a chunk, µs", "Jitter, ms: p50", "p99", "Memory of an open stream, kB"]
+    return table([*head, "Core busy", "Load's core busy"], rows)
 
 
 def body_table(record: Record) -> str:

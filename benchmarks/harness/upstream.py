@@ -1,129 +1,109 @@
-"""A stub of OpenAI's chat completions that costs little: everything it says is rendered once and written whole.
+"""A stub of a provider that costs little, and decides what each packet holds.
 
-A streaming request says in its prompt what it wants: `chunks=100 pace=0` asks for 100 chunks at once, `pace=5` for five
-a second. Every event is an HTTP chunk of its own, as providers send them. The bytes follow OpenAI's reference:
-`usage` is null on every chunk and comes in a last one of its own where `stream_options.include_usage` asks for it.
+A streaming request says in its prompt what it wants (`wish`): how many chunks, at which pace, how many events a packet.
+At a steady pace, time alone decides when the next packet goes out. Without one, it goes out when this stream's client
+has received all events of the packets before. So the server under test never finds two packets of a stream waiting,
+however slow it is: it has to read each by itself, and to write each by itself. An acknowledgement by TCP would not do,
+because the kernel acknowledges what the server has not read yet.
+
+The stub and the clients run in one process, on one event loop, so that a client's word costs a function call.
 """
 
-import argparse
 import asyncio
-import json
 import re
-from functools import cache
+from collections.abc import Callable
+from itertools import count
 from typing import cast
 
 import httptools
-import uvloop
 
-CREATED = 1_760_000_000
-WORDS = " the answer to a question is seldom as long as it looks".split(" ")
-WANTED = re.compile(rb"chunks=(\d+) pace=(\d+)")
+from harness import packets
+from harness.answers import NOT_FOUND, whole
+from harness.answers import packets as packets_of
+
+WISH = re.compile(rb"chunks=(\d+) pace=(\d+) each=(\d+) client=(\d+)")
 INCLUDE_USAGE = re.compile(rb'"include_usage"\s*:\s*true')
-USAGE = {
-    "prompt_tokens": 210,
-    "completion_tokens": 100,
-    "total_tokens": 310,
-    "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-    "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
-}
-STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
-    b"x-request-id: req_0123456789abcdef0123456789abcdef\r\ntransfer-encoding: chunked\r\n\r\n"
-)
+PATHS = {b"/v1/chat/completions": "chat", b"/v1/responses": "responses", b"/v1/messages": "messages"}
 
 
-def compact(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+def wish(chunks: int, pace: int, each: int, client: int) -> str:
+    """What a prompt says to the stub.
+
+    Args:
+        chunks: of the stream.
+        pace: chunks a second; 0 waits for the client instead.
+        each: events a packet.
+        client: number of the client; see Stub.number.
+    """
+    return f"chunks={chunks} pace={pace} each={each} client={client} "
 
 
-def whole_answer() -> bytes:
-    body = compact(
-        {
-            "id": "chatcmpl-CPbQ2mVd8hTn3xYk1sWf6uRj0aGe",
-            "object": "chat.completion",
-            "created": CREATED,
-            "model": "gpt-4o-2024-08-06",
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {
-                        "role": "assistant",
-                        "content": " ".join(WORDS * 8).strip(),
-                        "refusal": None,
-                        "annotations": [],
-                    },
-                    "logprobs": None,
-                    "finish_reason": "stop",
-                }
-            ],
-            "usage": USAGE,
-            "service_tier": "default",
-            "system_fingerprint": "fp_0123456789",
-        }
-    )
-    return (
-        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-        b"x-request-id: req_0123456789abcdef0123456789abcdef\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-    )
+class Stub:
+    """The upstream: its address, and what it knows of clients and connections."""
 
+    def __init__(self) -> None:
+        self.numbers = count(1)
+        self.waiting: dict[int, Callable[[int], None]] = {}
+        """By client: tells a stream how many events the client has."""
+        self.connections: set[Connection] = set()
+        self.sent_by_closed = 0
 
-def frame(event: bytes) -> bytes:
-    event = b"data: " + event + b"\n\n"
-    return b"%x\r\n%b\r\n" % (len(event), event)
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(lambda: Connection(self), "127.0.0.1", 0, backlog=4096)
+        self.port: int = self.server.sockets[0].getsockname()[1]
 
+    def close(self) -> None:
+        self.server.close()
+        for connection in self.connections:
+            connection.transport.close()
 
-@cache
-def stream_frames(chunks: int, include_usage: bool) -> tuple[bytes, ...]:
-    """The answer's HTTP chunks: `chunks` events, and with the last of them whatever ends the stream."""
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
-    def event(choices: list[object], usage: object = None) -> bytes:
-        fields: dict[str, object] = {
-            "id": "chatcmpl-CPbQ2mVd8hTn3xYk1sWf6uRj0aGe",
-            "object": "chat.completion.chunk",
-            "created": CREATED,
-            "model": "gpt-4o-2024-08-06",
-            "service_tier": "default",
-            "system_fingerprint": "fp_0123456789",
-            "choices": choices,
-        }
-        if include_usage:
-            fields["usage"] = usage
-        return frame(compact(fields))
+    def number(self) -> int:
+        """A number for one more client."""
+        return next(self.numbers)
 
-    def choice(delta: dict[str, object], finish_reason: str | None = None) -> list[object]:
-        return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
+    def got(self, client: int, events: int) -> None:
+        """A client says how many events of its stream it has."""
+        if told := self.waiting.get(client):
+            told(events)
 
-    frames = [event(choice({"role": "assistant", "content": "", "refusal": None}))]
-    frames += [event(choice({"content": " " + WORDS[n % len(WORDS)]})) for n in range(chunks - 2)]
-    frames.append(event(choice({}, "stop")))
-    if include_usage:
-        frames[-1] += event([], USAGE)
-    frames[-1] += frame(b"[DONE]") + b"0\r\n\r\n"
-    return tuple(frames)
-
-
-WHOLE_ANSWER = whole_answer()
+    def packets_sent(self) -> int:
+        return self.sent_by_closed + packets.sent(connection.transport for connection in self.connections)
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self) -> None:
+    def __init__(self, stub: Stub) -> None:
+        self.stub = stub
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport
         self.next: asyncio.Handle | None = None
+        self.client = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.parser = httptools.HttpRequestParser(self)
+        self.stub.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.stub.connections.discard(self)
+        self.stub.sent_by_closed += packets.sent([self.transport])
+        self.stub.waiting.pop(self.client, None)
         if self.next:
             self.next.cancel()
 
     def on_message_begin(self) -> None:
         self.pieces: list[bytes] = []
+        self.url = b""
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
 
     def on_body(self, piece: bytes) -> None:
         self.pieces.append(piece)
@@ -131,37 +111,41 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body = b"".join(self.pieces)
         self.pieces.clear()
+        dialect = PATHS.get(self.url.partition(b"?")[0])
+        if dialect is None:
+            self.transport.write(NOT_FOUND)
+            return
         # Not parsed as JSON: with bodies of megabytes that would cost more than the server under test.
         at = body.find(b'"stream"')
-        if at < 0 or b"true" not in body[at : at + 14]:
-            self.transport.write(WHOLE_ANSWER)
+        wanted = WISH.search(body) if at >= 0 and b"true" in body[at : at + 14] else None
+        if not wanted:
+            self.transport.write(whole(dialect))
             return
-        wanted = WANTED.search(body)
-        chunks, pace = (int(wanted[1]), int(wanted[2])) if wanted else (100, 0)
-        include_usage = INCLUDE_USAGE.search(body) is not None
-        self.transport.write(STREAM_HEAD)
-        self.write_next(stream_frames(chunks, include_usage), 0, 1 / pace if pace else 0.0, self.loop.time())
-
-    def write_next(self, frames: tuple[bytes, ...], n: int, interval: float, due: float) -> None:
-        """Write every event by itself, as the server of a model does that has just made it."""
-        self.transport.write(frames[n])
-        n += 1
-        if n == len(frames):
-            self.next = None
-        elif interval:
-            # Counted from the start and not from now, so that a late chunk delays no other.
-            due += interval
-            self.next = self.loop.call_at(due, self.write_next, frames, n, interval, due)
+        chunks, pace, self.each, self.client = map(int, wanted.groups())
+        if not chunks:  # the client wants a whole answer, which the server under test makes of a stream
+            chunks = self.each = 100
+        self.packets = packets_of(dialect, chunks, self.each, INCLUDE_USAGE.search(body) is not None)
+        self.sent = 0
+        if pace:
+            self.write_at_pace(1 / pace, self.loop.time())
         else:
-            self.next = self.loop.call_soon(self.write_next, frames, n, interval, due)
+            self.stub.waiting[self.client] = self.client_has
+            self.client_has(0)
 
+    def client_has(self, events: int) -> None:
+        """Write the next packet, unless events of those before are still on their way."""
+        if events < self.sent * self.each:
+            return
+        self.transport.write(self.packets[self.sent])
+        self.sent += 1
+        if self.sent == len(self.packets):
+            del self.stub.waiting[self.client]
 
-async def serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=4096)
-    await server.serve_forever()
-
-
-if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("port", type=int)
-    uvloop.run(serve(arguments.parse_args().port))
+    def write_at_pace(self, interval: float, due: float) -> None:
+        self.transport.write(self.packets[self.sent])
+        self.sent += 1
+        self.next = None
+        if self.sent < len(self.packets):
+            # Counted from the start and not from now, so that a late packet delays no other.
+            due += interval
+            self.next = self.loop.call_at(due, self.write_at_pace, interval, due)
