@@ -12,6 +12,8 @@ import pytest
 
 from workspace import ROOT, Install, Once, Render, run, snapshot
 
+os.environ["APP_DATABASE_URL"] = "off"  # template/ has every option's files; its own tests turn this one on
+
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

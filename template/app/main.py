@@ -17,7 +17,7 @@ from app import own
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
 from app.environment import load_settings, unknown_variables, with_own
-from app.http.application import App
+from app.http.application import App, find_database
 from app.http.bodies import BodyMemory
 from app.http.cors import CORS
 from app.http.draining import Drain
@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None) -> App:
     settings = with_own(settings or load_settings(), getattr(own, "OwnSettings", None))
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
     metrics = Metrics()
+    database = find_database(settings)
     docs = settings.api_docs or settings.dev
     app = App(
         title=settings.name,
@@ -66,7 +67,8 @@ def create_app(settings: Settings | None = None) -> App:
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
         routes=[  # include_router would match each path twice
-            route for module in (chat, embeddings, messages, responses) for route in module.router.routes
+            *(database.routes if database else ()),
+            *(route for module in (chat, embeddings, messages, responses) for route in module.router.routes),
         ],
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
@@ -95,6 +97,7 @@ def create_app(settings: Settings | None = None) -> App:
     app.state.metrics = metrics
     app.state.upstreams = upstreams
     app.state.llm = LLMClient(upstreams)
+    app.state.database = database
     app.state.started_at = int(time.time())
     if settings.auth.jwt:
         from app.access.jwt_auth import JwtAuth
@@ -143,6 +146,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     async with (
         state.upstreams,
         metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
+        state.database.open(app) if state.database else nullcontext(),
         own_lifespan(app) if own_lifespan else nullcontext(),
     ):
         state.drain.install()

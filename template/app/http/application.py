@@ -1,10 +1,15 @@
 """App: FastAPI with a typed `state`, and with an OpenAPI page that knows about keys."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute
 
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
@@ -17,6 +22,44 @@ from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from app.access.jwt_auth import JwtAuth  # which imports PyJWT; only a configured issuer needs it
+
+
+class Database(Protocol):
+    """What the rest of the application knows of `app/database/`, which only some projects have.
+
+    Attributes:
+        routes: its endpoints; they come before those of the same path that keep nothing.
+    """
+
+    routes: Sequence[BaseRoute]
+
+    def check(self) -> None:
+        """Raise SettingsError if the database's schema is older than this code."""
+
+    def open(self, app: "App") -> AbstractAsyncContextManager[None]:
+        """Return the context in which the application runs; errors as in `check`."""
+
+    def degraded(self) -> list[str]:
+        """Return what doesn't work now, a sentence each."""
+
+    def migrate(self, source: str = "") -> None:
+        """Bring the schema up to date, and copy what another database holds, by its address; errors as in `check`."""
+
+
+def find_database(settings: Settings) -> Database | None:
+    """Return the database, not opened yet; None in a project without `app/database/`, or where it is off.
+
+    Raises:
+        SettingsError: there is an address, and nothing that could use it.
+    """
+    if settings.database_url == "off":
+        return None
+    if find_spec("app.database") is None:
+        if settings.database_url:
+            raise SettingsError("database_url: this project has no app/database (copier update --data database=true)")
+        return None
+    database: Database = import_module("app.database.service").Service(settings)
+    return database
 
 
 class AppState(State):
@@ -32,6 +75,7 @@ class AppState(State):
         metrics: all metrics.
         upstreams: the models of the table.
         llm: a client of them for the application itself, outside any request.
+        database: what is kept, in projects with `app/database/`.
         started_at: when the application was made, in seconds since 1970.
     """
 
@@ -44,6 +88,7 @@ class AppState(State):
     metrics: Metrics
     upstreams: Upstreams
     llm: LLMClient
+    database: Database | None
     started_at: int
 
 

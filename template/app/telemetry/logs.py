@@ -18,7 +18,7 @@ from pydantic_core import to_json
 from app.config import Settings
 from app.telemetry.output import STDOUT
 
-QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
+QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp", "alembic", "dbos", "sqlalchemy")
 """Loggers that may quote a request: they write warnings and errors only, whatever the level."""
 
 OF_THE_SERVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")

@@ -1,0 +1,195 @@
+"""Responses and conversations with state. Source: OpenAI's reference, Responses and Conversations."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+from pydantic_core import to_json
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from app.database.conversations import Body, listed, prepared
+from app.database.kept import Kept, StatefulRequest, Turn, keeping, resolve
+from app.database.store import Store
+from app.dependencies import CurrentCaller, get_llm, read_body
+from app.dialects.responses import ResponseObject, Responses
+from app.http.application import state_of
+from app.http.bodies import LARGE
+from app.http.event_stream import EventStream
+from app.http.exchange import exchange_of
+from app.http.openapi import ERRORS, described
+from app.http.routing import BytesRoute
+from app.llm.bridge import TRANSLATED
+from app.llm.client import LLMClient
+from app.models import Wire
+
+router = APIRouter(tags=["responses"], responses=ERRORS)
+ID = r"^[A-Za-z0-9_-]{1,256}$"
+Id = Annotated[str, Field(pattern=ID)]
+Order = Literal["asc", "desc"]
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+class NewItems(Wire):
+    """Items for a conversation."""
+
+    items: Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)]
+
+
+class NewConversation(Wire):
+    """A conversation."""
+
+    items: Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class NewMetadata(Wire):
+    """A conversation's metadata."""
+
+    metadata: dict[str, Any]
+
+
+def store_of(request: HTTPConnection) -> Store:
+    """Return the store of the application that a request is for."""
+    store: Store = getattr(state_of(request).database, "store")  # noqa: B009 - of a Service, which imports this
+    return store
+
+
+async def create(request: Request) -> Response:
+    """Answer in OpenAI's Responses API, and keep the answer unless `store` is false."""
+    llm = await get_llm(request)
+    asked = await read_body(request, StatefulRequest, llm)
+    caller = exchange_of(request.scope).caller or ""
+    store, is_known = store_of(request), caller != state_of(request).anonymous.name
+    needs = asked.store is not False or asked.previous_response_id or asked.conversation or asked.background
+    if not is_known or not (needs or _refers(asked)):
+        return await _answer(request, llm, Responses(asked))
+    store.engine.check()
+    turn = await resolve(store, caller, asked)
+    size = sum(len(to_json(item)) for item in turn.fields["input"]) if turn.fields["input"] is not asked.input else 0
+    if size > LARGE:
+        state_of(request).bodies.hold(exchange_of(request.scope), 2 * size)
+    kept = Kept(turn.fields, turn.stamp())
+    return await _answer(request, llm, kept, (store, caller, turn))
+
+
+def _refers(asked: StatefulRequest) -> bool:
+    items = asked.input if isinstance(asked.input, list) else ()
+    return any(item.get("type") == "item_reference" for item in items)
+
+
+async def _answer(
+    request: Request, llm: LLMClient, asked: Responses, keep: tuple[Store, str, Turn] | None = None
+) -> Response:
+    async def save(body: Body) -> None:
+        if keep and (keep[2].is_stored or keep[2].conversation):
+            store, caller, turn = keep
+            place = {"previous": turn.previous} if turn.is_stored else {}
+            await store.add(caller, body, turn.given, conversation=turn.conversation, **place)
+
+    opening = llm.open_stream(asked.chat, asked)
+    if asked.chat.stream:
+        return EventStream(keeping(opening, asked, save) if isinstance(asked, Kept) else opening, asked)
+    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    body = answer.body[TRANSLATED]
+    if isinstance(asked, Kept):
+        body |= asked.stamp
+        await save(body)
+    return Response(to_json(body), headers=answer.call.headers, media_type="application/json")
+
+
+router.add_api_route(
+    "/v1/responses",
+    create,
+    methods=["POST"],
+    route_class_override=BytesRoute,
+    **described(StatefulRequest, ResponseObject, stream=True),
+)
+
+
+@router.get("/v1/responses/{response_id}")
+async def retrieve(request: Request, response_id: Id, caller: CurrentCaller) -> Body:
+    """Return a response."""
+    row = await store_of(request).get(caller.name, response_id)
+    body: Body = row.body
+    return body
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete(request: Request, response_id: Id, caller: CurrentCaller) -> Body:
+    """Delete a response, with its items and events."""
+    await store_of(request).delete(caller.name, response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def input_items(
+    request: Request,
+    response_id: Id,
+    caller: CurrentCaller,
+    limit: Limit = 20,
+    order: Order = "desc",
+    after: Id | None = None,
+) -> Body:
+    """Return what a response's own request has added to the conversation."""
+    return await store_of(request).input_items(caller.name, response_id, limit=limit, order=order, after=after)
+
+
+@router.post("/v1/conversations")
+async def create_conversation(request: Request, body: NewConversation, caller: CurrentCaller) -> Body:
+    """Begin a conversation."""
+    items = prepared(body.items or ())
+    return await store_of(request).create_conversation(caller.name, body.metadata or {}, items)
+
+
+@router.get("/v1/conversations/{conversation_id}")
+async def retrieve_conversation(request: Request, conversation_id: Id, caller: CurrentCaller) -> Body:
+    """Return a conversation."""
+    return await store_of(request).conversation(caller.name, conversation_id)
+
+
+@router.post("/v1/conversations/{conversation_id}")
+async def update_conversation(request: Request, conversation_id: Id, body: NewMetadata, caller: CurrentCaller) -> Body:
+    """Replace a conversation's metadata."""
+    return await store_of(request).conversation(caller.name, conversation_id, body.metadata)
+
+
+@router.delete("/v1/conversations/{conversation_id}")
+async def delete_conversation(request: Request, conversation_id: Id, caller: CurrentCaller) -> Body:
+    """Delete a conversation, with its items and its responses."""
+    await store_of(request).delete_conversation(caller.name, conversation_id)
+    return {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
+
+
+@router.post("/v1/conversations/{conversation_id}/items")
+async def add_items(request: Request, conversation_id: Id, body: NewItems, caller: CurrentCaller) -> Body:
+    """Put items into a conversation."""
+    items = prepared(body.items)
+    await store_of(request).add_items(caller.name, conversation_id, items)
+    return listed(items)
+
+
+@router.get("/v1/conversations/{conversation_id}/items")
+async def conversation_items(
+    request: Request,
+    conversation_id: Id,
+    caller: CurrentCaller,
+    limit: Limit = 20,
+    order: Order = "desc",
+    after: Id | None = None,
+) -> Body:
+    """Return a page of a conversation's items."""
+    page = {"limit": limit, "order": order, "after": after}
+    return await store_of(request).conversation_page(caller.name, conversation_id, **page)
+
+
+@router.get("/v1/conversations/{conversation_id}/items/{item_id}")
+async def conversation_item(request: Request, conversation_id: Id, item_id: Id, caller: CurrentCaller) -> Body:
+    """Return an item of a conversation."""
+    return await store_of(request).conversation_item(caller.name, conversation_id, item_id)
+
+
+@router.delete("/v1/conversations/{conversation_id}/items/{item_id}")
+async def delete_item(request: Request, conversation_id: Id, item_id: Id, caller: CurrentCaller) -> Body:
+    """Delete an item of a conversation, and return the conversation."""
+    return await store_of(request).conversation_item(caller.name, conversation_id, item_id, remove=True)
