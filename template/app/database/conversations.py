@@ -38,21 +38,19 @@ def prepared(items: Iterable[Body]) -> list[Body]:
     found = []
     for sent in items:
         kind = sent.get("type") or "message"
-        item = {"id": new_id(PREFIXES.get(kind, "item")), "type": kind, **sent}
+        item = sent | {"id": str(sent.get("id") or new_id(PREFIXES.get(kind, "item"))), "type": kind}
         if kind == "message":
-            if isinstance(item.get("content"), str):
-                said = (
-                    {"type": "output_text", "annotations": []}
-                    if item.get("role") == "assistant"
-                    else {"type": "input_text"}
-                )
-                item["content"] = [{**said, "text": item["content"]}]
+            if isinstance(text := item.get("content"), str):
+                is_said = item.get("role") == "assistant"
+                part: Body = {"type": "output_text", "annotations": []} if is_said else {"type": "input_text"}
+                item["content"] = [{**part, "text": text}]
             item.setdefault("status", "completed")
         found.append(item)
     return found
 
 
 def rows_of(items: Iterable[Body], *, is_output: bool, **columns: Any) -> list[Body]:
+    """Return the rows of items, each with these columns."""
     return [
         {"id": str(item.get("id"))[:256], "body": item, "size": len(to_json(item)), "is_output": is_output, **columns}
         for item in items
@@ -133,11 +131,13 @@ class Conversations:
 
 
 async def insert_items(connection: AsyncConnection, rows: list[Body]) -> None:
+    """Store rows of items."""
     if rows:
         await connection.execute(insert(Item), rows)
 
 
 async def touch(connection: AsyncConnection, conversation: str) -> None:
+    """Note that a conversation is used now; raise NotFound if it is gone."""
     used = update(Conversation).where(Conversation.id == conversation).values(used_at=int(time.time()))
     result: CursorResult[Any] = await connection.execute(used)
     if not result.rowcount:  # it was deleted meanwhile
@@ -145,6 +145,7 @@ async def touch(connection: AsyncConnection, conversation: str) -> None:
 
 
 async def conversation_row(connection: AsyncConnection, caller: str, conversation: str) -> Body:
+    """Return the row of a caller's conversation, or raise NotFound."""
     where = and_(Conversation.id == conversation, Conversation.caller == caller)
     row = (await connection.execute(select(Conversation.__table__).where(where))).mappings().one_or_none()
     if row is None:
@@ -164,6 +165,7 @@ async def page(
     order: Literal["asc", "desc"],
     after: str | None,
 ) -> Body:
+    """Return a page of items, as a list object."""
     if after:
         furthest = func.max(Item.key) if order == "asc" else func.min(Item.key)  # some upstreams use an id twice
         last = await connection.scalar(select(furthest).where(where, Item.id == after))

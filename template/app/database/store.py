@@ -97,17 +97,16 @@ class Store(Conversations):
         conversation = columns.get("conversation")
         output: list[Body] = []
         async with self.engine.write() as connection:
+            if conversation:
+                await touch(connection, conversation)
             if body:
                 body = dict(body)
                 output = body.pop("output", None) or []
                 row = {"id": body["id"], "caller": caller, "created_at": body["created_at"], "status": body["status"]}
                 await connection.execute(insert(Response).values(**row, body=body, **columns))
             place = {"caller": caller, "response": body["id"] if body else None, "conversation": conversation}
-            await insert_items(
-                connection, rows_of(given, is_output=False, **place) + rows_of(output, is_output=True, **place)
-            )
-            if conversation:
-                await touch(connection, conversation)
+            rows = rows_of(given, is_output=False, **place) + rows_of(output, is_output=True, **place)
+            await insert_items(connection, rows)
 
     async def get(self, caller: str, response: str) -> Any:
         """Return the row of a response, with the whole object as its `body`.
