@@ -15,7 +15,7 @@ from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import AppError, InvalidRequest
 from app.llm.call import OpenStream
 from app.llm.json_text import read_json
-from app.llm.sse import event_data
+from app.llm.sse import Events, event_data
 
 SEALED = "reasoning.encrypted_content"
 STATE = ("store", "background", "previous_response_id", "conversation")
@@ -77,14 +77,25 @@ async def resolve(store: Store, caller: str, asked: StatefulRequest) -> Turn:
         items = [
             found.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item for item in items
         ]
+    history = await _history(store, caller, previous, conversation)
+    if history or ids:
+        fields["input"] = [*history, *items]
+    return Turn(prepared(items), fields, previous, conversation, asked.store is not False)
+
+
+async def input_of(store: Store, row: Any, given: list[Body]) -> list[Body]:
+    """Return a stored response's whole input; a conversation has its own items already. Errors as in `resolve`."""
+    history = await _history(store, row.caller, row.previous, row.conversation)
+    return history if row.conversation else [*history, *given]
+
+
+async def _history(store: Store, caller: str, previous: str | None, conversation: str | None) -> list[Body]:
     history: list[Body] = []
     if previous:
         history = await store.history(caller, previous)
     elif conversation:
         history = await store.conversation_items(caller, conversation)
-    if history or ids:
-        fields["input"] = [*filter(_is_whole, history), *items]
-    return Turn(prepared(items), fields, previous, conversation, asked.store is not False)
+    return list(filter(_is_whole, history))
 
 
 def _is_whole(item: Body) -> bool:
@@ -134,12 +145,12 @@ class Kept(Responses):
         """Return whole events, in which a response that an upstream has made itself says where it is kept."""
         if self._begun is not None or not HAS_RESPONSE.search(packet):
             return packet
-        return b"".join(map(self._stamp, packet.removesuffix(b"\n\n").split(b"\n\n")))
+        return b"".join(map(self._stamp, Events().feed(packet)))
 
     def _stamp(self, event: bytes) -> bytes:
         data = event_data(event) if HAS_RESPONSE.search(event) else None
         if not data:
-            return event + b"\n\n"
+            return event
         told = read_json(data)
         told["response"] |= self.stamp
         return b"event: %b\ndata: %b\n\n" % (str(told["type"]).encode(), to_json(told))

@@ -1,5 +1,6 @@
 """Responses and conversations with state. Source: OpenAI's reference, Responses and Conversations."""
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -8,11 +9,14 @@ from pydantic_core import to_json
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from app.database import jobs
+from app.database.background import Background, encoded
 from app.database.conversations import Body, listed, prepared
 from app.database.kept import Kept, StatefulRequest, Turn, keeping, resolve
 from app.database.store import Store
 from app.dependencies import CurrentCaller, get_llm, read_body
 from app.dialects.responses import ResponseObject, Responses
+from app.errors import AppError, InvalidRequest
 from app.http.application import state_of
 from app.http.bodies import LARGE
 from app.http.event_stream import EventStream
@@ -21,6 +25,7 @@ from app.http.openapi import ERRORS, described
 from app.http.routing import BytesRoute
 from app.llm.bridge import TRANSLATED
 from app.llm.client import LLMClient
+from app.llm.sse import DONE
 from app.models import Wire
 
 router = APIRouter(tags=["responses"], responses=ERRORS)
@@ -55,6 +60,12 @@ def store_of(request: HTTPConnection) -> Store:
     return store
 
 
+def background_of(request: HTTPConnection) -> Background:
+    """Return what makes the answers in the background of an application."""
+    background: Background = getattr(state_of(request).database, "background")  # noqa: B009 - as above
+    return background
+
+
 async def create(request: Request) -> Response:
     """Answer in OpenAI's Responses API, and keep the answer unless `store` is false."""
     llm = await get_llm(request)
@@ -69,8 +80,32 @@ async def create(request: Request) -> Response:
     size = sum(len(to_json(item)) for item in turn.fields["input"]) if turn.fields["input"] is not asked.input else 0
     if size > LARGE:
         state_of(request).bodies.hold(exchange_of(request.scope), 2 * size)
+    if asked.background:
+        return await _begin(request, llm, turn)
     kept = Kept(turn.fields, turn.stamp())
     return await _answer(request, llm, kept, (store, caller, turn))
+
+
+async def _begin(request: Request, llm: LLMClient, turn: Turn) -> Response:
+    """Store a request, and hand it to the queue; answer at once."""
+    if not turn.is_stored:
+        message = "background: an answer in the background is stored, so leave store: false out."
+        raise InvalidRequest(message, param="store")
+    store, background, caller = store_of(request), background_of(request), exchange_of(request.scope).caller or ""
+    background.check()
+    model = llm.candidates(turn.fields.get("model"))[0]
+    kept = Kept(turn.fields | {"model": model}, turn.stamp() | {"background": True})
+    body = kept.begun("queued") | {"model": model}
+    fields = {name: value for name, value in turn.fields.items() if name not in ("input", "stream")} | {"model": model}
+    place: Body = {"previous": turn.previous, "conversation": turn.conversation}
+    is_streamed = bool(kept.chat.stream)
+    begun = [{"type": f"response.{kind}", "response": body} for kind in ("created", "queued")] if is_streamed else []
+    await store.add(caller, body, turn.given, begun, request=fields, is_streamed=is_streamed, **place)
+    with suppress(AppError):  # it is stored, so whoever looks after the jobs will hand it to the queue
+        await background.submit(body["id"])
+    if is_streamed:
+        return EventStream(background.events(body["id"], -1), kept)
+    return Response(to_json(body), media_type="application/json")
 
 
 def _refers(asked: StatefulRequest) -> bool:
@@ -84,8 +119,8 @@ async def _answer(
     async def save(body: Body) -> None:
         if keep and (keep[2].is_stored or keep[2].conversation):
             store, caller, turn = keep
-            place = {"previous": turn.previous} if turn.is_stored else {}
-            await store.add(caller, body, turn.given, conversation=turn.conversation, **place)
+            place: Body = {"previous": turn.previous, "conversation": turn.conversation}
+            await store.add(caller, body, turn.given, is_stored=turn.is_stored, **place)
 
     opening = llm.open_stream(asked.chat, asked)
     if asked.chat.stream:
@@ -107,11 +142,42 @@ router.add_api_route(
 )
 
 
-@router.get("/v1/responses/{response_id}")
-async def retrieve(request: Request, response_id: Id, caller: CurrentCaller) -> Body:
-    """Return a response."""
+@router.get("/v1/responses/{response_id}", response_model=None)
+async def retrieve(
+    request: Request,
+    response_id: Id,
+    caller: CurrentCaller,
+    starting_after: Annotated[int, Query(ge=0)] | None = None,
+    *,
+    stream: bool = False,
+) -> Body | Response:
+    """Return a response; with `stream` the events of one in the background, from the one behind `starting_after` on."""
     row = await store_of(request).get(caller.name, response_id)
+    if stream and not row.is_streamed:
+        message = "stream: only what was asked for with background and stream can be streamed again."
+        raise InvalidRequest(message, param="stream")
+    if stream:
+        after = -1 if starting_after is None else starting_after
+        exchange_of(request.scope).cancel_on_disconnect()
+        return EventStream(background_of(request).events(response_id, after), error=_failed)
     body: Body = row.body
+    return body
+
+
+def _failed(error: AppError, _: str) -> bytes:
+    told = {"type": "error", "code": error.code, "message": error.message, "param": None, "sequence_number": 0}
+    return encoded(told) + DONE
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel(request: Request, response_id: Id, caller: CurrentCaller) -> Body:
+    """End an answer in the background; what is complete stays as it is."""
+    store = store_of(request)
+    row = await store.get(caller.name, response_id)
+    if not row.body.get("background"):
+        raise InvalidRequest("Only an answer in the background can be cancelled.", param="response_id")
+    await jobs.cancel(store, caller.name, response_id)
+    body: Body = (await store.get(caller.name, response_id)).body
     return body
 
 
@@ -119,6 +185,8 @@ async def retrieve(request: Request, response_id: Id, caller: CurrentCaller) -> 
 async def delete(request: Request, response_id: Id, caller: CurrentCaller) -> Body:
     """Delete a response, with its items and events."""
     await store_of(request).delete(caller.name, response_id)
+    with suppress(AppError):
+        await background_of(request).delete([response_id])
     return {"id": response_id, "object": "response", "deleted": True}
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import BaseRoute
 
 from app.config import Settings, SettingsError
+from app.database.background import Background
 from app.database.engine import CHECK_EVERY, DatabaseUnavailable, Engine
 from app.database.routes import router
 from app.database.schema import check_schema, connected, migrate
@@ -77,6 +78,7 @@ class Service:
         Raises:
             SettingsError: its schema is older than this code.
         """
+        self.background = Background(app, self.store)
         try:
             await self._look()
             watch = asyncio.create_task(self._watch())
@@ -85,6 +87,7 @@ class Service:
             finally:
                 watch.cancel()
                 await asyncio.wait([watch])
+                await self.background.stop()
         finally:
             await self.engine.sqlalchemy.dispose()
 
@@ -96,6 +99,11 @@ class Service:
                     await connection.run_sync(check_schema)
                 self._is_checked = True
         was_up, self.engine.is_up = self.engine.is_up, self._is_checked and await self.engine.ping()
+        if self.engine.is_up:
+            try:
+                await self.background.start()
+            except Exception as error:  # noqa: BLE001 - what needs no job goes on
+                log.error("jobs can't be run", **exception_fields(error))
         if was_up != self.engine.is_up:
             log.warning("the database answers again" if self.engine.is_up else "the database does not answer")
 
@@ -116,4 +124,7 @@ class Service:
 
     async def _purge(self) -> bool:
         """Delete some of what has expired; return whether there may be more."""
-        return bool(await self.store.purge(int(time.time()) - self._settings.keep_days * 86400))
+        purged = await self.store.purge(int(time.time()) - self._settings.keep_days * 86400)
+        if purged:
+            await self.background.delete(purged)
+        return bool(purged)

@@ -1,9 +1,10 @@
 """What is asked of the tables. Whatever a caller names is looked for among its own alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import and_, delete, func, insert, literal, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from app.database.conversations import (
@@ -18,7 +19,7 @@ from app.database.conversations import (
     touch,
 )
 from app.database.engine import Engine
-from app.database.tables import Conversation, Item, Response
+from app.database.tables import Conversation, Event, Item, Response
 from app.errors import InvalidRequest
 
 FINAL = ("completed", "incomplete", "failed", "cancelled")
@@ -85,28 +86,39 @@ class Store(Conversations):
         if size > self._largest:
             raise InvalidRequest(f"{param}: what was said before has more than {self._largest} bytes.", param=param)
 
-    async def add(self, caller: str, body: Body | None, given: list[Body], **columns: Any) -> None:
+    async def add(
+        self,
+        caller: str,
+        body: Body,
+        given: list[Body],
+        events: Sequence[Body] = (),
+        *,
+        is_stored: bool = True,
+        **columns: Any,
+    ) -> None:
         """Store an answer, and what was asked.
 
         Args:
             caller: whose it is.
-            body: the response object; None keeps only the items, in their conversation.
+            body: the response object.
             given: the items that this request has added.
+            events: its first events, of one in the background.
+            is_stored: whether the response is; if not, only the items are, in their conversation.
             columns: further columns of the response, such as `previous` and `conversation`.
         """
         conversation = columns.get("conversation")
-        output: list[Body] = []
+        body = dict(body)
+        output = body.pop("output", None) or []
+        place = {"caller": caller, "response": body["id"] if is_stored else None, "conversation": conversation}
+        rows = rows_of(given, is_output=False, **place) + rows_of(output, is_output=True, **place)
         async with self.engine.write() as connection:
             if conversation:
                 await touch(connection, conversation)
-            if body:
-                body = dict(body)
-                output = body.pop("output", None) or []
+            if is_stored:
                 row = {"id": body["id"], "caller": caller, "created_at": body["created_at"], "status": body["status"]}
                 await connection.execute(insert(Response).values(**row, body=body, **columns))
-            place = {"caller": caller, "response": body["id"] if body else None, "conversation": conversation}
-            rows = rows_of(given, is_output=False, **place) + rows_of(output, is_output=True, **place)
             await insert_items(connection, rows)
+            await insert_events(connection, body["id"], enumerate(events))
 
     async def get(self, caller: str, response: str) -> Any:
         """Return the row of a response, with the whole object as its `body`.
@@ -120,7 +132,7 @@ class Store(Conversations):
             if row is None:
                 raise missing("response")
             output = await bodies(connection, and_(Item.response == response, Item.is_output))
-            row.body["output"] = output
+            row.body.update(status=row.status, output=output)
             return row
 
     async def delete(self, caller: str, response: str) -> None:
@@ -156,3 +168,12 @@ class Store(Conversations):
             if len(responses) < BATCH:
                 await connection.execute(delete(Conversation).where(Conversation.id.in_(conversations)))
         return responses or conversations
+
+
+async def insert_events(connection: AsyncConnection, response: str, events: Iterable[tuple[int, Body]]) -> None:
+    """Store the events of a response, each with its number."""
+    rows = [
+        {"response": response, "number": number, "body": body | {"sequence_number": number}} for number, body in events
+    ]
+    if rows:
+        await connection.execute(insert(Event), rows)

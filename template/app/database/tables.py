@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, false
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NAMES = {
@@ -12,6 +12,10 @@ NAMES = {
     "pk": "pk_%(table_name)s",
 }
 """Names of constraints, so that a migration can name what it drops."""
+
+
+UNFINISHED = text("status IN ('queued', 'in_progress')")
+"""What the index of unfinished answers has in it: few rows of many."""
 
 
 class Base(DeclarativeBase):
@@ -49,7 +53,10 @@ class Response(Base):
     """
 
     __tablename__ = "kept_responses"
-    __table_args__ = (Index("ix_kept_responses_created_at_status", "created_at", "status"),)
+    __table_args__ = (
+        Index("ix_kept_responses_created_at", "created_at"),
+        Index("ix_kept_responses_status", "status", sqlite_where=UNFINISHED, postgresql_where=UNFINISHED),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     caller: Mapped[str]

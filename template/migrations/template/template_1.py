@@ -42,7 +42,15 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_kept_responses_conversation", "kept_responses", ["conversation"])
-    op.create_index("ix_kept_responses_created_at_status", "kept_responses", ["created_at", "status"])
+    op.create_index("ix_kept_responses_created_at", "kept_responses", ["created_at"])
+    unfinished = sa.text("status IN ('queued', 'in_progress')")
+    op.create_index(
+        "ix_kept_responses_status",
+        "kept_responses",
+        ["status"],
+        sqlite_where=unfinished,
+        postgresql_where=unfinished,
+    )
     op.create_table(
         "kept_items",
         sa.Column("key", INTEGER, nullable=False),

@@ -154,7 +154,9 @@ def test_a_conversation_grows_by_what_is_said_in_it(web: Client, upstream: Stub,
     first = web.responses.create(model=model, input="One", conversation=conversation.id)
     assert first.conversation
     assert first.conversation.id == conversation.id
-    web.responses.create(model=model, input="Two", conversation={"id": conversation.id}, store=False)
+    passing = web.responses.create(model=model, input="Two", conversation={"id": conversation.id}, store=False)
+    with pytest.raises(openai.NotFoundError):
+        web.responses.retrieve(passing.id)
     web.conversations.items.create(conversation.id, items=[{"type": "message", "role": "user", "content": "Three"}])
     web.responses.create(model=model, input="Four", conversation=conversation.id)
     assert said_to(upstream) == ["Zero", "One", TEXT, "Two", TEXT, "Three", "Four"]

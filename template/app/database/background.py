@@ -1,0 +1,305 @@
+"""Answers in the background: workflows of DBOS, each of which survives the process that runs it."""
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from pydantic_core import to_json
+
+from app.access.callers import Caller
+from app.config import JWT_NAMES
+from app.database import jobs
+from app.database.conversations import Body
+from app.database.engine import DatabaseUnavailable, unavailable
+from app.database.kept import Kept, input_of
+from app.database.replay import Replay
+from app.database.schema import jobs_url
+from app.database.store import FINAL, Store
+from app.errors import AppError, RateLimited, Unauthorized
+from app.http.application import App
+from app.llm.client import LLMClient
+from app.llm.json_text import read_json
+from app.llm.logged_calls import LoggedCalls
+from app.llm.sse import Events, event_data
+from app.telemetry.logs import exception_fields
+
+QUEUE = "answers"
+VERSION = "1"
+"""Of all workflows. DBOS would take a hash of their code: those of an earlier release would never be gone on with."""
+LOOK_FOR_JOBS_EVERY = 0.2
+WRITE_EVERY = 0.2
+"""Seconds between two looks whether there are events to store, and between two of a client's for new ones."""
+CHECK_EVERY = 1.0
+"""Seconds between two looks whether an answer was cancelled, and between two heartbeats."""
+LOST_AFTER = 6.0
+"""Seconds without a heartbeat after which others take over what a worker was doing."""
+MOST_ATTEMPTS = 10
+"""Attempts at one answer: a request that ends the process each time must not end it for ever."""
+
+log = structlog.get_logger("app.background")
+
+
+class Background:
+    """Makes answers in the background, in this process. There is one at a time, as there is one DBOS.
+
+    Args:
+        app: the application.
+        store: the tables.
+    """
+
+    def __init__(self, app: App, store: Store) -> None:
+        self._state = app.state
+        self._store = store
+        self._worker = f"{socket.gethostname()}-{secrets.token_hex(8)}"
+        self._is_open = False
+        self._beats: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin, once the database answers. Jobs run in this event loop, so they may use the models."""
+        if _running:
+            return
+        settings = self._state.settings
+        logger = logging.getLogger("dbos")
+        config: DBOSConfig = {
+            "name": "app",
+            "system_database_url": jobs_url(settings),
+            "sys_db_pool_size": max(2, settings.database_pool // 2),
+            "run_migrations": False,
+            "application_version": VERSION,
+            "executor_id": self._worker,
+            "enable_otlp": False,
+            "log_level": "WARNING",
+        }
+        DBOS(config=config)
+        logger.handlers.clear()
+        logger.propagate = True
+        try:
+            DBOS.launch()
+        except BaseException:
+            DBOS.destroy()
+            raise
+        _running.append(self)
+        self._beats = asyncio.create_task(self._beat_on())
+        await DBOS.register_queue_async(
+            QUEUE,
+            worker_concurrency=settings.background_answers,
+            polling_interval_sec=LOOK_FOR_JOBS_EVERY,
+            on_conflict="always_update",
+        )
+        self._is_open = True
+
+    async def stop(self) -> None:
+        """End. What is being made is taken over by another worker, or by this service's next start."""
+        if self not in _running:
+            return
+        self._is_open = False
+        tasks = [*_tasks, *([self._beats] if self._beats else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        with suppress(AppError):
+            await jobs.seen(self._store, self._worker, 0, LOST_AFTER)
+        await asyncio.to_thread(DBOS.destroy)
+        _running.remove(self)
+
+    def check(self) -> None:
+        """Raise DatabaseUnavailable if no job can be taken now."""
+        if not self._is_open:
+            raise unavailable()
+
+    async def submit(self, response: str) -> None:
+        """Hand a stored answer's job to the queue; once only, however often this is called."""
+        with SetWorkflowID(response):
+            await DBOS.enqueue_workflow_async(QUEUE, answer, response)
+        await jobs.queued(self._store, response)
+
+    async def delete(self, responses: list[str]) -> None:
+        """Delete the jobs of answers, which hold their ids and nothing else."""
+        if self._is_open:
+            await DBOS.delete_workflows_async(responses)
+
+    async def beat(self) -> None:
+        """Tell the others that this worker is there, and take over from those that are not."""
+        lost = await jobs.seen(self._store, self._worker, time.time(), LOST_AFTER)
+        if lost:
+            await asyncio.to_thread(DBOS._recover_pending_workflows, lost)  # noqa: SLF001 - what DBOS' own server calls
+            await jobs.forget(self._store, lost)
+        for response in await jobs.unqueued(self._store, int(time.time() - LOST_AFTER)):
+            await self.submit(response)
+
+    async def _beat_on(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            try:
+                await self.beat()
+            except AppError:
+                pass  # the database does not answer
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong once, the next beat may go well
+                log.error("jobs can't be looked after", **exception_fields(error))
+            await asyncio.sleep(CHECK_EVERY)
+
+    # --- One answer ---------------------------------------------------------------------------------------------------
+
+    async def run(self, response: str) -> float | None:
+        """Make an answer, or go on with it; return the seconds after which to try again, None if it is complete."""
+        if task := asyncio.current_task():
+            _tasks.add(task)
+            task.add_done_callback(_tasks.discard)
+        while True:
+            try:
+                claimed = await jobs.claim(self._store, response)
+                if claimed is None:
+                    return None
+                return await self._attempt(*claimed)
+            except jobs.Lost:
+                return None
+            except DatabaseUnavailable:
+                await asyncio.sleep(CHECK_EVERY)
+
+    async def _attempt(self, row: Any, given: list[Body]) -> float | None:
+        stored = await jobs.events_after(self._store, row.id, -1, 10**9) if row.is_streamed else []
+        replay = Replay(stored, row.attempt)
+        pending: list[tuple[int, Body]] = []
+        work = asyncio.create_task(self._make(row, given, replay, pending, len(stored)))
+        checked_at = time.monotonic()
+        try:
+            while not work.done():
+                await asyncio.wait([work], timeout=WRITE_EVERY)
+                if not work.done() and (pending or time.monotonic() > checked_at + CHECK_EVERY):
+                    checked_at = time.monotonic()
+                    count = len(pending)
+                    with suppress(DatabaseUnavailable):  # written with the next ones
+                        await jobs.note(self._store, row, pending[:count])
+                        del pending[:count]
+            final = work.result()
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+        if isinstance(final, float):
+            return final
+        while True:
+            try:
+                await jobs.note(self._store, row, pending, final)
+            except DatabaseUnavailable:
+                await asyncio.sleep(CHECK_EVERY)
+            else:
+                return None
+
+    async def _make(
+        self, row: Any, given: list[Body], replay: Replay, pending: list[tuple[int, Body]], number: int
+    ) -> Body | float:
+        """Return the whole response, or the seconds after which the caller's limit admits it.
+
+        Args:
+            row: the stored response.
+            given: the request's own items.
+            replay: passes on what is new.
+            pending: takes the events.
+            number: the first one's number.
+        """
+
+        def tell(event: Body) -> None:
+            for told in replay.take(event) if row.is_streamed else ():
+                pending.append((number + len(taken), told))
+                taken.append(told["type"])
+                if "response" in told:
+                    whole.update(told["response"])
+
+        taken: list[str] = []
+        whole: Body = {}
+        fields = row.request | {"input": await input_of(self._store, row, given), "stream": True}
+        stamp = {name: row.body[name] for name in ("store", "previous_response_id", "conversation", "id", "created_at")}
+        kept = Kept(fields, stamp | {"background": True})
+        try:
+            if row.attempt > MOST_ATTEMPTS:
+                raise AppError(code="too_many_attempts")
+            llm = LLMClient(self._state.upstreams, self._caller(row.caller), LoggedCalls(), prepaid={})
+            async with llm.open_stream(kept.chat, kept) as stream:
+                for event in _events(kept.stamped(stream.first)):
+                    tell(event)
+                async for packet in stream.packets:
+                    for event in _events(kept.stamped(packet)):
+                        tell(event)
+            body = kept.outcome or {}
+            if body.get("status") not in FINAL:
+                raise AppError
+        except RateLimited as error:
+            if error.retry_after is not None and not kept.outcome:
+                return float(error.retry_after)
+            body = self._broken(kept, row, error)
+            tell({"type": "response.failed", "response": body})
+        except AppError as error:
+            body = self._broken(kept, row, error)
+            tell({"type": "response.failed", "response": body})
+        except Exception as error:  # noqa: BLE001 - whatever ends an answer, its client is told
+            log.error("unexpected", response=row.id, **exception_fields(error))
+            body = self._broken(kept, row, AppError())
+            tell({"type": "response.failed", "response": body})
+        return body | whole
+
+    def _broken(self, kept: Kept, row: Any, error: AppError) -> Body:
+        told = {"code": error.code, "message": error.message}
+        return kept.broken(error) or row.body | {"status": "failed", "error": told, "output": []}
+
+    def _caller(self, name: str) -> Caller:
+        """Return the caller who has asked, with today's limits.
+
+        Raises:
+            Unauthorized: there is none by that name any more.
+        """
+        settings, jwt = self._state.settings, self._state.settings.auth.jwt
+        if found := self._state.keys.named(name):
+            return found
+        if jwt and name.startswith(JWT_NAMES):
+            models = frozenset(jwt.models) if jwt.models is not None else None
+            return Caller(name, models, jwt, label="jwt")
+        if settings.dev:
+            return Caller(name)
+        raise Unauthorized("The caller who asked for this answer is not known here any more.")
+
+    # --- Its events ---------------------------------------------------------------------------------------------------
+
+    async def events(self, response: str, after: int) -> AsyncIterator[bytes]:
+        """Yield the events of an answer that follow a number, as they come, to the last."""
+        while True:
+            for event in await jobs.events_after(self._store, response, after):
+                after = event["sequence_number"]
+                yield encoded(event)
+                if event.get("response", {}).get("status") in FINAL:
+                    return
+            await asyncio.sleep(WRITE_EVERY)
+
+
+_running: list[Background] = []
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+@DBOS.workflow(name="app.answer", max_recovery_attempts=1000)
+async def answer(response: str) -> None:
+    """Make an answer, whatever it takes."""
+    while (seconds := await attempt(response)) is not None:
+        await DBOS.sleep_async(seconds)
+
+
+@DBOS.step(name="app.attempt")
+async def attempt(response: str) -> float | None:
+    """Make an answer, or return the seconds after which to try again."""
+    return await _running[-1].run(response)
+
+
+def encoded(event: Body) -> bytes:
+    """Return an event as clients get it."""
+    return b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), to_json(event))
+
+
+def _events(packet: bytes) -> list[Body]:
+    """Return the events of a packet, without `[DONE]`."""
+    found = (event_data(event) for event in Events().feed(packet))
+    return [read_json(data) for data in found if data and data.strip() != b"[DONE]"]
