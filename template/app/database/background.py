@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from app.access.callers import Caller
 from app.config import JWT_NAMES
 from app.database import jobs
-from app.database.conversations import Body
+from app.database.conversations import Body, NotFound
 from app.database.engine import DatabaseUnavailable, unavailable
 from app.database.kept import Kept, input_of
 from app.database.replay import Replay
@@ -55,6 +55,7 @@ class Background:
     """
 
     def __init__(self, app: App, store: Store) -> None:
+        self.app = app
         self._state = app.state
         self._store = store
         self._worker = f"{socket.gethostname()}-{secrets.token_hex(8)}"
@@ -109,6 +110,11 @@ class Background:
         await asyncio.to_thread(DBOS.destroy)
         _running.remove(self)
 
+    @property
+    def in_flight(self) -> int:
+        """How many answers this process makes now."""
+        return len(_tasks)
+
     def check(self) -> None:
         """Raise DatabaseUnavailable if no job can be taken now."""
         if not self._is_open:
@@ -158,13 +164,13 @@ class Background:
                 if claimed is None:
                     return None
                 return await self._attempt(*claimed)
-            except jobs.Lost:
+            except (jobs.Lost, NotFound):
                 return None
             except DatabaseUnavailable:
                 await asyncio.sleep(CHECK_EVERY)
 
     async def _attempt(self, row: Any, given: list[Body]) -> float | None:
-        stored = await jobs.events_after(self._store, row.id, -1, 10**9) if row.is_streamed else []
+        stored, _ = await jobs.events_after(self._store, row.id, -1, 10**9)
         replay = Replay(stored, row.attempt)
         pending: list[tuple[int, Body]] = []
         work = asyncio.create_task(self._make(row, given, replay, pending, len(stored)))
@@ -214,12 +220,13 @@ class Background:
 
         taken: list[str] = []
         whole: Body = {}
-        fields = row.request | {"input": await input_of(self._store, row, given), "stream": True}
         stamp = {name: row.body[name] for name in ("store", "previous_response_id", "conversation", "id", "created_at")}
-        kept = Kept(fields, stamp | {"background": True})
+        kept: Kept | None = None
         try:
             if row.attempt > MOST_ATTEMPTS:
-                raise AppError(code="too_many_attempts")
+                raise AppError("This answer has ended its process too often.", code="too_many_attempts")
+            fields = row.request | {"input": await input_of(self._store, row, given), "stream": True}
+            kept = Kept(fields, stamp | {"background": True})
             llm = LLMClient(self._state.upstreams, self._caller(row.caller), LoggedCalls(), prepaid={})
             async with llm.open_stream(kept.chat, kept) as stream:
                 for event in _events(kept.stamped(stream.first)):
@@ -230,23 +237,16 @@ class Background:
             body = kept.outcome or {}
             if body.get("status") not in FINAL:
                 raise AppError
-        except RateLimited as error:
-            if error.retry_after is not None and not kept.outcome:
-                return float(error.retry_after)
-            body = self._broken(kept, row, error)
-            tell({"type": "response.failed", "response": body})
-        except AppError as error:
-            body = self._broken(kept, row, error)
-            tell({"type": "response.failed", "response": body})
+        except DatabaseUnavailable:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever ends an answer, its client is told
-            log.error("unexpected", response=row.id, **exception_fields(error))
-            body = self._broken(kept, row, AppError())
+            if isinstance(error, RateLimited) and error.retry_after is not None and not (kept and kept.outcome):
+                return float(error.retry_after)
+            if not isinstance(error, AppError):
+                log.error("unexpected", response=row.id, **exception_fields(error))
+            body = _failed(kept, row, error if isinstance(error, AppError) else AppError())
             tell({"type": "response.failed", "response": body})
         return body | whole
-
-    def _broken(self, kept: Kept, row: Any, error: AppError) -> Body:
-        told = {"code": error.code, "message": error.message}
-        return kept.broken(error) or row.body | {"status": "failed", "error": told, "output": []}
 
     def _caller(self, name: str) -> Caller:
         """Return the caller who has asked, with today's limits.
@@ -268,17 +268,23 @@ class Background:
 
     async def events(self, response: str, after: int) -> AsyncIterator[bytes]:
         """Yield the events of an answer that follow a number, as they come, to the last."""
-        while True:
-            for event in await jobs.events_after(self._store, response, after):
+        is_last = False
+        while not is_last:
+            found, is_last = await jobs.events_after(self._store, response, after)
+            for event in found:
                 after = event["sequence_number"]
                 yield encoded(event)
-                if event.get("response", {}).get("status") in FINAL:
-                    return
-            await asyncio.sleep(WRITE_EVERY)
+            if not found and not is_last:
+                await asyncio.sleep(WRITE_EVERY)
 
 
 _running: list[Background] = []
 _tasks: set[asyncio.Task[Any]] = set()
+
+
+def llm_for(caller: str) -> LLMClient:
+    """Return a client of the models for a job, as `App.llm_for` does."""
+    return _running[-1].app.llm_for(caller)
 
 
 @DBOS.workflow(name="app.answer", max_recovery_attempts=1000)
@@ -292,6 +298,11 @@ async def answer(response: str) -> None:
 async def attempt(response: str) -> float | None:
     """Make an answer, or return the seconds after which to try again."""
     return await _running[-1].run(response)
+
+
+def _failed(kept: Kept | None, row: Any, error: AppError) -> Body:
+    told = {"code": error.code, "message": error.message}
+    return (kept and kept.broken(error)) or row.body | {"status": "failed", "error": told, "output": []}
 
 
 def encoded(event: Body) -> bytes:

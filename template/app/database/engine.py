@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from pydantic_core import from_json, to_json
-from sqlalchemy import event, make_url, text
+from sqlalchemy import QueuePool, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -49,7 +49,7 @@ def make_engine(settings: Settings) -> AsyncEngine:
     }
     if file := sqlite_file(url):
         prepare_folder(file)
-        engine = create_async_engine(url, connect_args={"timeout": seconds}, **options)
+        engine = create_async_engine(url, connect_args={"timeout": seconds}, pool_timeout=seconds, **options)
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin)
         return engine
@@ -144,6 +144,12 @@ class Engine:
         """Raise DatabaseUnavailable if the database did not answer the last time: no call of a model is lost then."""
         if not self.is_up:
             raise unavailable()
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are in use."""
+        pool = self.sqlalchemy.pool
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
     async def ping(self) -> bool:
         """Return whether the database answers now."""

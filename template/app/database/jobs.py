@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import CursorResult, and_, delete, func, insert, select, update
 
 from app.database.conversations import Body, bodies, insert_items, missing, rows_of
-from app.database.store import Store, insert_events
+from app.database.store import FINAL, Store, insert_events
 from app.database.tables import Event, Item, Response, Worker
 
 UNFINISHED = ("queued", "in_progress")
@@ -74,11 +74,19 @@ async def cancel(store: Store, caller: str, response: str) -> None:
             await insert_events(connection, response, [((last or 0) + 1, ended)])
 
 
-async def events_after(store: Store, response: str, number: int, limit: int = 500) -> list[Body]:
-    """Return the events that follow a number, at most so many."""
+async def events_after(store: Store, response: str, number: int, limit: int = 500) -> tuple[list[Body], bool]:
+    """Return the events that follow a number, at most so many, and whether these are the last.
+
+    Raises:
+        NotFound: the response is gone.
+    """
     async with store.engine.read() as connection:
+        status = await connection.scalar(select(Response.status).where(Response.id == response))
+        if status is None:
+            raise missing("response")
         where = and_(Event.response == response, Event.number > number)
-        return list(await connection.scalars(select(Event.body).where(where).order_by(Event.number).limit(limit)))
+        found = list(await connection.scalars(select(Event.body).where(where).order_by(Event.number).limit(limit)))
+        return found, status in FINAL and len(found) < limit
 
 
 async def unqueued(store: Store, before: int) -> list[str]:

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 
 import structlog
+from prometheus_client import Gauge
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import BaseRoute
 
 from app.config import Settings, SettingsError
+from app.database import jobs
 from app.database.background import Background
 from app.database.engine import CHECK_EVERY, DatabaseUnavailable, Engine
 from app.database.routes import router
@@ -23,6 +25,11 @@ from app.telemetry.logs import exception_fields
 
 PURGE_EVERY = 3600.0
 """Seconds between two looks for what has expired."""
+
+UP = Gauge("database_up", "1 while the database answers.", multiprocess_mode="livemin")
+CONNECTIONS = Gauge("database_connections", "Connections to the database in use.", multiprocess_mode="livesum")
+WAITING = Gauge("background_answers_waiting", "Answers that nobody makes yet.", multiprocess_mode="livemax")
+MAKING = Gauge("background_answers_in_flight", "Answers being made in the background.", multiprocess_mode="livesum")
 
 log = structlog.get_logger("app.database")
 
@@ -104,6 +111,7 @@ class Service:
                 await self.background.start()
             except Exception as error:  # noqa: BLE001 - what needs no job goes on
                 log.error("jobs can't be run", **exception_fields(error))
+        UP.set(self.engine.is_up)
         if was_up != self.engine.is_up:
             log.warning("the database answers again" if self.engine.is_up else "the database does not answer")
 
@@ -113,6 +121,10 @@ class Service:
             await asyncio.sleep(CHECK_EVERY)
             try:
                 await self._look()
+                CONNECTIONS.set(self.engine.in_use)
+                MAKING.set(self.background.in_flight)
+                if self.engine.is_up:
+                    WAITING.set(await jobs.waiting(self.store))
                 if self.engine.is_up and time.time() > purged_at + PURGE_EVERY and not await self._purge():
                     purged_at = time.time()
             except SettingsError as error:  # it has come back with another schema

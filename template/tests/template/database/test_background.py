@@ -122,7 +122,7 @@ def test_an_answer_is_streamed_and_streamed_again_from_any_event(web: Client, up
     assert events[-1].type == "response.completed"
     assert texts(events) == TEXT == events[-1].response.output_text
     assert {event.response.id for event in events if hasattr(event, "response")} == {events[0].response.id}
-    for after in (0, 4, len(events) - 2):
+    for after in (0, 4, len(events) - 2, len(events) - 1, 10_000):
         again = list(web.responses.retrieve(events[0].response.id, stream=True, starting_after=after))
         assert again == events[after + 1 :]
     kept = web.responses.retrieve(events[0].response.id)
