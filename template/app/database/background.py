@@ -40,8 +40,8 @@ CHECK_EVERY = 1.0
 """Seconds between two looks whether an answer was cancelled, and between two heartbeats."""
 LOST_AFTER = 6.0
 """Seconds without a heartbeat after which others take over what a worker was doing."""
-MOST_ATTEMPTS = 10
-"""Attempts at one answer: a request that ends the process each time must not end it for ever."""
+MOST_INTERRUPTIONS = 10
+"""Of one answer: a request that ends its process each time must not end it for ever."""
 
 log = structlog.get_logger("app.background")
 
@@ -189,6 +189,7 @@ class Background:
             work.cancel()
             await asyncio.wait([work])
         if isinstance(final, float):
+            await jobs.put_back(self._store, row)
             return final
         while True:
             try:
@@ -223,8 +224,8 @@ class Background:
         stamp = {name: row.body[name] for name in ("store", "previous_response_id", "conversation", "id", "created_at")}
         kept: Kept | None = None
         try:
-            if row.attempt > MOST_ATTEMPTS:
-                raise AppError("This answer has ended its process too often.", code="too_many_attempts")
+            if row.interruptions >= MOST_INTERRUPTIONS:
+                raise AppError("This answer has ended its process too often.", code="interrupted")
             fields = row.request | {"input": await input_of(self._store, row, given), "stream": True}
             kept = Kept(fields, stamp | {"background": True})
             llm = LLMClient(self._state.upstreams, self._caller(row.caller), LoggedCalls(), prepaid={})

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CursorResult, and_, delete, func, insert, select, update
+from sqlalchemy import CursorResult, and_, case, delete, func, insert, select, update
 
 from app.database.conversations import Body, bodies, insert_items, missing, rows_of
 from app.database.store import FINAL, Store, insert_events
@@ -24,12 +24,24 @@ async def claim(store: Store, response: str) -> tuple[Any, list[Body]] | None:
     """
     async with store.engine.write() as connection:
         where = and_(Response.id == response, Response.status.in_(UNFINISHED))
-        values = {"attempt": Response.attempt + 1, "status": "in_progress"}
+        interrupted = case((Response.status == "in_progress", 1), else_=0)
+        values = {
+            "attempt": Response.attempt + 1,
+            "interruptions": Response.interruptions + interrupted,
+            "status": "in_progress",
+        }
         await connection.execute(update(Response).where(where).values(values))
         row = (await connection.execute(select(Response.__table__).where(where))).one_or_none()
         if row is None:
             return None
         return row, await bodies(connection, and_(Item.response == response, ~Item.is_output))
+
+
+async def put_back(store: Store, row: Any) -> None:
+    """Let an answer wait, which this attempt has not begun."""
+    async with store.engine.write() as connection:
+        mine = and_(Response.id == row.id, Response.attempt == row.attempt, Response.status == "in_progress")
+        await connection.execute(update(Response).where(mine).values(status="queued"))
 
 
 async def note(store: Store, row: Any, events: Sequence[tuple[int, Body]], final: Body | None = None) -> None:

@@ -50,6 +50,7 @@ class Response(Base):
         is_streamed: whether its events are kept.
         is_queued: whether its job has been handed to the queue.
         attempt: how often a worker has begun with it. What an earlier attempt says later is not taken.
+        interruptions: how many of the attempts ended with their process.
     """
 
     __tablename__ = "kept_responses"
@@ -69,6 +70,7 @@ class Response(Base):
     is_streamed: Mapped[bool] = mapped_column(server_default=false())
     is_queued: Mapped[bool] = mapped_column(server_default=false())
     attempt: Mapped[int] = mapped_column(server_default="0")
+    interruptions: Mapped[int] = mapped_column(server_default="0")
 
 
 class Item(Base):

@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("is_streamed", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("is_queued", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("attempt", INTEGER, server_default="0", nullable=False),
+        sa.Column("interruptions", INTEGER, server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_kept_responses"),
         sa.ForeignKeyConstraint(
             ["conversation"], ["kept_conversations.id"], "fk_kept_responses_conversation", ondelete="CASCADE"

@@ -44,6 +44,7 @@ def tables(stub: Stub) -> Json:
     at_stub: Json = {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"}
     callers: Json = {name: {"key_sha256": hash_key(key)} for name, key in KEYS.items()}
     callers["rare"] = {"key_sha256": hash_key("sk-app-rare"), "requests_per_minute": 1}
+    callers["single"] = {"key_sha256": hash_key("sk-app-single"), "max_in_flight": 1}
     callers["narrow"] = {"key_sha256": hash_key("sk-app-narrow"), "models": ["native"]}
     return {
         "default_model": "bridged",
@@ -195,6 +196,13 @@ def test_an_answer_is_one_request_of_its_callers_limit(served: str, upstream: St
         until(lambda: rare.responses.retrieve(made.id).status == "completed")
         with pytest.raises(openai.RateLimitError):
             rare.responses.create(input="Two", background=True)
+
+
+def test_an_answer_waits_while_its_callers_limit_is_reached(served: str, upstream: Stub) -> None:
+    upstream.queue(Behaviour(pace=0.2))
+    with client_of(served, "sk-app-single") as single:
+        made = [single.responses.create(input=text, background=True) for text in ("One", "Two")]
+        assert [ended(single, each.id).output_text for each in made] == [TEXT, TEXT]
 
 
 # --- Processes that end -----------------------------------------------------------------------------------------------
