@@ -7,16 +7,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.stub import Behaviour, Stub
 
-from workspace import ROOT, debian, run
+from workspace import ROOT, run
 
 TEMPLATE = ROOT / "template"
 PAGE = (TEMPLATE / "docs/database.md").read_text("utf-8")
@@ -110,28 +108,6 @@ def test_a_job_of_the_teams_goes_on_after_its_process_was_killed(product: Path, 
             second.wait()
     assert found["page"] == "A page."
     assert len(stub.requests) == 5  # only what had not ended was asked again
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The address of Debian's Postgres, run as its own user, who may not be root."""
-    initdb = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
-    binaries = initdb.parent if initdb else Path(debian("pg_ctl", "postgresql")).parent
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to other users
-    user: list[str | Path] = (
-        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    )
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    run(*user, binaries / "initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres", cwd=Path("/"))
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control: list[str | Path] = [*user, binaries / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w"]
-    run(*control, "-o", options, "start", cwd=Path("/"))
-    yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    run(*control, "-m", "immediate", "stop", cwd=Path("/"))
-    shutil.rmtree(folder)
 
 
 def test_what_guards_the_database_holds_on_postgres(postgres: str) -> None:

@@ -48,7 +48,7 @@ OPTION_FILES: dict[tuple[str, str | bool], list[str]] = {
 FOLDERS = ("app/database/", "migrations/", "tests/database/", "tests/template/database/")
 """Folders of the option `database`: whatever is in them belongs to it."""
 OPTION_FILES["database", True] = [
-    *("alembic.ini", "docs/database.md"),
+    *("alembic.ini", "docs/database.md", "monitoring/grafana/dashboards/database.json"),
     *(name for name in tree(ROOT / "template") if name.startswith(FOLDERS) and "__pycache__" not in name),
 ]
 
