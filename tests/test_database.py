@@ -1,5 +1,7 @@
 """The option `database`: its page's examples, its tests on a real Postgres, and a job of the team's that is killed."""
 
+import asyncio
+import hashlib
 import json
 import os
 import re
@@ -9,9 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
+from sqlalchemy import create_engine, make_url, text
 from tests.stub import Behaviour, Stub
 
 from workspace import ROOT, run
@@ -20,6 +27,7 @@ TEMPLATE = ROOT / "template"
 PAGE = (TEMPLATE / "docs/database.md").read_text("utf-8")
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
 PYTHON = Path(sys.executable)
+Json = dict[str, Any]
 KEPT = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "OTEL_"))}
 
 
@@ -29,8 +37,8 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     product = tmp_path_factory.mktemp("product") / "product"
     ignored = shutil.ignore_patterns("__pycache__", ".*_cache", "data")
     shutil.copytree(TEMPLATE, product, ignore=ignored)
-    for name, text in FILES.items():
-        (product / name).write_text(text)
+    for name, example in FILES.items():
+        (product / name).write_text(example)
     own = product / "app/own.py"
     text = own.read_text().replace(
         "routers: list[APIRouter] = []", "routers: list[APIRouter] = [notes.router, research.router]"
@@ -108,6 +116,68 @@ def test_a_job_of_the_teams_goes_on_after_its_process_was_killed(product: Path, 
             second.wait()
     assert found["page"] == "A page."
     assert len(stub.requests) == 5  # only what had not ended was asked again
+
+
+def test_nothing_that_was_answered_is_lost_when_one_of_two_replicas_is_killed(postgres: str) -> None:
+    """200 conversations of three turns at once. Who gets no answer asks the other replica."""
+    server = make_url(postgres)
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("CREATE DATABASE replicas"))
+    engine.dispose()
+    with Stub(Behaviour(delay_first=0.05)) as stub, ExitStack() as stack:
+        env = KEPT | {
+            "APP_ENV_FILE": "",
+            "APP_DATABASE_URL": server.set(database="replicas").render_as_string(hide_password=False),
+            "APP_MODELS": json.dumps({"gpt-4o": {"upstream": "openai/gpt-4o", "api_base": f"{stub.url}/v1"}}),
+            "APP_DATABASE_TIMEOUT": "60",  # on a busy machine a connection is waited for
+            "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(b"key").hexdigest()}}),
+        }
+        run(PYTHON, "-m", "app", "migrate", cwd=TEMPLATE, env=env)
+        replicas = []
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = listener.getsockname()[1]
+            command: list[str | Path] = [PYTHON, "-m", "app", "--port", str(port)]
+            replica = subprocess.Popen(command, cwd=TEMPLATE, env=env, stdout=subprocess.DEVNULL)
+            stack.callback(replica.wait)
+            stack.callback(replica.kill)
+            replicas.append((replica, f"http://127.0.0.1:{port}"))
+        lost = asyncio.run(_converse([base for _, base in replicas], replicas[0][0].kill))
+    assert lost == []
+
+
+async def _converse(bases: list[str], kill: Callable[[], None], conversations: int = 200) -> list[str]:
+    """Return the conversations from which an answer is missing."""
+    headers, limits = {"Authorization": "Bearer key"}, httpx2.Limits(max_connections=400)
+    async with httpx2.AsyncClient(headers=headers, timeout=120, limits=limits) as client:
+
+        async def ask(method: str, path: str, number: int, body: Json | None = None) -> Json:
+            for attempt in range(3000):
+                try:
+                    answer = await client.request(method, f"{bases[(number + attempt) % 2]}{path}", json=body)
+                except httpx2.TransportError:
+                    await asyncio.sleep(0.05)  # not started yet, or killed
+                    continue
+                assert answer.status_code == 200, answer.text
+                found: Json = answer.json()
+                return found
+            raise TimeoutError
+
+        async def converse(number: int) -> str | None:
+            name = (await ask("POST", "/v1/conversations", number, {}))["id"]
+            answered = []
+            for turn in range(3):
+                asked = {"input": f"{number}.{turn}", "conversation": name}
+                answered.append((await ask("POST", "/v1/responses", number, asked))["output"][0]["id"])
+                if (number, turn) == (100, 1):
+                    kill()
+            items = (await ask("GET", f"/v1/conversations/{name}/items?order=asc&limit=100", 1))["data"]
+            said = [item["id"] for item in items if item["id"] in answered]
+            return None if said == answered else name
+
+        found = await asyncio.gather(*map(converse, range(conversations)))
+    return [name for name in found if name]
 
 
 def test_what_guards_the_database_holds_on_postgres(postgres: str) -> None:

@@ -3,6 +3,8 @@
 Usage: python state.py BASE_URL KEY
 """
 
+# mypy: ignore-errors
+
 import asyncio
 import sys
 from typing import Any

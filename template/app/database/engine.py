@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 from fastapi import Depends
 from pydantic_core import from_json, to_json
 from sqlalchemy import QueuePool, event, make_url, text
@@ -17,6 +18,8 @@ from starlette.requests import HTTPConnection
 from app.config import Settings
 from app.errors import AppError
 from app.http.application import state_of
+
+log = structlog.get_logger("app.database")
 
 DATA = Path(__file__).parents[2] / "data"
 """Where SQLite's files are, unless `database_url` says otherwise."""
@@ -137,7 +140,9 @@ class Engine:
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             if isinstance(error, DBAPIError) and not is_outage(error):
                 raise
-            self.is_up = False
+            log.warning("a transaction has failed", reason=type(error).__name__)
+            if not isinstance(error, PoolTimeoutError):  # all connections are in use: busy, but there
+                self.is_up = False
             raise unavailable() from error
 
     def check(self) -> None:
