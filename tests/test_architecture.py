@@ -43,7 +43,7 @@ LAYERS = {
 
 FILES_AT_THE_TOP = 12
 LINES_OF_THE_PAGE = 142
-LINES_OF_THE_SPINE = 1696
+LINES_OF_THE_SPINE = 1695
 
 WAITING = {"create_task", "call_later", "call_at", "to_thread", "timeout", "timeout_at", "Thread"}
 """Of asyncio and threading: what starts a task, a thread or a timer."""

@@ -67,8 +67,9 @@ def create_app(settings: Settings | None = None) -> App:
         redirect_slashes=False,  # behind a proxy that terminates TLS, a redirect would send the key over plain http
         openapi_url="/openapi.json" if docs else None,
         routes=[  # include_router would match each path twice
-            *(database.routes if database else ()),
-            *(route for module in (chat, embeddings, messages, responses) for route in module.router.routes),
+            route
+            for router in (chat.router, embeddings.router, messages.router, (database or responses).router)
+            for route in router.routes
         ],
         middleware=[
             Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),

@@ -4,13 +4,14 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_core import to_json
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from app.database import jobs
-from app.database.background import Background, encoded
+from app.database.attempt import encoded
+from app.database.background import Background
 from app.database.conversations import Body, listed, prepared
 from app.database.kept import Kept, StatefulRequest, Turn, keeping, resolve
 from app.database.store import Store
@@ -27,12 +28,19 @@ from app.llm.bridge import TRANSLATED
 from app.llm.client import LLMClient
 from app.llm.sse import DONE
 from app.models import Wire
+from app.routers.responses import websocket
 
 router = APIRouter(tags=["responses"], responses=ERRORS)
 ID = r"^[A-Za-z0-9_-]{1,256}$"
 Id = Annotated[str, Field(pattern=ID)]
-Order = Literal["asc", "desc"]
-Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+class Page(BaseModel):
+    """Which page of a list."""
+
+    limit: int = Field(default=20, ge=1, le=100)
+    order: Literal["asc", "desc"] = "desc"
+    after: Id | None = None
 
 
 class NewItems(Wire):
@@ -141,6 +149,10 @@ router.add_api_route(
     **described(StatefulRequest, ResponseObject, stream=True),
 )
 
+router.add_api_route(
+    "/v1/responses", websocket, methods=["GET"], include_in_schema=False, route_class_override=BytesRoute
+)
+
 
 @router.get("/v1/responses/{response_id}", response_model=None)
 async def retrieve(
@@ -191,16 +203,9 @@ async def delete(request: Request, response_id: Id, caller: CurrentCaller) -> Bo
 
 
 @router.get("/v1/responses/{response_id}/input_items")
-async def input_items(
-    request: Request,
-    response_id: Id,
-    caller: CurrentCaller,
-    limit: Limit = 20,
-    order: Order = "desc",
-    after: Id | None = None,
-) -> Body:
+async def input_items(request: Request, response_id: Id, caller: CurrentCaller, page: Annotated[Page, Query()]) -> Body:
     """Return what a response's own request has added to the conversation."""
-    return await store_of(request).input_items(caller.name, response_id, limit=limit, order=order, after=after)
+    return await store_of(request).input_items(caller.name, response_id, **page.model_dump())
 
 
 @router.post("/v1/conversations")
@@ -239,16 +244,10 @@ async def add_items(request: Request, conversation_id: Id, body: NewItems, calle
 
 @router.get("/v1/conversations/{conversation_id}/items")
 async def conversation_items(
-    request: Request,
-    conversation_id: Id,
-    caller: CurrentCaller,
-    limit: Limit = 20,
-    order: Order = "desc",
-    after: Id | None = None,
+    request: Request, conversation_id: Id, caller: CurrentCaller, page: Annotated[Page, Query()]
 ) -> Body:
     """Return a page of a conversation's items."""
-    page = {"limit": limit, "order": order, "after": after}
-    return await store_of(request).conversation_page(caller.name, conversation_id, **page)
+    return await store_of(request).conversation_page(caller.name, conversation_id, **page.model_dump())
 
 
 @router.get("/v1/conversations/{conversation_id}/items/{item_id}")

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
 
 import structlog
 from prometheus_client import Gauge
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.routing import BaseRoute
 
 from app.config import Settings, SettingsError
 from app.database import jobs
@@ -47,7 +46,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._is_checked = False
-        self.routes: Sequence[BaseRoute] = router.routes
+        self.router = router
         try:
             self.engine = Engine(settings)
         except (SQLAlchemyError, ValueError, ImportError, OSError) as error:
@@ -66,8 +65,7 @@ class Service:
                 check_schema(connection)
         except SettingsError as error:
             if "does not answer" not in str(error):
-                raise
-            log.warning(str(error))
+                raise  # else the log tells of it as soon as there is one
 
     def migrate(self, source: str = "") -> None:
         """Bring the schema up to date, and copy what another database holds; as in `schema.migrate`."""

@@ -1,15 +1,13 @@
 """App: FastAPI with a typed `state`, and with an OpenAPI page that knows about keys."""
 
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.datastructures import State
 from starlette.requests import HTTPConnection
-from starlette.routing import BaseRoute
 
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
@@ -28,10 +26,10 @@ class Database(Protocol):
     """What the rest of the application knows of `app/database/`, which only some projects have.
 
     Attributes:
-        routes: its endpoints; they come before those of the same path that keep nothing.
+        router: the endpoints of responses that are kept, in place of those of `routers/responses.py`.
     """
 
-    routes: Sequence[BaseRoute]
+    router: APIRouter
 
     def check(self) -> None:
         """Raise SettingsError if the database's schema is older than this code."""

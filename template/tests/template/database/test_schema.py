@@ -11,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from fastapi import APIRouter
-from sqlalchemy import insert, select
+from sqlalchemy import insert, make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.testclient import TestClient
 
@@ -20,11 +20,12 @@ from app.config import Settings, SettingsError
 from app.database import Base, Session
 from app.database.schema import connected
 from app.database.service import Service
-from app.database.tables import Conversation
+from app.database.tables import Conversation, Event, Item, Response
 from app.environment import load_settings
 from app.http.application import find_database
 from app.main import create_app
 from tests.conftest import MakeSettings
+from tests.database.fixtures import POSTGRES
 from tests.serving import PROJECT, Process
 
 CONVERSATION = {"id": "conv_1", "caller": "a", "created_at": 1, "used_at": 1, "about": {"a": "\0"}}
@@ -215,16 +216,50 @@ def test_an_endpoint_of_the_teams_gets_a_session(
 # --- Another database -------------------------------------------------------------------------------------------------
 
 
+RESPONSE = {"id": "resp_1", "caller": "a", "created_at": 1, "status": "completed", "conversation": "conv_1"}
+ITEM = {"caller": "a", "id": "msg_1", "response": "resp_1", "is_output": True, "size": 2, "body": {"a": "é"}}
+
+
 def test_what_one_database_holds_is_copied_into_an_empty_one(database: str, tmp_path: Path) -> None:
     source = Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/small.sqlite")
     Service(source).migrate()
     with connected(source) as connection:
         connection.execute(insert(Conversation).values(**CONVERSATION))
+        connection.execute(insert(Response).values(**RESPONSE, body={}))
+        connection.execute(insert(Item), [ITEM] * 1001)
+        connection.execute(insert(Event).values(response="resp_1", number=0, body={"type": "a"}))
         connection.commit()
     settings = Settings(database_url=database)
     Service(settings).migrate(source.database_url)
-    with connected(settings) as connection:
-        [row] = connection.execute(select(Conversation.__table__)).mappings().all()
-        assert dict(row) == CONVERSATION
+    tables = (Conversation, Response, Item, Event)
+    with connected(settings) as connection, connected(source) as other:
+        for table in tables:
+            rows = select(table.__table__).order_by(*table.__table__.primary_key)
+            assert connection.execute(rows).all() == other.execute(rows).all()
+        connection.execute(insert(Item), [ITEM])  # with a key of its own
+        connection.commit()
     with pytest.raises(SettingsError, match="copy: the table kept_conversations already has rows"):
         Service(settings).migrate(source.database_url)
+
+
+@pytest.mark.skipif(bool(POSTGRES), reason="of SQLite alone")
+def test_a_running_services_file_is_backed_up_by_one_command(
+    database: str, settings: MakeSettings, headers: dict[str, str], tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup.sqlite"
+    with TestClient(create_app(settings()), headers=headers) as client:
+        made = client.post("/v1/responses", json={"model": "demo", "input": "Hello"}).json()
+        with closing(sqlite3.connect(make_url(database).database or "")) as connection:
+            connection.execute("VACUUM INTO ?", (str(backup),))
+    url = f"sqlite+aiosqlite:///{backup}"
+    with TestClient(create_app(settings(database_url=url)), headers=headers) as client:
+        assert client.get(f"/v1/responses/{made['id']}").json() == made
+
+
+@pytest.mark.usefixtures("database")
+def test_the_page_of_the_api_has_the_endpoints_with_state(settings: MakeSettings) -> None:
+    with TestClient(create_app(settings(api_docs=True))) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    assert {"get", "delete"} <= paths["/v1/responses/{response_id}"].keys()
+    body = paths["/v1/responses"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"store", "background", "previous_response_id", "conversation"} <= body["properties"].keys()
