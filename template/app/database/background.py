@@ -6,6 +6,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -98,7 +99,9 @@ class Background:
             task.cancel()
         await asyncio.wait(tasks)
         with suppress(AppError):
-            await jobs.seen(self._store, self._worker, 0, LOST_AFTER)
+            await jobs.seen(self._store, self._worker, LOST_AFTER, leaves=True)
+        # DBOS has put its own pool of threads in the place of the event loop's, and ends it.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         await asyncio.to_thread(DBOS.destroy)
         _running.remove(self)
 
@@ -125,7 +128,7 @@ class Background:
 
     async def beat(self) -> None:
         """Tell the others that this worker is there, and take over from those that are not."""
-        lost = await jobs.seen(self._store, self._worker, time.time(), LOST_AFTER)
+        lost = await jobs.seen(self._store, self._worker, LOST_AFTER)
         if lost:
             await asyncio.to_thread(DBOS._recover_pending_workflows, lost)  # noqa: SLF001 - what DBOS' own server calls
             await jobs.forget(self._store, lost)

@@ -121,15 +121,21 @@ async def waiting(store: Store) -> int:
         return int(await connection.scalar(select(func.count()).select_from(Response).where(where)) or 0)
 
 
-async def seen(store: Store, worker: str, at: float, lost_after: float) -> list[str]:
-    """Note that a worker is there; return those that have not been seen for so many seconds."""
+async def seen(store: Store, worker: str, lost_after: float, *, leaves: bool = False) -> list[str]:
+    """Note that a worker is there, or leaves; return those that have not been seen for so many seconds.
+
+    By one clock, the database's: those of several machines may differ by more than that.
+    """
     async with store.engine.write() as connection:
-        result: CursorResult[Any] = await connection.execute(
-            update(Worker).where(Worker.id == worker).values(seen_at=at)
-        )
+        is_file = connection.dialect.name == "sqlite"
+        epoch = func.extract("epoch", func.clock_timestamp())
+        now = time.time() if is_file else float(await connection.scalar(select(epoch)) or 0)
+        at = 0.0 if leaves else now
+        mine = update(Worker).where(Worker.id == worker).values(seen_at=at)
+        result: CursorResult[Any] = await connection.execute(mine)
         if not result.rowcount:
             await connection.execute(insert(Worker).values(id=worker, seen_at=at))
-        return list(await connection.scalars(select(Worker.id).where(Worker.seen_at < time.time() - lost_after)))
+        return list(await connection.scalars(select(Worker.id).where(Worker.seen_at < now - lost_after)))
 
 
 async def forget(store: Store, workers: Sequence[str]) -> None:
