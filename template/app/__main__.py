@@ -78,8 +78,7 @@ def migrate_database(source: str) -> int:
     Raises:
         SettingsError: the database can't be reached, or the settings are wrong.
     """
-    from app.environment import load_settings
-    from app.http.application import find_database
+    from app.environment import find_database, load_settings
 
     if database := find_database(load_settings()):
         database.migrate(source)
@@ -97,8 +96,7 @@ def serve(options: dict[str, object]) -> int:
     """
     from app.access.shared_storage import shared_storage
     from app.config import SettingsError
-    from app.environment import load_settings
-    from app.http.application import find_database
+    from app.environment import find_database, load_settings
     from app.http.serving import serve as serve_until_signal
     from app.llm.targets import resolve
     from app.telemetry.tracing import check_exporter

@@ -16,8 +16,8 @@ from starlette.middleware import Middleware
 from app import own
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
-from app.environment import load_settings, unknown_variables, with_own
-from app.http.application import App, find_database
+from app.environment import find_database, load_settings, unknown_variables, with_own
+from app.http.application import App
 from app.http.bodies import BodyMemory
 from app.http.cors import CORS
 from app.http.draining import Drain

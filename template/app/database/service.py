@@ -1,4 +1,4 @@
-"""Service: the database as the rest of the application knows it (`Database` in app/http/application.py)."""
+"""Service: the database as the rest of the application knows it (`Database` in app/environment.py)."""
 
 import asyncio
 import contextlib

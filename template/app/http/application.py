@@ -1,16 +1,14 @@
 """App: FastAPI with a typed `state`, and with an OpenAPI page that knows about keys."""
 
-from contextlib import AbstractAsyncContextManager
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.requests import HTTPConnection
 
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
+from app.environment import Database
 from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.llm.client import LLMClient
@@ -20,44 +18,6 @@ from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from app.access.jwt_auth import JwtAuth  # which imports PyJWT; only a configured issuer needs it
-
-
-class Database(Protocol):
-    """What the rest of the application knows of `app/database/`, which only some projects have.
-
-    Attributes:
-        router: the endpoints of responses that are kept, in place of those of `routers/responses.py`.
-    """
-
-    router: APIRouter
-
-    def check(self) -> None:
-        """Raise SettingsError if the database's schema is older than this code."""
-
-    def open(self, app: "App") -> AbstractAsyncContextManager[None]:
-        """Return the context in which the application runs; errors as in `check`."""
-
-    def degraded(self) -> list[str]:
-        """Return what doesn't work now, a sentence each."""
-
-    def migrate(self, source: str = "") -> None:
-        """Bring the schema up to date, and copy what another database holds, by its address; errors as in `check`."""
-
-
-def find_database(settings: Settings) -> Database | None:
-    """Return the database, not opened yet; None in a project without `app/database/`, or where it is off.
-
-    Raises:
-        SettingsError: there is an address, and nothing that could use it.
-    """
-    if settings.database_url == "off":
-        return None
-    if find_spec("app.database") is None:
-        if settings.database_url:
-            raise SettingsError("database_url: this project has no app/database (copier update --data database=true)")
-        return None
-    database: Database = import_module("app.database.service").Service(settings)
-    return database
 
 
 class AppState(State):

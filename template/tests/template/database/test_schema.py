@@ -21,8 +21,7 @@ from app.database import Base, Session
 from app.database.schema import connected
 from app.database.service import Service
 from app.database.tables import Conversation, Event, Item, Response
-from app.environment import load_settings
-from app.http.application import find_database
+from app.environment import find_database, load_settings
 from app.main import create_app
 from tests.conftest import MakeSettings
 from tests.database.fixtures import POSTGRES
