@@ -33,6 +33,8 @@ WRITE_EVERY = 0.2
 """Seconds between two looks whether there are events to store, and between two of a client's for new ones."""
 CHECK_EVERY = 1.0
 """Seconds between two looks whether an answer was cancelled, and between two heartbeats."""
+END_WITHIN = 5.0
+"""Seconds that DBOS gets at the end to note what is made."""
 LOST_AFTER = 6.0
 """Seconds without a heartbeat after which others take over what a worker was doing."""
 
@@ -71,7 +73,7 @@ class Background:
             "enable_otlp": False,
             "log_level": "WARNING",
         }
-        DBOS(config=config)
+        self._dbos = DBOS(config=config)
         logger.handlers.clear()
         logger.propagate = True
         try:
@@ -97,11 +99,13 @@ class Background:
         tasks = [*_tasks, *([self._beats] if self._beats else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.wait([*tasks, *_ending], timeout=END_WITHIN)
         with suppress(AppError):
             await jobs.seen(self._store, self._worker, LOST_AFTER, leaves=True)
         # DBOS has put its own pool of threads in the place of the event loop's, and ends it.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        # Else a thread that waits for a lost database would hold the process for ever.
+        self._dbos._sys_db._retry_connection_errors = False  # noqa: SLF001 - DBOS takes it at its start alone
         await asyncio.to_thread(DBOS.destroy)
         _running.remove(self)
 
@@ -150,19 +154,23 @@ class Background:
 
     async def run(self, response: str) -> float | None:
         """Make an answer, or go on with it; return the seconds after which to try again, None if it is complete."""
-        if task := asyncio.current_task():
-            _tasks.add(task)
-            task.add_done_callback(_tasks.discard)
-        while True:
-            try:
-                claimed = await jobs.claim(self._store, response)
-                if claimed is None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an answer is made in a task")
+        _tasks.add(task)
+        try:
+            while True:
+                try:
+                    claimed = await jobs.claim(self._store, response)
+                    return await self._attempt(*claimed) if claimed else None
+                except (jobs.Lost, NotFound):
                     return None
-                return await self._attempt(*claimed)
-            except (jobs.Lost, NotFound):
-                return None
-            except DatabaseUnavailable:
-                await asyncio.sleep(CHECK_EVERY)
+                except DatabaseUnavailable:
+                    await asyncio.sleep(CHECK_EVERY)
+        finally:
+            _tasks.discard(task)
+            _ending.add(task)
+            task.add_done_callback(_ending.discard)
 
     async def _attempt(self, row: Any, given: list[Body]) -> float | None:
         stored, _ = await jobs.events_after(self._store, row.id, -1, 10**9)
@@ -210,6 +218,8 @@ class Background:
 
 _running: list[Background] = []
 _tasks: set[asyncio.Task[Any]] = set()
+_ending: set[asyncio.Task[Any]] = set()
+"""Of answers that are made, while DBOS notes it."""
 
 
 def llm_for(caller: str) -> LLMClient:

@@ -1,6 +1,7 @@
 """A database that is slow or gone: what needs none goes on, what needs it is told so, and it comes back."""
 
 import contextlib
+import json
 import socket
 import sqlite3
 import threading
@@ -20,8 +21,8 @@ from app.database import Session
 from app.database.service import CONNECTIONS, UP
 from app.main import create_app
 from tests.database.fixtures import POSTGRES
-from tests.serving import serve
-from tests.stub import TEXT, Stub
+from tests.serving import Process, serve
+from tests.stub import TEXT, Behaviour, Stub
 from tests.template.database.test_background import tables, until
 from tests.template.database.test_state import KEYS, Json
 
@@ -176,6 +177,25 @@ def test_a_service_starts_before_its_database(database: str, upstream: Stub) -> 
             proxy.refuses = False
             until(lambda: client.get("/ready").json() == {"status": "ready"})
             check_recovery(client, ask(client).json()["id"])
+
+
+@needs_postgres
+def test_a_process_ends_although_its_database_is_gone(database: str, upstream: Stub) -> None:
+    upstream.default = Behaviour(pace=0.2)
+    url = make_url(database)
+    proxy = Proxy(url.port or 5432)
+    with contextlib.closing(proxy):
+        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        given = tables(upstream) | {"database_url": through, "database_timeout": 0.5, "shutdown_grace": 1}
+        env = {f"APP_{k.upper()}": json.dumps(v) if isinstance(v, dict) else str(v) for k, v in given.items()}
+        headers = {"Authorization": f"Bearer {KEYS['web']}"}
+        with Process(env=env) as process, httpx2.Client(base_url=process.url, headers=headers, timeout=60) as client:
+            assert ask(client, background=True).json()["status"] == "queued"
+            until(lambda: upstream.requests)
+            proxy.cut()
+            until(upstream.requests[0].closed.is_set)  # it is made, and can't be stored
+            process.terminate()
+            process.wait(120)
 
 
 @pytest.mark.skipif(bool(POSTGRES), reason="of SQLite alone")
