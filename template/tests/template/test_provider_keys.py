@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.config import ModelEntry, Settings
-from app.errors import AppError
+from app.errors import AppError, OwnCallError
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.llm.vendors import LITELLM_KEYS, VENDORS
@@ -37,12 +37,12 @@ def ask(table: dict[str, Any], **fields: Any) -> None:
         async with Upstreams(settings) as upstreams:
             llm = LLMClient(upstreams)
             for name in entries:
-                with contextlib.suppress(AppError):
+                with contextlib.suppress(AppError, OwnCallError):
                     await llm.complete(model=name, messages=HELLO, **fields)
-                with contextlib.suppress(AppError):
+                with contextlib.suppress(AppError, OwnCallError):
                     async for _ in llm.stream(model=name, messages=HELLO, **fields):
                         pass
-                with contextlib.suppress(AppError):
+                with contextlib.suppress(AppError, OwnCallError):
                     await llm.embed("Hello", model=name, **fields)
 
     asyncio.run(ask_all())
