@@ -8,8 +8,8 @@ from workspace import ROOT
 
 APP = ROOT / "template/app"
 LINES_OF_A_MODULE = 300
-LINES_OF_CODE = 7150
-LINES_OF_THE_DATABASE = 1390
+LINES_OF_CODE = 7200
+LINES_OF_THE_DATABASE = 1410
 CLOSED_ROOMS = ("database", "dialects")
 """Rooms that a reader may leave closed. They don't count."""
 
