@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -12,17 +11,14 @@ from app.errors import AppError, Overloaded
 from app.http.draining import Drain
 from app.http.exchange import Exchange, exchange_of
 from app.http.heads import head_error
-from app.http.problems import as_app_error, cause_of, error_event, problem_response
+from app.http.problems import as_app_error, error_event, log_unexpected, problem_response
 from app.http.request_log import RequestLog
-from app.telemetry.logs import exception_fields
 from app.telemetry.metrics import Metrics
 
 PROBES = ("/health", "/ready", "/metrics")
 """Paths that are answered even while the server is draining or overloaded."""
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
-
-log = structlog.get_logger("app.access")
 
 
 class RequestContext:
@@ -140,7 +136,7 @@ class ErrorBoundary:
         except Exception as error:
             failure = as_app_error(error)
             if failure is None:
-                log.error("unexpected", request_id=exchange.request_id, **exception_fields(cause_of(error), error))
+                log_unexpected(error, exchange.request_id)
             if not await self._tell(failure or AppError(), exchange, scope, receive, send):
                 raise
 

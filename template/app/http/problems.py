@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json, to_jsonable_python
@@ -14,6 +15,7 @@ from app.dialects.message_events import error_type
 from app.errors import AppError, InvalidJSON, invalid_request
 from app.llm.sse import DONE
 from app.models import ErrorMember, Problem
+from app.telemetry.logs import exception_fields
 
 PROBLEM_JSON = "application/problem+json"
 CODES = {
@@ -32,6 +34,9 @@ TEXTS = {
     "Not Found": "There is nothing at this address.",
     "Method Not Allowed": "This address does not take this method.",
 }
+
+
+log = structlog.get_logger("app.errors")
 
 
 class HTTPFailure(AppError):
@@ -130,6 +135,11 @@ def as_app_error(error: BaseException) -> AppError | None:
     if isinstance(error, HTTPException):
         return HTTPFailure(error)
     return error if isinstance(error, AppError) else None
+
+
+def log_unexpected(error: BaseException, request_id: str) -> None:
+    """Log an exception of which a caller is told nothing but `internal_error`."""
+    log.error("unexpected", request_id=request_id, **exception_fields(cause_of(error), error))
 
 
 def install_problem_handlers(app: FastAPI) -> None:

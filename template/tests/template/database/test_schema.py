@@ -132,8 +132,9 @@ def test_switched_off_it_is_not_there() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of this project with a table of the team's."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # its app/own.py counts
     copy = tmp_path / "project"
     for name in ("app", "migrations"):
         shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
