@@ -19,6 +19,8 @@ TOKENS = len(TEXT.split()) + 1
 BUDGET, COST = 0.0101, (PROMPT_TOKENS + 10 * TOKENS) / 1e6
 """US dollars: enough for one call that may have a thousand tokens, and what one costs."""
 PROBES = {"/health", "/ready", "/metrics"}
+DAY = 86_400
+"""Seconds."""
 
 
 def settings(stub: Stub) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def implied() -> Numbers:
         ("llm_budget_limit_usd", "thrifty", "caller", "day"): BUDGET,
         ("llm_budget_used_usd", "thrifty", "caller", "day"): COST,
         ("llm_budget_refusals_total", "thrifty", "caller", "day"): 1,
+        ("llm_budget_ends_timestamp_seconds", "thrifty", "caller", "day"): (time.time() // DAY + 1) * DAY,
         (tokens, "web", "in", "demo"): len("Hello".split()),
         (tokens, "web", "out", "demo"): len("You said: Hello".split()),
         **{("llm_calls_in_flight", model): 0 for model in ("main", "spare", "fragile", "dear", "demo")},

@@ -271,8 +271,10 @@ class ServerProtocol(HttpToolsProtocol):
     def call_when_lost(self, callback: Callable[[], None] | None) -> None:
         """Call a function when the connection is lost, at once if it is; None calls nothing any longer."""
         self._when_lost = callback
-        if callback and self.cycle.disconnected:
-            callback()
+        if callback:
+            self.flow.resume_reading()  # it pauses behind much of a body, and then nobody sees the client leave
+            if self.cycle.disconnected:
+                callback()
 
     def _stop(self, name: str) -> None:
         if timer := self.timers.pop(name, None):

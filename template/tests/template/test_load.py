@@ -197,6 +197,18 @@ def test_large_bodies_share_a_bounded_memory(served: Callable[..., Served], stub
     assert ask().status_code == 200, "and what it held is free again"
 
 
+def test_a_client_that_leaves_behind_a_large_body_is_noticed(served: Callable[..., Served], stub: Stub) -> None:
+    """Whatever of the body came last: a server reads no further while much of it waits to be received."""
+    server = served(max_in_flight=1)
+    for size in range(2 * LARGE, 10 * LARGE, LARGE // 2):
+        stub.default = Behaviour(stall_after=3)
+        with server.stream(messages=[{"role": "user", "content": "x" * size}]) as stream:
+            next(stream.events)
+            stream.leave()
+        stub.default = Behaviour()
+        assert until(server.ask, lambda answer: answer.status_code != 429).status_code == 200
+
+
 def dense(count: int) -> bytes:
     """Return a body under 64 kB with so many empty objects in it."""
     return json.dumps({"messages": HELLO, "metadata": {"of": [{}] * count}}, separators=(",", ":")).encode()
