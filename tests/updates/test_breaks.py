@@ -111,7 +111,9 @@ def test_a_file_that_moves_without_a_word_in_the_changelog_is_caught(later: Late
     repository, _ = later(change)
     with pytest.raises(AssertionError, match=r"in CHANGELOG.md: \['app/errors.py'\]"):
         check_moves(repository)
-    replace(repository, "### Upgrading\n", "### Upgrading\n\n- `app.errors` is now `app.problem`.\n", "CHANGELOG.md")
+    heading = "## [Unreleased]\n"
+    told = f"{heading}\n### Upgrading\n\n- `app.errors` is now `app.problem`.\n"
+    replace(repository, heading, told, "CHANGELOG.md")
     check_moves(repository)
 
 

@@ -116,7 +116,10 @@ async def _to_its_end(task: asyncio.Task[T]) -> T:
     if cancelled:
         task.exception()  # seen, so not logged
         raise cancelled
-    return task.result()
+    try:
+        return task.result()
+    finally:
+        del task  # with its exception's traceback, it would be a circle
 
 
 def _parse_large(parts: list[bytes], kind: type[W], *, check: bool) -> tuple[W, int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -59,7 +60,17 @@ class ExactPaths:
         try:
             await route.handle(scope, receive, send)
         except Exception as error:
-            failure = as_app_error(error)
-            if failure is None or exchange_of(scope).status:
+            response = _response_to(error, scope)
+            if response is None:
                 raise
-            await problem_response(failure, scope)(scope, receive, send)
+            error.__traceback__ = None  # its frames hold the request's body
+            await response(scope, receive, send)
+
+
+def _response_to(error: Exception, scope: Scope) -> Response | None:
+    """Return the response for one of our errors, if none has begun.
+
+    No variable of the caller holds the error: with its traceback, that would be a circle, which is freed late.
+    """
+    failure = as_app_error(error)
+    return None if failure is None or exchange_of(scope).status else problem_response(failure, scope)
