@@ -159,6 +159,9 @@ async def _converse(bases: list[str], kill: Callable[[], None], conversations: i
                 except httpx2.TransportError:
                     await asyncio.sleep(0.05)  # not started yet, or killed
                     continue
+                if answer.status_code == 400 and answer.json()["error"]["code"] == "conversation_locked":
+                    await asyncio.sleep(0.05)  # by a request to the replica that was killed
+                    continue
                 assert answer.status_code == 200, answer.text
                 found: Json = answer.json()
                 return found

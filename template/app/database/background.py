@@ -15,7 +15,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 
 from app.database import jobs
 from app.database.attempt import encoded, make
-from app.database.conversations import Body, NotFound
+from app.database.conversations import LOST_AFTER, Body, NotFound
 from app.database.engine import DatabaseUnavailable, unavailable
 from app.database.replay import Replay
 from app.database.schema import jobs_url
@@ -35,8 +35,6 @@ CHECK_EVERY = 1.0
 """Seconds between two looks whether an answer was cancelled, and between two heartbeats."""
 END_WITHIN = 5.0
 """Seconds that DBOS gets at the end to note what is made."""
-LOST_AFTER = 6.0
-"""Seconds without a heartbeat after which others take over what a worker was doing."""
 
 log = structlog.get_logger("app.background")
 
@@ -53,7 +51,7 @@ class Background:
         self.app = app
         self._state = app.state
         self._store = store
-        self._worker = f"{socket.gethostname()}-{secrets.token_hex(8)}"
+        self._worker = store.worker = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._is_open = False
         self._beats: asyncio.Task[None] | None = None
 

@@ -6,19 +6,29 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic_core import to_json
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database.engine import Engine
-from app.database.tables import Conversation, Item
+from app.database.tables import Conversation, Item, Response, Worker
 from app.errors import AppError
 
 Body = dict[str, Any]
+UNFINISHED = ("queued", "in_progress")
+LOST_AFTER = 6.0
+"""Seconds without a heartbeat after which others take over what a worker was doing."""
 PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
 
 
 class NotFound(AppError):
     status, code = 404, "not_found"
+
+
+class ConversationLocked(AppError):
+    """An answer is being made in the conversation. OpenAI's own status and code, on which openai-agents tries again."""
+
+    status, code = 400, "conversation_locked"
+    should_retry = True
 
 
 def missing(what: str, param: str | None = None, code: str | None = None) -> NotFound:
@@ -63,12 +73,16 @@ class Conversations:
     Args:
         engine: the connections.
 
+    Attributes:
+        worker: the name of this process, while it runs.
+
     Raises:
         DatabaseUnavailable: every method, while the database does not answer.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.worker = ""
 
     async def conversation_page(self, caller: str, conversation: str, **place: Any) -> Body:
         """Return a page of a conversation's items.
@@ -112,10 +126,24 @@ class Conversations:
     async def add_items(self, caller: str, conversation: str, items: list[Body]) -> None:
         """Put items into a conversation; errors as in `get`."""
         async with self.engine.write() as connection:
-            await conversation_row(connection, caller, conversation)
+            await _begin(connection, caller, conversation)
             place = {"caller": caller, "response": None, "conversation": conversation}
             await insert_items(connection, rows_of(items, is_output=False, **place))
-            await touch(connection, conversation)
+
+    async def begin(self, caller: str, conversation: str, turn: str) -> None:
+        """Begin a turn, which is the conversation's only one until it ends, or its process does; errors as in `get`.
+
+        Raises:
+            ConversationLocked: there is one already.
+        """
+        async with self.engine.write() as connection:
+            await _begin(connection, caller, conversation, turn=turn, worker=self.worker)
+
+    async def end(self, conversation: str, turn: str) -> None:
+        """End a turn that nothing is stored of. `Store.add` ends one too."""
+        where = and_(Conversation.id == conversation, Conversation.turn == turn)
+        async with self.engine.write() as connection:
+            await connection.execute(update(Conversation).where(where).values(turn=None))
 
     async def conversation_item(self, caller: str, conversation: str, item: str, *, remove: bool = False) -> Body:
         """Return an item of a conversation, or delete it and return the conversation; errors as in `get`."""
@@ -136,9 +164,29 @@ async def insert_items(connection: AsyncConnection, rows: list[Body]) -> None:
         await connection.execute(insert(Item), rows)
 
 
+async def _begin(connection: AsyncConnection, caller: str, conversation: str, **turn: str) -> None:
+    """Note that a conversation is used now, and by which turn, if there is none; errors as in `Conversations.begin`."""
+    await conversation_row(connection, caller, conversation)
+    alive = exists().where(Worker.id == Conversation.worker, Worker.seen_at > await clock(connection) - LOST_AFTER)
+    queued = exists().where(Response.conversation == Conversation.id, Response.status.in_(UNFINISHED))
+    is_free = and_(or_(Conversation.turn.is_(None), ~alive), ~queued)
+    used = update(Conversation).where(Conversation.id == conversation, is_free)
+    result: CursorResult[Any] = await connection.execute(used.values(used_at=int(time.time()), **turn))
+    if not result.rowcount:
+        message = "Another request in this conversation is being answered. Try again when its answer is complete."
+        raise ConversationLocked(message, param="conversation", retry_after=1)
+
+
+async def clock(connection: AsyncConnection) -> float:
+    """Return the time by one clock, the database's: those of several machines may differ by seconds."""
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    return float(await connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0)
+
+
 async def touch(connection: AsyncConnection, conversation: str) -> None:
-    """Note that a conversation is used now; raise NotFound if it is gone."""
-    used = update(Conversation).where(Conversation.id == conversation).values(used_at=int(time.time()))
+    """Note that a conversation is used now, and that its turn has ended; raise NotFound if it is gone."""
+    used = update(Conversation).where(Conversation.id == conversation).values(used_at=int(time.time()), turn=None)
     result: CursorResult[Any] = await connection.execute(used)
     if not result.rowcount:  # it was deleted meanwhile
         raise missing("conversation", "conversation")

@@ -1,16 +1,13 @@
 """The tables of answers in the background: who makes them, what they have said so far, and how they end."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import CursorResult, and_, case, delete, func, insert, select, update
 
-from app.database.conversations import Body, bodies, insert_items, missing, rows_of
+from app.database.conversations import UNFINISHED, Body, bodies, clock, insert_items, missing, rows_of
 from app.database.store import FINAL, Store, insert_events
 from app.database.tables import Event, Item, Response, Worker
-
-UNFINISHED = ("queued", "in_progress")
 
 
 class Lost(Exception):
@@ -122,14 +119,9 @@ async def waiting(store: Store) -> int:
 
 
 async def seen(store: Store, worker: str, lost_after: float, *, leaves: bool = False) -> list[str]:
-    """Note that a worker is there, or leaves; return those that have not been seen for so many seconds.
-
-    By one clock, the database's: those of several machines may differ by more than that.
-    """
+    """Note that a worker is there, or leaves; return those that have not been seen for so many seconds."""
     async with store.engine.write() as connection:
-        is_file = connection.dialect.name == "sqlite"
-        epoch = func.extract("epoch", func.clock_timestamp())
-        now = time.time() if is_file else float(await connection.scalar(select(epoch)) or 0)
+        now = await clock(connection)
         at = 0.0 if leaves else now
         mine = update(Worker).where(Worker.id == worker).values(seen_at=at)
         result: CursorResult[Any] = await connection.execute(mine)

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from app.access.limits import Held
 from app.database.conversations import Body, new_id, prepared
+from app.database.engine import CHECK_EVERY, DatabaseUnavailable
 from app.database.store import FINAL, Store
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import AppError, InvalidRequest
@@ -32,6 +34,50 @@ class StatefulRequest(ResponsesRequest):
     conversation: str | dict[str, Any] | None = None
 
 
+class Hold:
+    """A request's right to be the only one that is answered in its conversation. Without one, nothing is held.
+
+    Args:
+        store: the tables.
+        caller: whose the conversation is.
+        conversation: its id.
+    """
+
+    def __init__(self, store: Store, caller: str, conversation: str | None) -> None:
+        self._store, self._caller, self._conversation = store, caller, conversation
+        self._turn = new_id("turn")
+        self.is_held = False
+
+    async def take(self) -> None:
+        """Take it; errors as in `Store.begin`."""
+        if self._conversation:
+            self.is_held = True  # before it is known: a client that leaves now may have it or not
+            await self._store.begin(self._caller, self._conversation, self._turn)
+
+    async def leave(self) -> None:
+        """Give it back, if `Store.add` has not done so; raise DatabaseUnavailable if that isn't possible now."""
+        if self.is_held and self._conversation:
+            await self._store.end(self._conversation, self._turn)
+            self.is_held = False
+
+    def close(self) -> None:
+        """Give it back as soon as possible: the request has ended."""
+        if self.is_held:
+            task = asyncio.create_task(self._leave_at_last())
+            _leaving.add(task)
+            task.add_done_callback(_leaving.discard)
+
+    async def _leave_at_last(self) -> None:
+        while self.is_held:
+            try:
+                await self.leave()
+            except DatabaseUnavailable:
+                await asyncio.sleep(CHECK_EVERY)
+
+
+_leaving: set[asyncio.Task[None]] = set()
+
+
 @dataclass
 class Turn:
     """What a request adds to what is kept.
@@ -42,6 +88,7 @@ class Turn:
         previous: the response that it goes on from.
         conversation: the conversation that it belongs to.
         is_stored: whether the response is kept.
+        hold: that of its conversation.
     """
 
     given: list[Body]
@@ -49,6 +96,7 @@ class Turn:
     previous: str | None
     conversation: str | None
     is_stored: bool
+    hold: Hold
 
     def stamp(self) -> Body:
         """Return what a response says about where it is kept. Its id is ours: not every upstream's can be relied on."""
@@ -57,11 +105,18 @@ class Turn:
         return {"id": new_id("resp"), **place}
 
 
-async def resolve(store: Store, caller: str, asked: StatefulRequest) -> Turn:
+async def resolve(store: Store, caller: str, asked: StatefulRequest, held: Held) -> Turn:
     """Return a request's turn, with all that was said before.
+
+    Args:
+        store: the tables.
+        caller: whose request it is.
+        asked: the request.
+        held: of the request: what is called when it has ended.
 
     Raises:
         NotFound, InvalidRequest: as in `Store.history`.
+        ConversationLocked: its conversation is held by another request.
     """
     fields = {name: value for name, value in asked.model_dump(exclude_unset=True).items() if name not in STATE}
     previous, named = asked.previous_response_id, asked.conversation
@@ -77,10 +132,13 @@ async def resolve(store: Store, caller: str, asked: StatefulRequest) -> Turn:
         items = [
             found.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item for item in items
         ]
+    hold = Hold(store, caller, conversation)
+    held.append(hold.close)
+    await hold.take()
     history = await _history(store, caller, previous, conversation)
     if history or ids:
         fields["input"] = [*history, *items]
-    return Turn(prepared(items), fields, previous, conversation, asked.store is not False)
+    return Turn(prepared(items), fields, previous, conversation, asked.store is not False, hold)
 
 
 async def input_of(store: Store, row: Any, given: list[Body]) -> list[Body]:
@@ -190,14 +248,14 @@ def _is_unsealed(item: Body) -> bool:
 
 @asynccontextmanager
 async def keeping(
-    opening: AbstractAsyncContextManager[OpenStream], kept: Kept, save: Callable[[Body], Awaitable[None]]
+    opening: AbstractAsyncContextManager[OpenStream], kept: Kept, save: Callable[[Body | None], Awaitable[None]]
 ) -> AsyncIterator[OpenStream]:
     """Open a stream whose response is saved before its last event is passed on, or when it has broken off.
 
     Args:
         opening: what `LLMClient.open_stream` returns.
         kept: its translator.
-        save: takes the response.
+        save: takes the response; None if it broke off before it had begun.
     """
     is_saved = False
 
@@ -218,6 +276,6 @@ async def keeping(
         async with opening as stream, aclosing(rest(stream.packets)) as packets:
             yield OpenStream(stream.call, await passed(stream.first), packets)
     except BaseException as error:
-        if not is_saved and (body := kept.broken(error)):
-            await asyncio.shield(save(body))
+        if not is_saved:
+            await asyncio.shield(save(kept.broken(error)))
         raise

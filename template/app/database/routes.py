@@ -85,7 +85,7 @@ async def create(request: Request) -> Response:
     if not is_known or not (needs or _refers(asked)):
         return await _answer(request, llm, Responses(asked))
     store.engine.check()
-    turn = await resolve(store, caller, asked)
+    turn = await resolve(store, caller, asked, exchange_of(request.scope).held)
     size = sum(len(to_json(item)) for item in turn.fields["input"]) if turn.fields["input"] is not asked.input else 0
     if size > LARGE:
         state_of(request).bodies.hold(exchange_of(request.scope), 2 * size)
@@ -110,6 +110,7 @@ async def _begin(request: Request, llm: LLMClient, turn: Turn) -> Response:
     is_streamed = bool(kept.chat.stream)
     begun = [{"type": f"response.{kind}", "response": body} for kind in ("created", "queued")] if is_streamed else []
     await store.add(caller, body, turn.given, begun, request=fields, is_streamed=is_streamed, **place)
+    turn.hold.is_held = False
     with suppress(AppError):  # it is stored, so whoever looks after the jobs will hand it to the queue
         await background.submit(body["id"])
     if is_streamed:
@@ -125,16 +126,26 @@ def _refers(asked: StatefulRequest) -> bool:
 async def _answer(
     request: Request, llm: LLMClient, asked: Responses, keep: tuple[Store, str, Turn] | None = None
 ) -> Response:
-    async def save(body: Body) -> None:
-        if keep and (keep[2].is_stored or keep[2].conversation):
-            store, caller, turn = keep
+    async def save(body: Body | None) -> None:
+        if not keep:
+            return
+        store, caller, turn = keep
+        if body and (turn.is_stored or turn.conversation):
             place: Body = {"previous": turn.previous, "conversation": turn.conversation}
             await store.add(caller, body, turn.given, is_stored=turn.is_stored, **place)
+            turn.hold.is_held = False
+        else:
+            with suppress(AppError):  # else it is left when the database answers again
+                await turn.hold.leave()
 
     opening = llm.open_stream(asked.chat, asked)
     if asked.chat.stream:
         return EventStream(keeping(opening, asked, save) if isinstance(asked, Kept) else opening, asked)
-    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    try:
+        answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    except AppError:
+        await save(None)
+        raise
     body = answer.body[TRANSLATED]
     if isinstance(asked, Kept):
         body |= asked.stamp

@@ -30,7 +30,12 @@ class Base(DeclarativeBase):
 
 
 class Conversation(Base):
-    """A conversation of a caller's. Times are seconds since 1970, here and below."""
+    """A conversation of a caller's. Times are seconds since 1970, here and below.
+
+    Attributes:
+        turn: the request that is being answered in it, whose answer is stored when it is complete.
+        worker: the process that answers it. When that has ended, the turn has too.
+    """
 
     __tablename__ = "kept_conversations"
 
@@ -39,6 +44,8 @@ class Conversation(Base):
     created_at: Mapped[int]
     used_at: Mapped[int] = mapped_column(index=True)
     about: Mapped[dict[str, Any]]
+    turn: Mapped[str | None]
+    worker: Mapped[str | None]
 
 
 class Response(Base):

@@ -20,6 +20,8 @@ def upgrade() -> None:
         sa.Column("created_at", INTEGER, nullable=False),
         sa.Column("used_at", INTEGER, nullable=False),
         sa.Column("about", sa.JSON(), nullable=False),
+        sa.Column("turn", sa.String(), nullable=True),
+        sa.Column("worker", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_kept_conversations"),
     )
     op.create_index("ix_kept_conversations_used_at", "kept_conversations", ["used_at"])

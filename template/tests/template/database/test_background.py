@@ -130,6 +130,21 @@ def test_an_answer_is_streamed_and_streamed_again_from_any_event(web: Client, up
     assert kept.output == events[-1].response.output
 
 
+def test_a_conversation_takes_no_other_request_until_an_answer_in_it_has_ended(web: Client, upstream: Stub) -> None:
+    conversation = web.conversations.create().id
+    upstream.queue(Behaviour(stall_after=4))
+    first = web.responses.create(input="One", conversation=conversation, background=True)
+    for background in (False, True):
+        with pytest.raises(openai.BadRequestError, match="conversation_locked"):
+            web.responses.create(input="Two", conversation=conversation, background=background)
+    web.responses.cancel(first.id)
+    second = web.responses.create(input="Two", conversation=conversation, background=True)
+    assert ended(web, second.id).status == "completed"
+    web.responses.create(input="Three", conversation=conversation)
+    items = web.conversations.items.list(conversation, order="asc")
+    assert [item.content[0].text for item in items] == ["One", "Two", TEXT, "Three", TEXT]
+
+
 def test_a_client_that_leaves_ends_nothing(web: Client, upstream: Stub) -> None:
     upstream.queue(Behaviour(pace=0.02))
     with web.responses.create(input="One", background=True, stream=True) as stream:

@@ -2,20 +2,22 @@
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from sqlalchemy import make_url, select, update
+from sqlalchemy import insert, make_url, select, update
 
 from app.access.callers import hash_key
 from app.config import Settings
 from app.database.schema import connected
-from app.database.tables import Conversation, Item, Response
+from app.database.tables import Conversation, Item, Response, Worker
 from app.main import create_app
 from tests.database.fixtures import MakeDatabase
 from tests.serving import serve
@@ -170,6 +172,86 @@ def test_a_conversation_grows_by_what_is_said_in_it(web: Client, upstream: Stub,
     assert web.conversations.retrieve(conversation.id).metadata == {"topic": "other"}
     web.responses.create(model=model, input="Five", conversation=conversation.id)
     assert said_to(upstream)[0] == "One"
+
+
+def locked(web: Client, conversation: str, **more: Any) -> openai.BadRequestError:
+    """Ask in a conversation in which an answer is being made; return the error."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        web.responses.create(input="Two", conversation=conversation, **more)
+    return refused.value
+
+
+@EACH
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_takes_one_request_at_a_time(web: Client, upstream: Stub, model: str, stream: bool) -> None:
+    """As OpenAI's: openai-agents waits and asks again on this status with this code, OpenAI's SDKs by the headers."""
+    conversation = web.conversations.create().id
+    arrived, release = threading.Event(), threading.Event()
+
+    def wait(_: Any) -> Behaviour:
+        arrived.set()
+        release.wait(10)
+        return Behaviour()
+
+    upstream.default = wait
+    with ThreadPoolExecutor() as pool:
+        asked = {"model": model, "input": "One", "conversation": conversation, "stream": stream}
+        first = pool.submit(lambda: list(web.responses.create(**asked)))
+        assert arrived.wait(60)
+        try:
+            error = locked(web, conversation, model=model)
+            locked(web, conversation, background=True)
+            with pytest.raises(openai.BadRequestError):
+                web.conversations.items.create(conversation, items=[{"role": "user", "content": "Three"}])
+        finally:
+            release.set()
+        first.result(timeout=120)
+    assert (error.code, error.param, error.type) == ("conversation_locked", "conversation", "invalid_request_error")
+    assert (error.response.headers["retry-after"], error.response.headers["x-should-retry"]) == ("1", "true")
+    assert len(upstream.requests) == 1
+    web.responses.create(model=model, input="Two", conversation=conversation)
+    assert said_to(upstream) == ["One", TEXT, "Two"]
+
+
+@EACH
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_fails_keeps_no_conversation_locked(
+    web: Client, upstream: Stub, model: str, stream: bool
+) -> None:
+    conversation = web.conversations.create().id
+    for behaviour in (Behaviour(status=500), Behaviour(cut_after=6)):
+        upstream.queue(behaviour)
+        with suppress(openai.APIStatusError):
+            list(web.responses.create(model=model, input="One", conversation=conversation, stream=stream))
+    with pytest.raises(openai.UnprocessableEntityError):
+        web.responses.create(input="x" * 200_000, conversation=conversation, max_output_tokens=-1)
+    web.responses.create(model=model, input="Two", conversation=conversation)
+
+
+def test_a_client_that_leaves_keeps_no_conversation_locked(web: Client, upstream: Stub) -> None:
+    conversation = web.conversations.create().id
+    for events in (5, 0):
+        upstream.queue(Behaviour(stall_after=events))
+        with suppress(openai.APITimeoutError):
+            asked = {"input": "One", "conversation": conversation, "stream": True}
+            with web.with_options(timeout=1 if events == 0 else 60).responses.create(**asked) as stream:
+                next(iter(stream))
+        web.with_options(max_retries=10).responses.create(input="Two", conversation=conversation)
+
+
+def test_a_process_that_has_ended_keeps_no_conversation_locked(web: Client, url: str) -> None:
+    conversation = web.conversations.create().id
+    held = update(Conversation).where(Conversation.id == conversation)
+    with connected(Settings(database_url=url)) as connection:
+        connection.execute(insert(Worker).values(id="gone", seen_at=time.time() - 7))
+        connection.execute(held.values(turn="turn_1", worker="gone"))
+        connection.commit()
+    web.responses.create(input="Two", conversation=conversation)
+    with connected(Settings(database_url=url)) as connection:
+        connection.execute(insert(Worker).values(id="alive", seen_at=time.time() + 60))
+        connection.execute(held.values(turn="turn_2", worker="alive"))
+        connection.commit()
+    assert locked(web, conversation).code == "conversation_locked"
 
 
 def test_the_input_of_a_response_is_listed(web: Client) -> None:
