@@ -75,26 +75,6 @@ def test_an_option_turned_on_and_off_again_leaves_nothing_and_takes_nothing(star
     assert differences(project, before) == []
 
 
-@pytest.mark.parametrize("version", VERSIONS if FULL_MATRIX else VERSIONS[-1:])
-def test_the_database_is_turned_on_and_off_beside_the_teams_edits(start: Start, fresh: Fresh, version: str) -> None:
-    """A migration of the team's stays where it is, whatever an update brings, and whether the option is on or off."""
-    project = start(version, {})
-    expected = beside_a_fresh_copy(project)
-    update(project)
-    commit(project, "Update")
-    update(project, "--data", "database=true")
-    assert differences(project, files(fresh({"database": True})) | expected) == []
-    (project / "migrations/own/notes.py").write_text("# ours\n")
-    edit(project)
-    commit(project, "On, and our edits")
-    update(project, "--data", "database=true")
-    assert lost(project) == []
-    update(project, "--data", "database=false")
-    assert lost(project) == []
-    assert not (project / "app/database").exists()
-    assert (project / "migrations/own/notes.py").read_text() == "# ours\n"
-
-
 def test_an_option_turned_off_deletes_its_files_with_what_was_edited_in_them(start: Start, fresh: Fresh) -> None:
     """As UPDATING.md says. Git still has them."""
     project = start(VERSIONS[0], ALL)
@@ -144,7 +124,7 @@ def test_answers_from_an_older_set_of_questions_do(start: Start, fresh: Fresh) -
     answers = yaml.safe_load(path.read_text())
     for question in ("container", "package_index", "project_slug"):
         del answers[question]
-    path.write_text(yaml.safe_dump(answers | {"database": "postgres", "ci": "github"}))
+    path.write_text(yaml.safe_dump(answers | {"cache": "redis", "ci": "github"}))
     commit(project, "As an older template would have written it")
     expected = beside_a_fresh_copy(project)
     update(project)
