@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from tests.stub import Behaviour, Stub
 
-from workspace import ROOT, run
+from workspace import FULL_MATRIX, ROOT, CheckTypes, debian, run
 
 TEMPLATE = ROOT / "template"
 PAGE = (TEMPLATE / "docs/database.md").read_text("utf-8")
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
 PYTHON = Path(sys.executable)
+IGNORED = shutil.ignore_patterns("__pycache__", ".*_cache", "data")
 Json = dict[str, Any]
 KEPT = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "OTEL_"))}
 
@@ -35,8 +37,7 @@ KEPT = {name: value for name, value in os.environ.items() if not name.startswith
 def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with every file of the page."""
     product = tmp_path_factory.mktemp("product") / "product"
-    ignored = shutil.ignore_patterns("__pycache__", ".*_cache", "data")
-    shutil.copytree(TEMPLATE, product, ignore=ignored)
+    shutil.copytree(TEMPLATE, product, ignore=IGNORED)
     for name, example in FILES.items():
         (product / name).write_text(example)
     own = product / "app/own.py"
@@ -51,9 +52,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return product
 
 
-def test_the_examples_of_the_page_pass_their_tests_and_mypy(product: Path) -> None:
+def test_the_examples_of_the_page_pass_their_tests_and_mypy(product: Path, check_types: CheckTypes) -> None:
     assert len(FILES) == 4
-    run(PYTHON.with_name("mypy"), cwd=product)
+    check_types(PYTHON.with_name("mypy"), product, *FILES)
     url = f"sqlite+aiosqlite:///{product}/new.sqlite"
     env = KEPT | {"APP_ENV_FILE": "", "APP_DATABASE_URL": url}
     run(PYTHON, "-m", "app", "migrate", cwd=product, env=env)
@@ -119,7 +120,7 @@ def test_a_job_of_the_teams_goes_on_after_its_process_was_killed(product: Path, 
 
 
 def test_nothing_that_was_answered_is_lost_when_one_of_two_replicas_is_killed(postgres: str) -> None:
-    """200 conversations of three turns at once. Who gets no answer asks the other replica."""
+    """Conversations of three turns at once, 40 in CI and 200 nightly. Who gets no answer asks the other replica."""
     server = make_url(postgres)
     engine = create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -147,7 +148,9 @@ def test_nothing_that_was_answered_is_lost_when_one_of_two_replicas_is_killed(po
     assert lost == []
 
 
-async def _converse(bases: list[str], kill: Callable[[], None], conversations: int = 200) -> list[str]:
+async def _converse(
+    bases: list[str], kill: Callable[[], None], conversations: int = 200 if FULL_MATRIX else 40
+) -> list[str]:
     """Return the conversations from which an answer is missing."""
     headers, limits = {"Authorization": "Bearer key"}, httpx2.Limits(max_connections=400)
     async with httpx2.AsyncClient(headers=headers, timeout=120, limits=limits) as client:
@@ -173,7 +176,7 @@ async def _converse(bases: list[str], kill: Callable[[], None], conversations: i
             for turn in range(3):
                 asked = {"input": f"{number}.{turn}", "conversation": name}
                 answered.append((await ask("POST", "/v1/responses", number, asked))["output"][0]["id"])
-                if (number, turn) == (100, 1):
+                if (number, turn) == (conversations // 2, 1):
                     kill()
             items = (await ask("GET", f"/v1/conversations/{name}/items?order=asc&limit=100", 1))["data"]
             said = [item["id"] for item in items if item["id"] in answered]
@@ -184,5 +187,47 @@ async def _converse(bases: list[str], kill: Callable[[], None], conversations: i
 
 
 def test_what_guards_the_database_holds_on_postgres(postgres: str) -> None:
+    """What is asked of its tables; nightly everything, which mostly waits for processes that are started and killed."""
     env = KEPT | {"TEST_POSTGRES_URL": postgres}
-    run(PYTHON.with_name("pytest"), "-q", "-n0", "tests/template/database", cwd=TEMPLATE, env=env)
+    tests = "tests/template/database" if FULL_MATRIX else "tests/template/database/test_state.py"
+    run(PYTHON.with_name("pytest"), "-q", "-n0", tests, cwd=TEMPLATE, env=env)
+
+
+def test_the_pages_backups_can_be_gone_back_to_and_its_move_to_postgres_moves_all(
+    postgres: str, tmp_path: Path
+) -> None:
+    debian("pg_dump", "postgresql-client")
+    project = shutil.copytree(TEMPLATE, tmp_path / "project", ignore=IGNORED)
+    address = postgres.rpartition("/")[0]
+    engine = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for name in ("moved", "restored"):
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    backup, dump, move = re.findall(r"```sh\n(.*?)```", PAGE.partition("## Backups")[2], re.DOTALL)
+    env = KEPT | {"APP_ENV_FILE": "", "APP_DATABASE_URL": ""}
+
+    def shell(commands: str, **addresses: str) -> None:
+        for shown, real in addresses.items():
+            commands = commands.replace(f"user:password@host/{shown}", f"{address.partition('//')[2]}/{real}")
+        commands = commands.replace("uv run python", "python")
+        path = f"{PYTHON.parent}:{os.environ['PATH']}"
+        run("sh", "-e", "-c", commands, cwd=project, env=env | {"PATH": path})
+
+    shell("python -m app migrate")
+    with closing(sqlite3.connect(project / "data/app.sqlite")) as file, file:
+        file.execute("INSERT INTO kept_conversations VALUES ('conv_1', 'web', 1, 1, '{}', NULL, NULL)")
+        file.commit()
+        shell(backup)  # while it is in use
+    for path in (project / "data").glob("*.sqlite*"):
+        path.unlink()
+    for path in project.glob("backup-*.sqlite"):
+        path.rename(project / "data" / path.name.removeprefix("backup-"))
+    shell(move, name="moved")
+    shell(dump, name="moved", empty="restored")
+    for name in ("moved", "restored"):
+        engine = create_engine(f"{address}/{name}")
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT id, caller FROM kept_conversations")).all() == [("conv_1", "web")]
+            assert connection.scalar(text("SELECT count(*) FROM dbos.workflow_status")) == 0
+        engine.dispose()

@@ -1,4 +1,4 @@
-"""Clients in their stateful modes, which their authors make the default, against SQLite and against a real Postgres."""
+"""Clients in their stateful modes, which their authors make the default, on SQLite, and nightly on a real Postgres."""
 
 import hashlib
 import http.client
@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from operations.servers import Behaviour, Program, Stub, free_port
-from workspace import ROOT, run
+from workspace import FULL_MATRIX, ROOT, run
 
 HERE = Path(__file__).parent
 TOOLS = Path(sys.executable).parent
@@ -30,7 +30,7 @@ def agent(body: Any) -> Any:
     return Behaviour(text=f"turn {turns}: Sunny.")
 
 
-@pytest.fixture(scope="module", params=["SQLite", "Postgres"])
+@pytest.fixture(scope="module", params=["SQLite", "Postgres"] if FULL_MATRIX else ["SQLite"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with a database."""
     if request.param == "SQLite":
