@@ -54,7 +54,8 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_examples_of_the_page_pass_their_tests_and_mypy(product: Path, check_types: CheckTypes) -> None:
     assert len(FILES) == 4
-    check_types(PYTHON.with_name("mypy"), product, *FILES)
+    if FULL_MATRIX:  # a minute's work
+        check_types(PYTHON.with_name("mypy"), product, *FILES)
     url = f"sqlite+aiosqlite:///{product}/new.sqlite"
     env = KEPT | {"APP_ENV_FILE": "", "APP_DATABASE_URL": url}
     run(PYTHON, "-m", "app", "migrate", cwd=product, env=env)

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.access.limits import Held
 from app.database.conversations import Body, new_id, prepared
 from app.database.engine import CHECK_EVERY, DatabaseUnavailable
 from app.database.store import FINAL, Store
@@ -39,24 +38,21 @@ class Hold:
 
     Args:
         store: the tables.
-        caller: whose the conversation is.
-        conversation: its id.
     """
 
-    def __init__(self, store: Store, caller: str, conversation: str | None) -> None:
-        self._store, self._caller, self._conversation = store, caller, conversation
-        self._turn = new_id("turn")
+    def __init__(self, store: Store) -> None:
+        self._store, self._conversation, self._turn = store, "", new_id("turn")
         self.is_held = False
 
-    async def take(self) -> None:
+    async def take(self, caller: str, conversation: str) -> None:
         """Take it; errors as in `Store.begin`."""
-        if self._conversation:
-            self.is_held = True  # before it is known: a client that leaves now may have it or not
-            await self._store.begin(self._caller, self._conversation, self._turn)
+        self._conversation = conversation
+        self.is_held = True  # before it is known: a client that leaves now may have it or not
+        await self._store.begin(caller, conversation, self._turn)
 
     async def leave(self) -> None:
         """Give it back, if `Store.add` has not done so; raise DatabaseUnavailable if that isn't possible now."""
-        if self.is_held and self._conversation:
+        if self.is_held:
             await self._store.end(self._conversation, self._turn)
             self.is_held = False
 
@@ -105,14 +101,14 @@ class Turn:
         return {"id": new_id("resp"), **place}
 
 
-async def resolve(store: Store, caller: str, asked: StatefulRequest, held: Held) -> Turn:
+async def resolve(store: Store, caller: str, asked: StatefulRequest, hold: Hold) -> Turn:
     """Return a request's turn, with all that was said before.
 
     Args:
         store: the tables.
         caller: whose request it is.
         asked: the request.
-        held: of the request: what is called when it has ended.
+        hold: takes its conversation.
 
     Raises:
         NotFound, InvalidRequest: as in `Store.history`.
@@ -132,9 +128,8 @@ async def resolve(store: Store, caller: str, asked: StatefulRequest, held: Held)
         items = [
             found.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item for item in items
         ]
-    hold = Hold(store, caller, conversation)
-    held.append(hold.close)
-    await hold.take()
+    if conversation:
+        await hold.take(caller, conversation)
     history = await _history(store, caller, previous, conversation)
     if history or ids:
         fields["input"] = [*history, *items]

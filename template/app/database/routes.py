@@ -13,7 +13,7 @@ from app.database import jobs
 from app.database.attempt import encoded
 from app.database.background import Background
 from app.database.conversations import Body, listed, prepared
-from app.database.kept import Kept, StatefulRequest, Turn, keeping, resolve
+from app.database.kept import Hold, Kept, StatefulRequest, Turn, keeping, resolve
 from app.database.store import Store
 from app.dependencies import CurrentCaller, get_llm, read_body
 from app.dialects.response_objects import ResponseObject
@@ -85,7 +85,19 @@ async def create(request: Request) -> Response:
     if not is_known or not (needs or _refers(asked)):
         return await _answer(request, llm, Responses(asked))
     store.engine.check()
-    turn = await resolve(store, caller, asked, exchange_of(request.scope).held)
+    hold = Hold(store)
+    exchange_of(request.scope).held.append(hold.close)
+    try:
+        return await _create(request, llm, asked, hold)
+    except AppError:
+        with suppress(AppError):
+            await hold.leave()  # before its client may ask again
+        raise
+
+
+async def _create(request: Request, llm: LLMClient, asked: StatefulRequest, hold: Hold) -> Response:
+    store, caller = store_of(request), exchange_of(request.scope).caller or ""
+    turn = await resolve(store, caller, asked, hold)
     size = sum(len(to_json(item)) for item in turn.fields["input"]) if turn.fields["input"] is not asked.input else 0
     if size > LARGE:
         state_of(request).bodies.hold(exchange_of(request.scope), 2 * size)
@@ -141,11 +153,7 @@ async def _answer(
     opening = llm.open_stream(asked.chat, asked)
     if asked.chat.stream:
         return EventStream(keeping(opening, asked, save) if isinstance(asked, Kept) else opening, asked)
-    try:
-        answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
-    except AppError:
-        await save(None)
-        raise
+    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
     body = answer.body[TRANSLATED]
     if isinstance(asked, Kept):
         body |= asked.stamp
