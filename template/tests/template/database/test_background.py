@@ -134,6 +134,7 @@ def test_a_conversation_takes_no_other_request_until_an_answer_in_it_has_ended(w
     conversation = web.conversations.create().id
     upstream.queue(Behaviour(stall_after=4))
     first = web.responses.create(input="One", conversation=conversation, background=True)
+    until(lambda: upstream.requests)
     for background in (False, True):
         with pytest.raises(openai.BadRequestError, match="Another request in this conversation"):
             web.responses.create(input="Two", conversation=conversation, background=background)
