@@ -22,7 +22,7 @@ from tests.serving import Process, serve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.database.test_state import EACH, KEYS, Client, Json
 
-KILLS = int(os.environ.get("KILLS", "2"))
+KILLS = int(os.environ.get("KILLS", "1"))
 FINAL = ("completed", "incomplete", "failed", "cancelled")
 LONG = " ".join(f"word{number}" for number in range(60))
 
