@@ -3,7 +3,9 @@
 import itertools
 import os
 import shutil
+import socket
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +13,9 @@ from pathlib import Path
 import copier
 import pytest
 
-from workspace import ROOT, CheckTypes, Install, Once, Render, run, snapshot
+from workspace import ROOT, CheckTypes, Install, Once, Render, debian, run, snapshot
 
+os.environ["APP_DATABASE_URL"] = "off"  # template/ has every option's files; its own tests turn this one on
 Rendered = Callable[[dict[str, str | bool]], Path]
 
 
@@ -104,3 +107,26 @@ def once() -> Once:
         assert not outcomes[thing], outcomes[thing]
 
     return once
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of Debian's Postgres, run as its own user, who may not be root."""
+    debian("pg_ctlcluster", "postgresql")
+    [*_, initdb] = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    binaries = initdb.parent
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to other users
+    user: list[str | Path] = (
+        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+    )
+    if user:
+        shutil.chown(folder, "postgres", "postgres")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    run(*user, binaries / "initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres", cwd=Path("/"))
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    control: list[str | Path] = [*user, binaries / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w"]
+    run(*control, "-o", options, "start", cwd=Path("/"))
+    yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    run(*control, "-m", "immediate", "stop", cwd=Path("/"))
+    shutil.rmtree(folder)

@@ -14,6 +14,7 @@ SHAPES: dict[str, dict[str, str | bool]] = {
     "no CI": {"ci": "none"},
     "no container": {"container": False},
     "Kubernetes": {"kubernetes": True},
+    "database": {"database": True, "kubernetes": True},
     "another vendor": {
         "default_model": "anthropic/claude-sonnet-4-5",
         "cors_origins": "https://a.example,https://b.example",

@@ -259,6 +259,25 @@ def test_the_models_that_the_documentation_shows_can_be_set(tmp_path: Path) -> N
         assert run(sys.executable, "-c", load, cwd=ROOT / "template", env=environment) == "qwen small\n"
 
 
+def test_the_schema_is_migrated_before_anything_serves(render: Render) -> None:
+    project = render(database=True, kubernetes=True)
+    found = documents(project / "k8s")
+    pod = found["Deployment/backend"]["spec"]["template"]["spec"]
+    [migration], [backend] = pod["initContainers"], pod["containers"]
+    assert (migration["image"], migration["args"]) == (backend["image"], ["migrate"])
+    assert (migration["env"], migration["volumeMounts"]) == (backend["env"], backend["volumeMounts"][:1])
+    assert "postgres.yaml" in found["Kustomization/base"]["resources"]
+    services = yaml.safe_load((project / "compose.yaml").read_text("utf-8"))["services"]
+    assert services["backend"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert services["migrate"]["command"] == ["migrate"]
+    address = services["backend"]["environment"]["APP_DATABASE_URL"]
+    assert services["migrate"]["environment"]["APP_DATABASE_URL"] == address
+    ignored = (project / ".dockerignore").read_text("utf-8").splitlines()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (project / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert {"migrations", "alembic.ini"} <= {name for names in copied for name in names.split()}
+    assert {"!migrations", "!alembic.ini"} <= set(ignored)
+
+
 def test_the_pods_ask_for_what_the_documentation_says(pod: dict[str, Any]) -> None:
     requests = pod["containers"][0]["resources"]["requests"]
     assert requests == {"cpu": "500m", "memory": "384Mi"}

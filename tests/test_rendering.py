@@ -43,7 +43,14 @@ OPTION_FILES: dict[tuple[str, str | bool], list[str]] = {
         "k8s/overlays/production/kustomization.yaml",
     ],
     ("kubernetes", False): [],
+    ("database", False): [],
 }
+FOLDERS = ("app/database/", "migrations/", "tests/database/", "tests/template/database/")
+"""Folders of the option `database`: whatever is in them belongs to it."""
+OPTION_FILES["database", True] = [
+    *("alembic.ini", "docs/database.md", "monitoring/grafana/dashboards/database.json"),
+    *(name for name in tree(ROOT / "template") if name.startswith(FOLDERS) and "__pycache__" not in name),
+]
 
 
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
@@ -61,7 +68,8 @@ def test_python_is_the_same_in_every_project(source: Path, render: Render) -> No
     assert python
     for answers in SHAPES.values():
         rendered = tree(render(**answers))
-        assert {name: content for name, content in rendered.items() if name.endswith(".py")} == python
+        expected = python if answers.get("database") else {k: v for k, v in python.items() if not k.startswith(FOLDERS)}
+        assert {name: content for name, content in rendered.items() if name.endswith(".py")} == expected
 
 
 def test_nothing_asks_for_trust() -> None:
@@ -78,7 +86,7 @@ def test_python_in_the_template_holds_no_jinja(source: Path) -> None:
 
 def test_every_file_of_the_template_is_rendered_or_belongs_to_an_option(source: Path, render: Render) -> None:
     rendered = set(tree(render()))
-    optional = {name for names in OPTION_FILES.values() for name in names}
+    optional = {name for names in OPTION_FILES.values() for name in names} | {"k8s/base/postgres.yaml"}
     named = {name.removesuffix(".jinja") for name in tree(source / "template")}
     assert named - {"{{_copier_conf.answers_file}}", POINTER} | {".copier-answers.yml"} == rendered | optional
 
@@ -123,7 +131,7 @@ def test_a_question_that_vanished_stops_the_copy(source: Path, tmp_path: Path) -
 
 def test_this_repository_installs_what_a_project_depends_on(render: Render) -> None:
     """template/ runs and is checked where it stands, with exactly the libraries that a project asks for."""
-    project = tomllib.loads((render() / "pyproject.toml").read_text())
+    project = tomllib.loads((render(database=True) / "pyproject.toml").read_text())
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     wanted = set(project["project"]["dependencies"] + project["dependency-groups"]["dev"])
     assert wanted <= set(groups["template"]) | {item for item in groups["dev"] if isinstance(item, str)}

@@ -9,6 +9,7 @@ from workspace import ROOT
 APP = ROOT / "template/app"
 LINES_OF_A_MODULE = 300
 LINES_OF_CODE = 7700
+LINES_OF_THE_DATABASE = 1470
 CLOSED_ROOMS = ("database", "dialects")
 """Rooms that a reader may leave closed. They don't count."""
 
@@ -52,3 +53,7 @@ def test_no_module_is_longer_than_one_sitting() -> None:
 def test_the_app_is_small_enough_to_own() -> None:
     modules = [path for path in APP.rglob("*.py") if path.relative_to(APP).parts[0] not in CLOSED_ROOMS]
     assert sum(map(lines_of_code, modules)) < LINES_OF_CODE
+
+
+def test_the_database_is_small_enough_to_read() -> None:
+    assert sum(map(lines_of_code, (APP / "database").glob("*.py"))) <= LINES_OF_THE_DATABASE

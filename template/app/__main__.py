@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from app import TEMPLATE_VERSION
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", title="commands")
     callers = commands.add_parser("callers", help="manage who may call").add_subparsers(dest="action", required=True)
     callers.add_parser("add", help="make a key for a new caller").add_argument("name", metavar="NAME")
+    if find_spec("app.database"):
+        migrate = commands.add_parser("migrate", help="bring the database's schema up to date")
+        migrate.add_argument("--copy-from", metavar="URL", default="", help="then copy what another database holds")
     commands.add_parser("version", help="tell which release of the template this project has")
     prices = commands.add_parser("prices", help="write the models' prices, from LiteLLM's list, into settings.toml")
     prices.add_argument("models", nargs="*", metavar="MODEL", help="public names; all, if left out")
@@ -47,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "callers":
             return add_caller(given.name)
+        if given.command == "migrate":
+            return migrate_database(given.copy_from)
         if given.command == "version":
             print(TEMPLATE_VERSION)
             return 0
@@ -111,6 +117,22 @@ def show_spend(caller: str | None) -> int:
     return 0
 
 
+def migrate_database(source: str) -> int:
+    """Bring the database's schema up to date; return the exit code.
+
+    Args:
+        source: address of another database, whose rows are copied; empty copies none.
+
+    Raises:
+        SettingsError: the database can't be reached, or the settings are wrong.
+    """
+    from app.environment import find_database, load_settings
+
+    if database := find_database(load_settings()):
+        database.migrate(source)
+    return 0
+
+
 def serve(options: dict[str, object]) -> int:
     """Serve until a signal ends it; return the exit code.
 
@@ -122,7 +144,7 @@ def serve(options: dict[str, object]) -> int:
     """
     from app.access.shared_storage import SharedStorage
     from app.config import SettingsError
-    from app.environment import load_settings
+    from app.environment import find_database, load_settings
     from app.http.serving import serve as serve_until_signal
     from app.llm.targets import resolve
     from app.telemetry.tracing import check_exporter
@@ -136,6 +158,8 @@ def serve(options: dict[str, object]) -> int:
         SharedStorage(settings.limit_storage, timeout=1)
     if settings.telemetry:
         check_exporter(os.environ)
+    if database := find_database(settings):
+        database.check()
     for name, value in options.items():  # the server's processes load the settings themselves
         os.environ[f"APP_{name.upper()}"] = str(value)
     listener = _listen(settings.host, settings.port, "--port")

@@ -164,18 +164,10 @@ class Timeouts(Group):
     keep_alive: Seconds = 75
 
 
-class Settings(BaseSettings):
+class Settings(BaseSettings, Group):
     """All settings, each with a default that works. `Settings()` reads all sources but `.env`; see load_settings."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="APP_",
-        env_nested_delimiter="__",
-        env_ignore_empty=True,
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-        str_strip_whitespace=True,
-    )
+    model_config = SettingsConfigDict(env_prefix="APP_", env_nested_delimiter="__", env_ignore_empty=True)
 
     name: str = "AI backend"
     description: str = "An OpenAI-compatible backend in front of our models."
@@ -207,6 +199,13 @@ class Settings(BaseSettings):
     telemetry: bool = False
     playground: bool | None = None
     """None is on with `dev`, else off."""
+
+    # Of projects with app/database/: docs/database.md. Empty is SQLite in data/; `off` keeps nothing.
+    database_url: str = Field(default="", pattern=r"^(|off|(sqlite\+aiosqlite|postgresql\+psycopg)://.+)$", repr=False)
+    database_pool: int = Field(default=10, ge=2, le=1000)
+    database_timeout: float = Field(default=5, gt=0, le=60)
+    keep_days: int = Field(default=30, ge=1, le=36500)
+    background_answers: int = Field(default=50, ge=1, le=10000)
 
     cors_origins: StrList = ["*"]
     cors_credentials: bool = False

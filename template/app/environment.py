@@ -1,4 +1,4 @@
-"""Loads the settings once, at the start: reads `.env`, and turns every mistake into one clear sentence."""
+"""Loads the settings once, at the start, with one clear sentence for every mistake; and finds the database."""
 
 import contextlib
 import difflib
@@ -8,8 +8,11 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import pydantic_settings
 from dotenv import dotenv_values
@@ -191,3 +194,41 @@ def _names_beside(location: list[str], group: type[BaseModel]) -> list[str]:
         elif part in group.model_fields:
             group = _group(group.model_fields[part].annotation) or group
     return list(group.model_fields)
+
+
+class Database(Protocol):
+    """What the rest of the application knows of `app/database/`, which only some projects have.
+
+    Attributes:
+        router: the endpoints of responses that are kept, in place of those of `routers/responses.py`.
+    """
+
+    router: Any  # FastAPI is not imported before a server starts
+
+    def check(self) -> None:
+        """Raise SettingsError if the database's schema is older than this code."""
+
+    def open(self, app: Any) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the application runs; errors as in `check`."""
+
+    def degraded(self) -> list[str]:
+        """Return what doesn't work now, a sentence each."""
+
+    def migrate(self, source: str = "") -> None:
+        """Bring the schema up to date, and copy what another database holds, by its address; errors as in `check`."""
+
+
+def find_database(settings: Settings) -> Database | None:
+    """Return the database, not opened yet; None in a project without `app/database/`, or where it is off.
+
+    Raises:
+        SettingsError: there is an address, and nothing that could use it.
+    """
+    if settings.database_url == "off":
+        return None
+    if find_spec("app.database") is None:
+        if settings.database_url:
+            raise SettingsError("database_url: this project has no app/database (copier update --data database=true)")
+        return None
+    database: Database = import_module("app.database.service").Service(settings)
+    return database

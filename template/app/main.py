@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from app import own
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings
-from app.environment import exit_if_settings_are_wrong, load_settings, unknown_variables, with_own
+from app.environment import exit_if_settings_are_wrong, find_database, load_settings, unknown_variables, with_own
 from app.http.application import App, telemetry_config
 from app.http.bodies import BodyMemory
 from app.http.cors import CORS
@@ -46,9 +46,11 @@ def create_app(settings: Settings | None = None) -> App:
     settings = with_own(settings or load_settings(), getattr(own, "OwnSettings", None))
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
     metrics = Metrics()
+    database = find_database(settings)
     docs = settings.api_docs or settings.dev
     # Not by include_router, which would match each path twice.
-    routes = [route for module in (chat, embeddings, messages, responses) for route in module.router.routes]
+    modules = (chat, embeddings, messages, database or responses)
+    routes = [route for module in modules for route in module.router.routes]
     app = App(
         title=settings.name,
         description=settings.description,
@@ -78,6 +80,7 @@ def create_app(settings: Settings | None = None) -> App:
     app.state.metrics = metrics
     app.state.upstreams = upstreams
     app.state.llm = LLMClient(upstreams, totals=LoggedCalls())
+    app.state.database = database
     app.state.started_at = int(time.time())
     if settings.auth.jwt:
         from app.access.jwt_auth import JwtAuth
@@ -115,6 +118,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
         failures_logged(),
         state.upstreams,
         metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
+        state.database.open(app) if state.database else nullcontext(),
         own_lifespan(app) if own_lifespan else nullcontext(),
     ):
         state.drain.install()

@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -12,17 +11,14 @@ from app.errors import AppError, Overloaded
 from app.http.draining import Drain
 from app.http.exchange import Exchange, exchange_of
 from app.http.heads import head_error
-from app.http.problems import as_app_error, cause_of, error_event, problem_response
+from app.http.problems import error_event, problem_response, told_error
 from app.http.request_log import RequestLog
-from app.telemetry.logs import exception_fields
 from app.telemetry.metrics import Metrics
 
 PROBES = ("/health", "/ready", "/metrics")
 """Paths that are answered even while the server is draining or overloaded."""
 WAIT_FOR_PLACE = 0.5
 """Seconds that a request waits when `max_in_flight` is reached."""
-
-log = structlog.get_logger("app.access")
 
 
 class RequestContext:
@@ -139,15 +135,8 @@ class ErrorBoundary:
             exchange.client_left = True  # before its body was complete
         except Exception as error:
             # In no variable: an error that refers to this frame, and this frame to it, is freed late, with the body.
-            if not await self._tell(self._known(error, exchange), exchange, scope, receive, send):
+            if not await self._tell(told_error(error, exchange.request_id), exchange, scope, receive, send):
                 raise
-
-    def _known(self, error: Exception, exchange: Exchange) -> AppError:
-        """Return the error that a client may know of; log one that nobody expects."""
-        known = as_app_error(error)
-        if known is None:
-            log.error("unexpected", request_id=exchange.request_id, **exception_fields(cause_of(error), error))
-        return known or AppError()
 
     async def _tell(self, failure: AppError, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> bool:
         """Tell the client of an error, by a response or by an event stream's last event.

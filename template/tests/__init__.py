@@ -13,3 +13,4 @@ for _name in filter(_OUTSIDE.fullmatch, list(os.environ)):
     del os.environ[_name]
 os.environ["APP_ENV_FILE"] = ""
 os.environ["APP_SETTINGS_FILE"] = os.devnull
+os.environ["APP_DATABASE_URL"] = "off"  # but in tests that ask for the fixture `database`, where there is one

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ WithFake = Callable[..., TestClient]
 AsCaller = Callable[..., TestClient]
 
 KEY = "sk-app-test"
+pytest_plugins = ["tests.database.fixtures"] if find_spec("app.database") else []
 OF_THE_TEMPLATE = Path(__file__).parent / "template"
 CAME_WITH_THE_TEMPLATE = frozenset(
     """

@@ -112,6 +112,13 @@ GRACE = "    shutdown_grace: float = Field(default=60,"
 LINE = '    app.state.team = "search"\n'
 FIELD = "    team: str | None = Field(default=None, max_length=64)\n"
 IGNORED = "\n/notes/\n"
+DELIVERY = {
+    "Dockerfile": ("EXPOSE 8000\n", "EXPOSE 8000\nLABEL team=search\n"),
+    ".dockerignore": ("**/__pycache__\n", "**/__pycache__\n**/notes\n"),
+    "k8s/base/kustomization.yaml": ("kind: Kustomization\n", "kind: Kustomization\nnamespace: search\n"),
+    "k8s/base/deployment.yaml": ("memory: 384Mi", "memory: 512Mi"),
+}
+"""Files that an option's answer changes a line of: what stands there, and what a team makes of it."""
 JOBS = {
     ".github/workflows/ci.yml": """
   deploy:
@@ -154,6 +161,16 @@ def replace(name: str, path: str, old: str, new: str) -> Edit:
         put(project / path, before.replace(old, new))
 
     return Edit(name, apply, lambda project: new in read(project / path))
+
+
+def replace_if_there(name: str, path: str, old: str, new: str) -> Edit:
+    """Return an edit as `replace` does, of a file that not all projects have."""
+    edit = replace(name, path, old, new)
+    return Edit(
+        name,
+        lambda project: edit.apply(project) if (project / path).exists() else None,
+        lambda project: not (project / path).exists() or edit.kept(project),
+    )
 
 
 def append(name: str, path: str, text: str) -> Edit:
@@ -233,6 +250,7 @@ EDITS = [
     ),
     Edit("a dependency, by uv add", add_dependency, depends),
     *(append(f"a job in {path}", path, job) for path, job in JOBS.items()),
+    *(replace_if_there(f"a line in {path}", path, *lines) for path, lines in DELIVERY.items()),
     append("a line in .gitignore", ".gitignore", IGNORED),
     Edit(
         "a file deleted", lambda project: (project / DELETED).unlink(), lambda project: not (project / DELETED).exists()

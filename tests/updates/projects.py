@@ -78,12 +78,19 @@ def check_without_edits(project: Path, answers: Answers, fresh: Fresh) -> None:
     nothing(differences(project, files(fresh(answers)) | expected), "not as in a fresh copy")
 
 
-def check_with_edits(project: Path, answers: Answers, fresh: Fresh) -> None:
-    """Edit a project and update it: it becomes what a fresh copy with the same edits is."""
+def check_with_edits(project: Path, answers: Answers, fresh: Fresh, *options: str) -> None:
+    """Edit a project and update it: it becomes what a fresh copy with the same edits is.
+
+    Args:
+        project: the project.
+        answers: what it is answered after the update.
+        fresh: makes the copy.
+        options: further options of `copier update`, such as an answer that is new.
+    """
     edit(project)
     commit(project, "Our edits")
     added = pointers(release_of(project)) | {RENAMED_TO: (project / RENAMED_TO).read_bytes()}
-    update(project)
+    update(project, *options)
     nothing(forgotten(project, answers), "answers are lost")
     nothing(lost(project), "edits are lost")
     with tempfile.TemporaryDirectory() as folder:

@@ -124,7 +124,7 @@ def test_answers_from_an_older_set_of_questions_do(start: Start, fresh: Fresh) -
     answers = yaml.safe_load(path.read_text())
     for question in ("container", "package_index", "project_slug"):
         del answers[question]
-    path.write_text(yaml.safe_dump(answers | {"database": "postgres", "ci": "github"}))
+    path.write_text(yaml.safe_dump(answers | {"cache": "redis", "ci": "github"}))
     commit(project, "As an older template would have written it")
     expected = beside_a_fresh_copy(project)
     update(project)

@@ -36,7 +36,7 @@ class ResponseEvents:
     def __init__(
         self, skeleton: dict[str, Any], tools: Tools, model: str, *, is_sealed: bool = False, is_carried: bool = False
     ) -> None:
-        self._token = secrets.token_hex(12)
+        self._token = skeleton.get("id", "").removeprefix("resp_") or secrets.token_hex(12)
         self._tools = tools
         self._model = model
         self._is_sealed = is_sealed

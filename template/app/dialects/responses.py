@@ -216,8 +216,11 @@ class Responses(Translation):
         if self._begun is None:
             is_sealed = self._refers or "reasoning.encrypted_content" in self.sent.get("include", ())
             how = {"is_sealed": is_sealed, "is_carried": self._refers}
-            self._begun = ResponseEvents(skeleton(self.sent, self.tools), self.tools, self._model, **how)
+            self._begun = ResponseEvents(self._skeleton(), self.tools, self._model, **how)
         return self._begun
+
+    def _skeleton(self) -> dict[str, Any]:
+        return skeleton(self.sent, self.tools)
 
     def failed(self, error: AppError, request_id: str) -> bytes:
         """Return the events that end a stream which has begun and has failed."""

@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
+from app.environment import Database
 from app.http.bodies import BodyMemory
 from app.http.draining import Drain
 from app.llm.client import LLMClient
@@ -37,6 +38,7 @@ class AppState(State):
         metrics: all metrics.
         upstreams: the models of the table.
         llm: a client of them for the application itself, outside any request.
+        database: what is kept, in projects with `app/database/`.
         started_at: when the application was made, in seconds since 1970.
     """
 
@@ -49,6 +51,7 @@ class AppState(State):
     metrics: Metrics
     upstreams: Upstreams
     llm: LLMClient
+    database: Database | None
     started_at: int
 
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
-import structlog
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,11 +12,10 @@ from starlette.types import Receive, Scope, Send
 from app.errors import AppError
 from app.http.exchange import exchange_of
 from app.http.own_events import OwnStream, named_error_event, open_events
-from app.http.problems import as_app_error, cause_of, error_event
+from app.http.problems import error_event, told_error
 from app.llm.call import OpenStream
 from app.llm.sse import DONE
 from app.llm.translator import Translator
-from app.telemetry.logs import exception_fields
 
 FIRST_EVENT = 10.0
 """Seconds that the response waits for the first event; then it starts without it, and pings."""
@@ -30,8 +28,6 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-log = structlog.get_logger("app.errors")
 
 
 class EventStream(Response):
@@ -97,11 +93,7 @@ class EventStream(Response):
             if failure is None or self._exchange.client_left:
                 raise
         except Exception as error:
-            failure = as_app_error(error)
-            if failure is None:
-                fields = exception_fields(cause_of(error), error)
-                log.error("unexpected", request_id=self._exchange.request_id, **fields)
-                failure = AppError()
+            failure = told_error(error, self._exchange.request_id)
         finally:
             self._timer.cancel()
         await self._until_pinged()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json, to_jsonable_python
@@ -14,6 +15,7 @@ from app.dialects.message_events import error_type
 from app.errors import AppError, InvalidJSON, invalid_request
 from app.llm.sse import DONE
 from app.models import ErrorMember, Problem
+from app.telemetry.logs import exception_fields
 
 PROBLEM_JSON = "application/problem+json"
 CODES = {
@@ -32,6 +34,9 @@ TEXTS = {
     "Not Found": "There is nothing at this address.",
     "Method Not Allowed": "This address does not take this method.",
 }
+
+
+log = structlog.get_logger("app.errors")
 
 
 class HTTPFailure(AppError):
@@ -130,6 +135,14 @@ def as_app_error(error: BaseException) -> AppError | None:
     if isinstance(error, HTTPException):
         return HTTPFailure(error)
     return error if isinstance(error, AppError) else None
+
+
+def told_error(error: BaseException, request_id: str) -> AppError:
+    """Return the error that a caller is told of. An unexpected one is logged, and told as `internal_error`."""
+    known = as_app_error(error)
+    if known is None:
+        log.error("unexpected", request_id=request_id, **exception_fields(cause_of(error), error))
+    return known or AppError()
 
 
 def install_problem_handlers(app: FastAPI) -> None:

@@ -35,14 +35,21 @@ class LLMClient(TypedCalls):
         upstreams: the models.
         caller: who calls; None is the application itself, to which only the models' limits apply.
         totals: each call is added to it when it ends; None keeps nothing.
+        prepaid: as in `Admission`, for the first call.
     """
 
-    def __init__(self, upstreams: Upstreams, caller: Caller | None = None, totals: CallTotals | None = None) -> None:
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        caller: Caller | None = None,
+        totals: CallTotals | None = None,
+        prepaid: dict[str, str] | None = None,
+    ) -> None:
         self._upstreams = upstreams
         self._retries = upstreams.retries
         self._caller = caller
         self._totals = totals
-        self._prepaid: dict[str, str] | None = None
+        self._prepaid = prepaid
 
     @property
     def caller_name(self) -> str | None:

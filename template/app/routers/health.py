@@ -26,7 +26,9 @@ async def ready(request: Request) -> JSONResponse:
         failing.append("The server is shutting down.")
     if failing:
         return JSONResponse({"status": "not ready", "failing": failing}, 503, {"Retry-After": "1"})
+    degraded = state.database.degraded() if state.database else []
     if state.upstreams.limiter.storage.degraded:
-        degraded = ["The limit storage does not answer: each process counts for itself."]
+        degraded.append("The limit storage does not answer: each process counts for itself.")
+    if degraded:
         return JSONResponse({"status": "ready", "degraded": degraded})
     return JSONResponse({"status": "ready"})

@@ -23,7 +23,7 @@ from app.config import Settings, SettingsError
 from app.errors import AppError, OwnCallError
 from app.telemetry.output import STDOUT
 
-QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp")
+QUIET = ("httpx", "httpcore", "openai", "asyncio", "aiohttp", "alembic", "dbos", "sqlalchemy")
 """Loggers that may quote a request: they write warnings and errors only, whatever the level."""
 
 OF_THE_SERVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
