@@ -175,9 +175,12 @@ def test_committed_runs_were_of_a_clean_tree_with_five_rounds(harness: Any) -> N
 
 
 def test_no_committed_ratio_is_below_what_theory_allows(harness: Any) -> None:
-    """We do all that the floor does, and more: to be cheaper than the floor is an error of measuring."""
+    """We read and write as many packets as the floor, by the same server: half of what the floor does at the least.
+
+    The other half is aiohttp's client, which we do without.
+    """
     targets = [*harness.targets.DIRECT, *harness.targets.PACED, harness.targets.MEMORY]
     for record in harness.record.read_all():
         for target in targets:
             ratio = target.ratio(record.samples)
-            assert ratio is None or ratio.median >= 1, target.title
+            assert ratio is None or ratio.median >= 0.5, target.title
