@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             return
         if self._is_over and self.keep:
-            if self._may_stay and not self._unsent():
+            if self._may_stay and not self.unsent():
                 self.transport.resume_reading()
                 self.keep(self)
             else:
@@ -147,9 +147,9 @@ class Connection(asyncio.Protocol):
         else:
             self._fail(Disconnected())
 
-    def _unsent(self) -> int:
-        """Return the bytes of a request that were not sent yet. An encrypted transport does not count those below it."""
-        return self.transport.get_write_buffer_size() + (self._outer._unsent() if self._outer else 0)
+    def unsent(self) -> int:
+        """Return the bytes of a request that were not sent yet; an encrypted transport counts none of those below."""
+        return self.transport.get_write_buffer_size() + (self._outer.unsent() if self._outer else 0)
 
     def _fail(self, error: HttpError) -> None:
         if self._waiter and not self._waiter.done():

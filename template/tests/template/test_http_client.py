@@ -227,7 +227,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, lookup: Callable[..., Awaitable[lis
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
 
 
-async def here(host: str, port: int, **_: Any) -> list[Any]:
+async def here(_host: str, port: int, **_: Any) -> list[Any]:
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
 
@@ -267,6 +267,7 @@ def test_a_server_that_ends_its_side_while_a_request_is_sent_is_not_waited_for()
 
     async def run() -> None:
         async with talking(Leaving()) as post:
+            asyncio.get_running_loop().call_later(PATIENCE, done.set)
             assert await whole(await post(b"x" * 20_000_000)) == b"Bye"
             done.set()
 
@@ -310,6 +311,7 @@ def test_a_request_that_failed_is_not_kept_in_memory() -> None:
         async with talking(Peer(b"SSH\r\n\r\n")) as post:
             with contextlib.suppress(Unreadable):  # pytest.raises keeps the error
                 await post(b"x" * 100_000)
+            await asyncio.sleep(0)  # until then, the event loop knows the error
             assert requests() == 0
 
     gc.disable()  # which would clear a circle of references at some later time
