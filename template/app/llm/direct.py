@@ -144,6 +144,7 @@ class Direct(Adapter):
         finally:
             watchdog.stop()
             response.close()
+            relay.failure = None  # its traceback refers to this frame, and so to the request
 
     async def _whole(
         self,

@@ -64,7 +64,6 @@ class HttpClient:
         self._connect_within = connect
         self._loop = asyncio.get_running_loop()
         self._idle: dict[Origin, list[Connection]] = {}
-        self._is_closed = False
         self._sweep: asyncio.TimerHandle | None = None
         self._lookups: dict[tuple[str, int], tuple[float, asyncio.Task[list[AddressInfo]]]] = {}
 
@@ -96,13 +95,12 @@ class HttpClient:
         return await connection.ask((content, body))
 
     async def close(self) -> None:
-        """Close every connection that is idle, and later those that still wait for a response."""
-        self._is_closed = True
+        """Close every connection that is idle; one that becomes idle later is closed as ever."""
         if self._sweep:
             self._sweep.cancel()
+        self._sweep = None
         for _, lookup in self._lookups.values():
             lookup.cancel()
-        self._lookups.clear()
         for connections in self._idle.values():
             for connection in connections:
                 connection.transport.abort()
@@ -120,9 +118,6 @@ class HttpClient:
 
     def keep(self, connection: Connection) -> None:
         """Take back a connection whose response is complete."""
-        if self._is_closed:
-            connection.transport.abort()
-            return
         connection.idle_since = self._loop.time()
         self._idle.setdefault(connection.origin, []).append(connection)
         self._sweep = self._sweep or self._loop.call_later(KEEP, self._close_old)
@@ -149,14 +144,12 @@ class HttpClient:
         raise Unreached(reason)
 
     async def _open(self, origin: Origin) -> Connection:
-        proxy = urlsplit(origin.proxy) if origin.proxy else None
-        host, port = origin.host, origin.port
-        if proxy:
-            host, port = proxy.hostname or "", proxy.port or (443 if proxy.scheme == "https" else 80)
-        connection = await self._dial(host, port, origin)
+        proxy = urlsplit(origin.proxy or "")
+        port = proxy.port or {"http": 80, "https": 443}.get(proxy.scheme, origin.port)
+        connection = await self._dial(proxy.hostname or origin.host, port, origin)
         try:
-            if proxy and proxy.scheme == "https":
-                connection = await self._encrypt(connection, host)
+            if proxy.scheme == "https":
+                connection = await self._encrypt(connection, proxy.hostname or "")
             if origin.scheme == "https":
                 if origin.proxy:
                     await self._tunnel(connection, origin.proxy)
@@ -171,16 +164,15 @@ class HttpClient:
         host, port = connection.origin.host, connection.origin.port
         to = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         head = f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{_authorization(proxy)}\r\n"
-        response = await connection.ask((head.encode(),))
-        if not 200 <= response.status < 300:
+        if not 200 <= (await connection.ask((head.encode(),))).status < 300:
             raise Unreached("ProxyRefused")
 
     async def _encrypt(self, connection: Connection, host: str) -> Connection:
         if connection.transport.is_closing():  # on uvloop, start_tls would wait for ever
             raise Unreached("Disconnected")
         inner = Connection(connection.origin, connection)
-        name = host.rstrip(".")  # certificates have no trailing dot
-        transport = await self._loop.start_tls(connection.transport, inner, _tls(), server_hostname=name)
+        # Certificates name no host with a dot at its end.
+        transport = await self._loop.start_tls(connection.transport, inner, _tls(), server_hostname=host.rstrip("."))
         inner.connection_made(cast(asyncio.Transport, transport))
         return inner
 

@@ -62,8 +62,6 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.keep: Callable[[Connection], None] | None = None
         self._outer = outer
-        self._held = 0
-        """Bytes since the newest part of a body, or since the start."""
         self._until_close = False
         self._waiter: asyncio.Future[Response] | None = None
         self._response: Response | None = None
@@ -84,8 +82,8 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._in_head = 0
         self._held = 0
+        """Bytes since the newest part of a body, or since the start."""
         self._is_over = False
-        self._until_close = False
         waiter: asyncio.Future[Response] = self.loop.create_future()
         self._waiter = waiter
         self.transport.write(b"".join(request))
@@ -118,10 +116,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes."""
-        self._held += len(data)
         try:
             if self._is_over:
                 raise Unreadable  # nobody has asked for these
+            self._held += len(data)
             self._parser.feed_data(data)
             if self._held > MAX_HEAD_BYTES:
                 raise Unreadable
