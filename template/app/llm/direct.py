@@ -143,6 +143,7 @@ class Direct(Adapter):
         finally:
             packets.stop()
             response.close()
+            relay.failure = None  # its traceback refers to this frame, and so to the request
 
     async def _whole(
         self,

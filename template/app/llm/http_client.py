@@ -95,9 +95,10 @@ class HttpClient:
         return await connection.ask((content, body))
 
     async def close(self) -> None:
-        """Close every connection that is idle."""
+        """Close every connection that is idle; one that becomes idle later is closed as ever."""
         if self._sweep:
             self._sweep.cancel()
+        self._sweep = None
         for _, lookup in self._lookups.values():
             lookup.cancel()
         for connections in self._idle.values():
@@ -138,40 +139,49 @@ class HttpClient:
         try:
             async with asyncio.timeout(self._connect_within):
                 return await self._open(origin)
-        except (OSError, HttpError) as error:  # TimeoutError is an OSError
+        except (OSError, UnicodeError, HttpError) as error:  # TimeoutError is an OSError; a proxy's name may be none
             reason = error.reason if isinstance(error, Unreached) else type(error).__name__
         raise Unreached(reason)
 
     async def _open(self, origin: Origin) -> Connection:
-        tls = {"ssl": _tls(), "server_hostname": origin.host} if origin.scheme == "https" else {}
-        if origin.proxy is None:
-            return await self._dial(origin.host, origin.port, Connection(origin, self.keep), tls)
-        proxy = urlsplit(origin.proxy)
-        name, port = proxy.hostname or "", proxy.port or (443 if proxy.scheme == "https" else 80)
-        to_proxy = {"ssl": _tls(), "server_hostname": name} if proxy.scheme == "https" else {}
-        if not tls:
-            return await self._dial(name, port, Connection(origin, self.keep), to_proxy)
-        outer = await self._dial(name, port, Connection(origin, None), to_proxy)
+        proxy = urlsplit(origin.proxy or "")
+        port = proxy.port or {"http": 80, "https": 443}.get(proxy.scheme, origin.port)
+        connection = await self._dial(proxy.hostname or origin.host, port, origin)
         try:
-            to = f"[{origin.host}]:{origin.port}" if ":" in origin.host else f"{origin.host}:{origin.port}"
-            head = f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{_authorization(origin.proxy)}\r\n"
-            response = await outer.ask((head.encode(),))
-            if not 200 <= response.status < 300:
-                raise Unreached("ProxyRefused")
-            inner = Connection(origin, self.keep)
-            transport = await self._loop.start_tls(outer.transport, inner, _tls(), server_hostname=origin.host)
+            if proxy.scheme == "https":
+                connection = await self._encrypt(connection, proxy.hostname or "")
+            if origin.scheme == "https":
+                if origin.proxy:
+                    await self._tunnel(connection, origin.proxy)
+                connection = await self._encrypt(connection, origin.host)
         except BaseException:
-            outer.transport.abort()
+            connection.transport.abort()
             raise
+        connection.keep = self.keep
+        return connection
+
+    async def _tunnel(self, connection: Connection, proxy: str) -> None:
+        host, port = connection.origin.host, connection.origin.port
+        to = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        head = f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{_authorization(proxy)}\r\n"
+        if not 200 <= (await connection.ask((head.encode(),))).status < 300:
+            raise Unreached("ProxyRefused")
+
+    async def _encrypt(self, connection: Connection, host: str) -> Connection:
+        if connection.transport.is_closing():  # on uvloop, start_tls would wait for ever
+            raise Unreached("Disconnected")
+        inner = Connection(connection.origin, connection)
+        # Certificates name no host with a dot at its end.
+        transport = await self._loop.start_tls(connection.transport, inner, _tls(), server_hostname=host.rstrip("."))
         inner.connection_made(cast(asyncio.Transport, transport))
         return inner
 
-    async def _dial(self, host: str, port: int, connection: Connection, tls: dict[str, Any]) -> Connection:
+    async def _dial(self, host: str, port: int, origin: Origin) -> Connection:
         addresses = await self._resolve(host, port)
         # Both families at once: the first one that answers is used (RFC 8305).
         connected = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS, loop=self._loop)
         try:
-            await self._loop.create_connection(lambda: connection, sock=connected, **tls)
+            _, connection = await self._loop.create_connection(lambda: Connection(origin), sock=connected)
         except BaseException:
             connected.close()
             raise
@@ -180,14 +190,10 @@ class HttpClient:
     async def _resolve(self, host: str, port: int) -> list[AddressInfo]:
         """Look up a host once for all who need it now, and for a while."""
         until, lookup = self._lookups.get((host, port), (0.0, None))
-        if lookup is None or self._loop.time() > until:
+        if lookup is None or self._loop.time() > until or (lookup.done() and lookup.exception()):
             lookup = self._loop.create_task(self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
             self._lookups[host, port] = (self._loop.time() + RESOLVED_FOR, lookup)
-        try:
-            return await asyncio.shield(lookup)
-        except OSError:
-            self._lookups.pop((host, port), None)
-            raise
+        return await asyncio.shield(lookup)
 
 
 @cache

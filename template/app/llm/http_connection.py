@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from app.llm.http_response import Disconnected, HttpError, Response, Unreadable
+from app.llm.http_response import Disconnected, HttpError, Response, Unreached, Unreadable
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a response: no more headers are read, and no more bytes between two parts of a body."""
@@ -29,6 +29,9 @@ class Connection(asyncio.Protocol):
 
     Args:
         origin: what it leads to.
+        outer: the connection that this one is encrypted on, if it is.
+
+    Attributes:
         keep: takes the connection when a response is complete and another request may follow; None leaves it as it is.
     """
 
@@ -37,24 +40,29 @@ class Connection(asyncio.Protocol):
         "_held",
         "_in_head",
         "_is_over",
-        "_keep",
         "_may_stay",
+        "_outer",
         "_parser",
         "_response",
         "_until_close",
         "_waiter",
         "idle_since",
+        "keep",
         "loop",
         "origin",
         "transport",
     )
 
-    def __init__(self, origin: Origin, keep: "Callable[[Connection], None] | None") -> None:
+    def __init__(self, origin: Origin, outer: "Connection | None" = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.origin = origin
         self.transport: asyncio.Transport
+        if outer:
+            self.transport = outer.transport  # until encryption is agreed on: a server may speak before
         self.idle_since = 0.0
-        self._keep = keep
+        self.keep: Callable[[Connection], None] | None = None
+        self._outer = outer
+        self._until_close = False
         self._waiter: asyncio.Future[Response] | None = None
         self._response: Response | None = None
         self._is_over = True
@@ -68,13 +76,14 @@ class Connection(asyncio.Protocol):
         Raises:
             HttpError: as `HttpClient.post` says.
         """
+        if self.transport.is_closing():
+            raise Unreached("Disconnected")
         self._parser = HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._in_head = 0
         self._held = 0
         """Bytes since the newest part of a body, or since the start."""
         self._is_over = False
-        self._until_close = False
         waiter: asyncio.Future[Response] = self.loop.create_future()
         self._waiter = waiter
         self.transport.write(b"".join(request))
@@ -86,6 +95,8 @@ class Connection(asyncio.Protocol):
             elif not waiter.exception():
                 self.drop(waiter.result())
             raise
+        finally:
+            del waiter  # its exception's traceback refers to this frame, and so to the request
 
     def drop(self, response: Response) -> None:
         """End the connection, if this response is still arriving."""
@@ -105,11 +116,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes."""
-        self._held += len(data)
         response = self._response
         try:
             if self._is_over:
                 raise Unreadable  # nobody has asked for these
+            self._held += len(data)
             self._parser.feed_data(data)
             if self._held > MAX_HEAD_BYTES:
                 raise Unreadable
@@ -117,14 +128,18 @@ class Connection(asyncio.Protocol):
             self._fail(Unreadable)
             self.transport.abort()
             return
-        if self._is_over and self._keep:
-            if self._may_stay and not self.transport.get_write_buffer_size():
+        if self._is_over and self.keep:
+            if self._may_stay and not self.unsent():
                 self.transport.resume_reading()
-                self._keep(self)
+                self.keep(self)
             else:
                 self.transport.abort()
         if response:
             response.tell()
+
+    def eof_received(self) -> None:
+        """End the connection: the rest of a request that is still being sent leads to nothing."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what waits."""
@@ -134,6 +149,10 @@ class Connection(asyncio.Protocol):
             response.tell()
         else:
             self._fail(Disconnected)
+
+    def unsent(self) -> int:
+        """Return the bytes of a request that were not sent yet; an encrypted transport counts none of those below."""
+        return self.transport.get_write_buffer_size() + (self._outer.unsent() if self._outer else 0)
 
     def _fail(self, error: type[HttpError]) -> None:
         if self._waiter and not self._waiter.done():

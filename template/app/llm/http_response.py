@@ -111,11 +111,11 @@ class Response:
         while self._packets:
             packet = self._packets.popleft() if len(self._packets) == 1 else b"".join(self._packets)
             self._packets.clear()
-            if self._unread > MAX_UNREAD_BYTES:
-                self._connection.resume(self)
-            self._unread = 0
+            unread, self._unread = self._unread, 0
             if self._decoder:
                 packet = self._decoded(self._decoder, packet)
+            if unread > MAX_UNREAD_BYTES >= self._unread:
+                self._connection.resume(self)
             if packet:
                 return packet
         if self._error:
@@ -129,8 +129,11 @@ class Response:
             decoded = decoder.decompress(packet, MAX_DECODED_BYTES)
         except zlib.error:
             raise Unreadable from None
+        if decoder.unused_data:
+            raise Unreadable  # more than one member, or no encoding: it would be lost
         if decoder.unconsumed_tail:
             self._packets.append(decoder.unconsumed_tail)
+            self._unread = len(decoder.unconsumed_tail)
         return decoded
 
     def fail(self, error: Callable[[], Exception]) -> None:

@@ -2,18 +2,33 @@
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import socket
+import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from app.config import ModelEntry, Timeouts
+from app.errors import ProviderError
 from app.llm import http_client, http_response
+from app.llm.call import Call
+from app.llm.deadlines import Deadlines
+from app.llm.direct import Direct
 from app.llm.http_client import HttpClient
 from app.llm.http_response import Disconnected, Response, Unreached, Unreadable
+from app.llm.stream_state import StreamState
+from app.llm.targets import Target
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nHello"
@@ -61,9 +76,9 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def serving(peer: Peer) -> AsyncIterator[tuple[HttpClient, str]]:
-    """Serve a peer; yield a client, and the peer's host and port."""
-    server = await asyncio.start_server(peer, "127.0.0.1", 0)
+async def serving(peer: Peer, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[HttpClient, str]]:
+    """Serve a peer, with TLS if there is a context; yield a client, and the peer's host and port."""
+    server = await asyncio.start_server(peer, "127.0.0.1", 0, ssl=tls)
     client = HttpClient(PATIENCE)
     try:
         async with asyncio.timeout(PATIENCE):
@@ -195,7 +210,38 @@ def test_a_call_that_is_cancelled_ends_its_connection(answer: bytes) -> None:
     uvloop.run(run())
 
 
-def test_a_response_before_the_body_was_sent_is_read_and_its_connection_is_not_used_again() -> None:
+@pytest.fixture
+def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Return what a server needs to be llm.example, whom the client trusts."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "llm.example")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("llm.example")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "pem").write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    trusting = ssl.create_default_context(cafile=tmp_path / "pem")
+    monkeypatch.setattr(http_client, "_tls", lambda: trusting)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+    return context
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, lookup: Callable[..., Awaitable[list[Any]]]) -> None:
+    """Have a running loop look up every name like this."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+
+
+async def here(_host: str, port: int, **_: Any) -> list[Any]:
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_response_before_the_body_was_sent_is_read_and_its_connection_is_not_used_again(
+    scheme: str, certified: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Hasty(Peer):
         async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
@@ -205,13 +251,110 @@ def test_a_response_before_the_body_was_sent_is_read_and_its_connection_is_not_u
     peer = Hasty()
 
     async def run() -> None:
-        async with talking(peer) as post:
+        async with serving(peer, certified if scheme == "https" else None) as (client, host):
+            resolve(monkeypatch, here)
+            url = f"{scheme}://llm.example:{host.partition(':')[2]}/"
             for _ in range(2):
-                response = await post(b"x" * 20_000_000)
+                response = await client.post(url, {}, b"x" * 20_000_000)
                 assert (response.status, await whole(response)) == (413, b"big")
 
     uvloop.run(run())
     assert peer.connections == 2
+
+
+def test_a_server_that_ends_its_side_while_a_request_is_sent_is_not_waited_for() -> None:
+    class Leaving(Peer):
+        async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK + b"\r\nBye")
+            writer.write_eof()
+            await done.wait()
+
+    done = asyncio.Event()
+
+    async def run() -> None:
+        async with talking(Leaving()) as post:
+            asyncio.get_running_loop().call_later(PATIENCE, done.set)
+            assert await whole(await post(b"x" * 20_000_000)) == b"Bye"
+            done.set()
+
+    uvloop.run(run())
+
+
+def test_a_server_that_speaks_before_it_is_asked_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    class MailServer(Peer):
+        async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail.example ESMTP\r\n")
+
+    async def run() -> None:
+        async with talking(MailServer()) as post:
+            for _ in range(5):
+                with pytest.raises(http_response.HttpError):
+                    await post()
+
+    uvloop.run(run())
+    assert caplog.messages == []
+
+
+def test_a_call_that_is_over_after_its_client_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "KEEP", 0.2)
+    peer = Peer(OK + b"Content-Length: 5\r\n\r\n", b"Hello")
+
+    async def run() -> None:
+        async with serving(peer) as (client, host):
+            responses = [await client.post(f"http://{host}/", {}, b"{}") for _ in range(2)]
+            assert await whole(responses[0]) == b"Hello"
+            await client.close()
+            assert await whole(responses[1]) == b"Hello"
+            while peer.left < 2:  # noqa: ASYNC110 - it is the peer that waits
+                await asyncio.sleep(0.02)
+
+    uvloop.run(run())
+
+
+def test_a_stream_that_failed_does_not_keep_its_request_in_memory() -> None:
+    prompt = "x" * 100_000
+
+    def requests() -> int:
+        return sum(type(each) is dict and each.get("user") is prompt for each in gc.get_objects())
+
+    async def run() -> None:
+        failing = Peer(OK + b'Connection: close\r\n\r\ndata: {"error": {"message": "no"}}\n\n', ends=True)
+        async with serving(failing) as (_, host):
+            direct = Direct(Timeouts())
+            await direct.start()
+            target = Target("m", "openai", "m", "direct", ModelEntry(upstream="openai/m"), api_base=f"http://{host}/v1")
+            call = Call("chat", target, {"user": prompt}, Deadlines(Timeouts()))
+            with contextlib.suppress(ProviderError):
+                async for _ in direct.stream(call, target, StreamState()):
+                    pass
+            del call
+            await direct.close()
+            assert requests() == 0
+
+    gc.disable()
+    try:
+        uvloop.run(run())
+    finally:
+        gc.enable()
+
+
+def test_a_request_that_failed_is_not_kept_in_memory() -> None:
+    def requests() -> int:
+        return sum(type(each) is tuple and b"x" * 100_000 in each for each in gc.get_objects())
+
+    async def run() -> None:
+        async with talking(Peer(b"SSH\r\n\r\n")) as post:
+            with contextlib.suppress(Unreadable):  # pytest.raises keeps the error
+                await post(b"x" * 100_000)
+            await asyncio.sleep(0)  # until then, the event loop knows the error
+            assert requests() == 0
+
+    gc.disable()  # which would clear a circle of references at some later time
+    try:
+        uvloop.run(run())
+    finally:
+        gc.enable()
 
 
 # What is sent
@@ -341,6 +484,40 @@ def test_a_compressed_body_that_breaks_off_is_an_error() -> None:
         answered(Peer(answer))
 
 
+def test_a_compressed_body_with_more_behind_it_is_an_error() -> None:
+    body = gzip.compress(b"Hello ") + gzip.compress(b"you")
+    with pytest.raises(Unreadable):
+        answered(Peer(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body))
+
+
+def test_a_server_is_held_back_while_what_it_sent_is_decoded() -> None:
+    sent = 0
+
+    class Pouring(Peer):
+        async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK + b"Content-Encoding: gzip\r\n\r\n")
+            for _ in range(300):
+                writer.write(packet)
+                await writer.drain()
+                sent += len(packet)
+
+    encoder = zlib.compressobj(wbits=31)
+    packet = encoder.compress(bytes(100_000_000))[:90_000]
+
+    async def run() -> None:
+        async with talking(Pouring()) as post:
+            response = await post()
+            for _ in range(50):
+                assert await response.read()
+                await asyncio.sleep(0.01)
+            response.close()
+
+    uvloop.run(run())
+    assert sent < 12_000_000
+
+
 def test_a_little_that_becomes_much_is_read_in_parts() -> None:
     async def run() -> None:
         async with talking(Peer(compressed(bytes(20_000_000), b"gzip"))) as post:
@@ -443,11 +620,18 @@ def test_a_server_that_speaks_no_tls_was_not_reached() -> None:
                 await client.post(f"https://{host}/", {}, b"{}")
             return caught.value.reason
 
-    assert uvloop.run(run()) in {"SSLError", "ConnectionResetError", "ConnectionAbortedError"}
+    assert uvloop.run(run()) in {"SSLError", "ConnectionResetError", "ConnectionAbortedError", "Disconnected"}
 
 
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 407 Who are you?\r\n\r\n", b"HTTP/1.1 502 No\r\n\r\n", b"", b"SSH\r\n\r\n"]
+    "answer",
+    [
+        b"HTTP/1.1 407 Who are you?\r\n\r\n",
+        b"HTTP/1.1 502 No\r\n\r\n",
+        b"",
+        b"SSH\r\n\r\n",
+        OK + b"Content-Length: 0\r\n\r\nAnd now?",
+    ],
 )
 def test_a_proxy_that_leads_nowhere_is_told(answer: bytes) -> None:
     class Proxy(Peer):
@@ -469,6 +653,49 @@ def test_a_proxy_that_leads_nowhere_is_told(answer: bytes) -> None:
     assert request.startswith(b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n")
     assert b"Proxy-Authorization: Basic bWU6cEBzcw==" in request
     assert b"secret" not in request
+
+
+def test_a_proxy_whose_name_can_be_none_is_told() -> None:
+    reasons = {"UnicodeError", "UnicodeEncodeError", "gaierror"}
+    assert {reason("http://llm.example/", f"http://{name}:3128") for name in ("a..b", "a" * 64)} <= reasons
+
+
+def test_a_name_with_a_dot_at_its_end_is_the_certificates(
+    certified: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with serving(Peer(HELLO), certified) as (client, host):
+            resolve(monkeypatch, here)
+            port = host.partition(":")[2]
+            assert await whole(await client.post(f"https://llm.example.:{port}/", {}, b"{}")) == b"Hello"
+            with pytest.raises(Unreached, match="SSLCertVerificationError"):
+                await client.post(f"https://other.example:{port}/", {}, b"{}")
+
+    uvloop.run(run())
+
+
+def test_a_lookup_that_failed_after_its_caller_had_left_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = asyncio.Event()
+
+    async def flaky(host: str, port: int, **_: Any) -> list[Any]:
+        if not failed.is_set():
+            await asyncio.sleep(0.2)
+            failed.set()
+            raise socket.gaierror
+        return await here(host, port)
+
+    async def run() -> None:
+        async with serving(Peer(HELLO)) as (client, host):
+            resolve(monkeypatch, flaky)
+            url = f"http://llm.example:{host.partition(':')[2]}/"
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await client.post(url, {}, b"{}")
+            await failed.wait()
+            await asyncio.sleep(0.05)
+            assert await whole(await client.post(url, {}, b"{}")) == b"Hello"
+
+    uvloop.run(run())
 
 
 def test_many_calls_at_once_look_a_host_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
