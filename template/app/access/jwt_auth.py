@@ -84,7 +84,7 @@ class JwtAuth:
         algorithm = header.get("alg")
         if algorithm not in ALGORITHMS:
             raise jwt.InvalidAlgorithmError
-        failure: Exception = jwt.InvalidKeyError()
+        failure: type[Exception] = jwt.InvalidKeyError
         for _, algorithms, key in await self._named(header.get("kid")):
             if algorithm in algorithms:
                 try:
@@ -97,8 +97,8 @@ class JwtAuth:
                         options={"require": ["exp", "iss", "aud", self._settings.subject]},
                         leeway=30,
                     )
-                except jwt.InvalidSignatureError as error:
-                    failure = error
+                except jwt.InvalidSignatureError:
+                    failure = jwt.InvalidSignatureError
         raise failure
 
     async def _named(self, key_id: str | None) -> list[PublicKey]:
