@@ -84,9 +84,9 @@ async def test_the_evals_score() -> None:
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as it stands, with every file of the page."""
+    """The template as it stands, without a database, with every file of the page."""
     product = tmp_path_factory.mktemp("product")
-    left = shutil.ignore_patterns("__pycache__", ".*_cache", "template")
+    left = shutil.ignore_patterns("__pycache__", ".*_cache", "template", "database")
     for folder in ("app", "tests"):
         shutil.copytree(TEMPLATE / folder, product / folder, ignore=left)
     for name in ("pytest.ini", "mypy.ini", "ruff.toml"):

@@ -136,4 +136,4 @@ def test_the_readme_lists_the_questions_in_their_order_with_their_defaults() -> 
 
 
 def test_the_readme_stays_short() -> None:
-    assert len(README.splitlines()) < 120
+    assert len(README.splitlines()) < 130

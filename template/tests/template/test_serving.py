@@ -75,7 +75,7 @@ sys.modules["app.own"] = SimpleNamespace(lifespan=lifespan, middleware=[(Middlew
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
 
-def until(holds: Callable[[], object], seconds: float = 30) -> None:
+def until(holds: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
