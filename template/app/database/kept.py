@@ -263,13 +263,14 @@ async def keeping(
             await save(body)
         return packet
 
-    async def rest(packets: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        async for packet in packets:
+    async def all_of(stream: OpenStream) -> AsyncGenerator[bytes, Any]:
+        yield await passed(stream.first)
+        async for packet in stream.packets:
             yield await passed(packet)
 
     try:
-        async with opening as stream, aclosing(rest(stream.packets)) as packets:
-            yield OpenStream(stream.call, await passed(stream.first), packets)
+        async with opening as stream, aclosing(all_of(stream)) as packets:
+            yield OpenStream(stream.call, await anext(packets), packets)
     except BaseException as error:
         if not is_saved:
             await asyncio.shield(save(kept.broken(error)))

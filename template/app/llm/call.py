@@ -103,7 +103,7 @@ class OpenStream:
     Attributes:
         call: the call; its `headers` are complete.
         first: the first packet: one or more whole events.
-        packets: those that follow, `[DONE]` last.
+        packets: those that follow, `[DONE]` last. It has begun, since something may be sent into it (`asend`).
     """
 
     call: Call

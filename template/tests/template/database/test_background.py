@@ -5,8 +5,11 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -18,7 +21,7 @@ from app.config import Settings
 from app.database.replay import Replay
 from app.main import create_app
 from tests.database.fixtures import POSTGRES, MakeDatabase
-from tests.serving import Process, serve
+from tests.serving import Process, environment, free_port, serve
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.database.test_state import EACH, KEYS, Client, Json
 
@@ -224,36 +227,98 @@ def test_an_answer_waits_while_its_callers_limit_is_reached(served: str, upstrea
 # --- Processes that end -----------------------------------------------------------------------------------------------
 
 
-def read_on(base: str, name: str, events: list[Json], seconds: float) -> None:
-    """Read the events that a stream has not brought yet, until it or the time is over."""
+WARM = """
+import os, runpy, sys
+import uvicorn
+import app.database.service, app.dependencies, app.http.server_protocol, app.routers.chat, app.routers.responses
+os.environ["APP_PORT"] = sys.argv[1]
+sys.argv = ["app"]
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        runpy.run_module("app", run_name="__main__")
+    print(child, flush=True)
+    os.waitpid(child, 0)
+"""
+"""Starts `python -m app` for each line that it reads, tells its id, and waits for its end. What it has imported need
+not be imported at each start, which takes seconds; nothing else is shared."""
+
+
+@contextlib.contextmanager
+def warm(env: dict[str, str]) -> Iterator[Callable[[], tuple[str, int]]]:
+    """Yield a function that starts a process which serves, and returns its base URL and its id."""
+    port = free_port()
+    base = f"http://127.0.0.1:{port}"
+    starter = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-c", WARM, str(port)],
+        env=environment(**env),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert starter.stdin is not None
+    assert starter.stdout is not None
+    to, told = starter.stdin, starter.stdout
+
+    def is_up() -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(f"{base}/health").is_success
+        return False
+
+    def start() -> tuple[str, int]:
+        to.write("start\n")
+        to.flush()
+        process = int(told.readline())
+        until(is_up)
+        return base, process
+
+    with starter:
+        yield start
+        to.close()
+
+
+def read_on(base: str, name: str, events: list[Json]) -> None:
+    """Read the events that a stream has not brought yet, until it ends or its process does."""
     after = f"&starting_after={events[-1]['sequence_number']}" if events else ""
     url = f"{base}/v1/responses/{name}?stream=true{after}"
     headers = {"Authorization": f"Bearer {KEYS['web']}"}
-    end = time.monotonic() + seconds
-    with httpx2.stream("GET", url, headers=headers, timeout=60) as answer:
+    with (
+        contextlib.suppress(httpx2.TransportError),
+        httpx2.stream("GET", url, headers=headers, timeout=60) as answer,
+    ):
         for line in answer.iter_lines():
             if line.startswith("data: {"):
-                events.append(json.loads(line[6:]))
-            if time.monotonic() > end:
-                return
+                events.append(json.loads(line[6:]))  # noqa: PERF401 - what came before the end is kept
+
+
+def is_open(events: list[Json]) -> bool:
+    return not events or events[-1]["type"] != "response.completed"
 
 
 def kill_often(env: dict[str, str], polled: set[str], streamed: dict[str, list[Json]]) -> None:
     """Ask for answers and read their events, of processes that are killed while they make them."""
-    for kill in range(KILLS):
-        with Process(env=env) as process, client_of(process.url) as web:
-            polled.add(web.responses.create(input="One", background=True).id)
-            with web.responses.create(
-                model="native" if kill % 2 else "bridged", input="Two", background=True, stream=True
-            ) as events:
-                streamed[next(iter(events)).response.id] = []
-            for name, seen in streamed.items():
-                read_on(process.url, name, seen, random.uniform(0, 0.7))  # noqa: S311 - at any moment
-            os.kill(process.pid, signal.SIGKILL)
+    with warm(env) as start, ThreadPoolExecutor(100) as readers:
+        for kill in range(KILLS):
+            base, process = start()
+            with client_of(base) as web:
+                polled.add(web.responses.create(input="One", background=True).id)
+                with web.responses.create(
+                    model="native" if kill % 2 else "bridged", input="Two", background=True, stream=True
+                ) as events:
+                    streamed[next(iter(events)).response.id] = []
+                reading = [
+                    readers.submit(read_on, base, name, seen) for name, seen in streamed.items() if is_open(seen)
+                ]
+                time.sleep(random.uniform(0, 1.5))  # noqa: S311 - at any moment
+                os.kill(process, signal.SIGKILL)
+            for each in reading:
+                each.result()
 
 
 def test_answers_survive_the_end_of_the_process_at_any_moment(upstream: Stub, make_database: MakeDatabase) -> None:
-    upstream.default = Behaviour(text=LONG, pace=0.01)
+    upstream.default = Behaviour(text=LONG, pace=0.02)
     given = tables(upstream) | {"database_url": make_database()}
     env = {f"APP_{k.upper()}": json.dumps(v) if isinstance(v, dict) else str(v) for k, v in given.items()}
     polled: set[str] = set()
@@ -267,7 +332,7 @@ def test_answers_survive_the_end_of_the_process_at_any_moment(upstream: Stub, ma
             done = ended(web, name)
             assert (done.status, done.output_text) == ("completed", LONG)
         for name, seen in streamed.items():
-            read_on(process.url, name, seen, 600)
+            read_on(process.url, name, seen)
     for events in streamed.values():
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
         assert events[-1]["type"] == "response.completed"

@@ -346,6 +346,14 @@ def test_a_history_is_no_larger_than_a_request_may_be(web: Client) -> None:
 
 
 @EACH
+def test_a_stored_stream_whose_events_come_one_by_one_is_whole(web: Client, upstream: Stub, model: str) -> None:
+    upstream.queue(Behaviour(pace=0.05))
+    events: list[Any] = list(web.responses.create(model=model, input="One", stream=True))
+    assert events[-1].type == "response.completed"
+    assert web.responses.retrieve(events[-1].response.id).output_text == TEXT
+
+
+@EACH
 def test_a_stream_that_breaks_is_stored_as_failed(web: Client, upstream: Stub, model: str) -> None:
     upstream.queue(Behaviour(cut_after=6))
     events: list[Any] = list(web.responses.create(model=model, input="One", stream=True))
