@@ -86,7 +86,6 @@ class EventStream(Response):
                 self.raw_headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.headers.items()]
                 await self._pass_on(stream.first)
                 with suppress(StopAsyncIteration):
-                    await self._pass_on(await anext(stream.packets))  # which may not have begun, and then takes nothing
                     while True:
                         await self._pass_on(await stream.packets.asend(write))
         except asyncio.CancelledError:
