@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -83,10 +84,11 @@ def serve(app: Any) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """Return a loopback port that nobody listens on, and that the system gives to no outgoing connection meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def environment(**given: str) -> dict[str, str]:
