@@ -46,8 +46,6 @@ AsCaller = Callable[..., TestClient]
 KEY = "sk-app-test"
 pytest_plugins = ["tests.database.fixtures"] if find_spec("app.database") else []
 OF_THE_TEMPLATE = Path(__file__).parent / "template"
-LONGEST = frozenset({"test_serving", "test_server_protocol", "test_event_stream", "test_command_line"})
-"""Files that begin first, so that none of them is still running when all others have ended."""
 CAME_WITH_THE_TEMPLATE = frozenset(
     """
     test_access test_calls test_http test_limits test_logs test_metrics test_openai_client
@@ -66,11 +64,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes run the tests: three for the template's own, which mostly wait, else this one."""
     return 3 if _names_the_template(config) else 0
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no process still has one of them when the others are ready."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def _names_the_template(config: pytest.Config) -> bool:
