@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import structlog
 
 from app.access.process_storage import ProcessStorage
 from app.access.shared_storage import SharedStorage
-from app.access.windows import Window
+from app.access.windows import Count, Window
 from app.config import Settings
 from app.errors import BudgetUnavailable, RateLimited
 from app.telemetry.metrics import Metrics
@@ -25,7 +26,12 @@ STORAGE_PAUSE = 2.0
 """Seconds after a failure of a shared storage before one call tries it again."""
 
 Storage = ProcessStorage | SharedStorage
-Work = Callable[[Storage], Awaitable[None]]
+Change = tuple[Window, int, float]
+"""A window, what is added to it, and its end when it was reserved; 0 if that was in another storage."""
+Reserved = Callable[[Storage, list[Window], int | None, list[Count]], None]
+"""Takes what a storage has counted, in which windows; or which of them has too little room. It may raise RateLimited."""
+Changes = Callable[[Storage], list[Change]]
+Settled = Callable[[list[Change], list[int]], None]
 
 log = structlog.get_logger("app.limits")
 
@@ -45,7 +51,7 @@ class LimitStorage:
         self.degraded = False
         """Whether the shared storage fails, so that this process counts for itself."""
         self.own = ProcessStorage()
-        self.shared: Storage | None = None
+        self.shared: SharedStorage | None = None
         if settings.limit_storage != "async+memory://":
             self.shared = SharedStorage(settings.limit_storage, STORAGE_TIMEOUT)
         self._metrics = metrics
@@ -53,52 +59,78 @@ class LimitStorage:
         self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
         self._retry_at = 0.0
 
-    async def use(self, work: Work, windows: Sequence[Window] = ()) -> None:
-        """Do a call's work on the shared storage, or, while that fails, on this process's own.
+    async def reserve(self, windows: list[Window], reserved: Reserved) -> None:
+        """Count a call in all windows, or in none, if one has too little room.
 
-        If this is cancelled, the work is done to its end nevertheless: else nobody would know what was reserved.
+        If this is cancelled, `reserved` is called nevertheless: else nobody would know what was counted.
 
         Args:
-            work: reserves or settles; may raise RateLimited.
-            windows: what is reserved. If there is money among it, and budgets are closed while the storage fails, the
-                work is not done.
+            windows: if there is money among them, and budgets are closed while the storage fails, nothing is counted.
+            reserved: is told what was counted.
 
         Raises:
-            BudgetUnavailable: the storage fails, and so the work is not done.
+            BudgetUnavailable: the storage fails, and so nothing is counted.
+            RateLimited: as `reserved` does.
         """
         if self.shared is None:
-            await work(self.own)
-            return
-        doing = asyncio.create_task(self._on_shared(self.shared, work, windows))
-        try:
-            await asyncio.shield(doing)
-        except asyncio.CancelledError:
-            await asyncio.wait([doing])
-            if not doing.cancelled():
-                doing.exception()  # has been seen
-            raise
+            reserved(self.own, windows, *self.own.reserve(windows))
+        else:
+            await _to_its_end(self._reserve_shared(self.shared, windows, reserved))
 
-    async def _on_shared(self, shared: Storage, work: Work, windows: Sequence[Window]) -> None:
-        async with self._connections:
-            if (now := time.monotonic()) >= self._retry_at:
-                probes = self.degraded
-                if probes:
-                    self._retry_at = now + STORAGE_PAUSE
-                try:
-                    async with asyncio.timeout(STORAGE_TIMEOUT):
-                        await work(shared)
-                except RateLimited:
-                    self._answered(probes=probes)
-                    raise
-                except Exception as error:
-                    self._failed(error)
-                else:
-                    self._answered(probes=probes)
-                    return
+    async def settle(self, changes: Changes, settled: Settled) -> None:
+        """Correct what is counted; to the end, even if this is cancelled.
+
+        Args:
+            changes: returns what is to be corrected in a storage.
+            settled: is told what was corrected, and what is counted in each window now.
+        """
+        if self.shared is None:
+            self._settle_own(changes, settled)
+        else:
+            await _to_its_end(self._settle_shared(self.shared, changes, settled))
+
+    async def _reserve_shared(self, shared: SharedStorage, windows: list[Window], reserved: Reserved) -> None:
+        async def work() -> None:
+            reserved(shared, windows, *await shared.reserve(windows))
+
+        if await self._on_shared(work):
+            return
         if self._closes and any(window.end for window in windows):
             message = "Budgets can't be read just now, and nothing is spent without them. Try again in a moment."
             raise BudgetUnavailable(message, retry_after=STORAGE_PAUSE)
-        await work(self.own)
+        reserved(self.own, windows, *self.own.reserve(windows))
+
+    async def _settle_shared(self, shared: SharedStorage, changes: Changes, settled: Settled) -> None:
+        async def work() -> None:
+            if due := changes(shared):
+                settled(due, await shared.settle(due))
+
+        if not await self._on_shared(work):
+            self._settle_own(changes, settled)
+
+    def _settle_own(self, changes: Changes, settled: Settled) -> None:
+        if due := changes(self.own):
+            settled(due, self.own.settle(due))
+
+    async def _on_shared(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Return whether work on the shared storage could be done. It may raise RateLimited."""
+        async with self._connections:
+            if (now := time.monotonic()) < self._retry_at:
+                return False
+            probes = self.degraded
+            if probes:
+                self._retry_at = now + STORAGE_PAUSE
+            try:
+                async with asyncio.timeout(STORAGE_TIMEOUT):
+                    await work()
+            except RateLimited:
+                self._answered(probes=probes)
+                raise
+            except Exception as error:
+                self._failed(error)
+                return False
+            self._answered(probes=probes)
+            return True
 
     def _failed(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + STORAGE_PAUSE
@@ -116,3 +148,15 @@ class LimitStorage:
             self._retry_at = 0.0
             self._metrics.storage_up.set(1)
             log.info("limit storage is back")
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do work; if this is cancelled, to its end nevertheless."""
+    doing = asyncio.create_task(work)
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait([doing])
+        if not doing.cancelled():
+            doing.exception()  # has been seen
+        raise

@@ -5,7 +5,7 @@ flight are counted in this process.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ import structlog
 
 from app.access.callers import Caller, Scope
 from app.access.estimate import images_in, most_tokens
-from app.access.limit_storage import LimitStorage, Storage
-from app.access.windows import Window, in_calendar, in_minute, refusal
+from app.access.limit_storage import Change, LimitStorage, Storage
+from app.access.windows import Count, Window, in_calendar, in_minute, refusal
 from app.config import JWT_NAMES, Limits, ModelEntry, Settings
 from app.errors import ModelNotPriced, RateLimited
 from app.quotas import MICRO
@@ -29,6 +29,10 @@ Held = list[Callable[[], object]]
 """What is called when a request has ended, so when its answer has been sent."""
 Turn = Literal["first", "fallback", "retry"]
 
+LIMIT, REMAINING, RESET = (
+    {unit: f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens")} for what in ("limit", "remaining", "reset")
+)
+"""Names of OpenAI's headers, by what is counted."""
 
 log = structlog.get_logger("app.limits")
 
@@ -156,14 +160,14 @@ class Admission:
             return self
         try:
             self._take_places()
-            if windows := list(self._windows()):
-                await self._limiter.storage.use(lambda storage: self._reserve(storage, windows), windows)
+            if windows := self._windows():
+                await self._limiter.storage.reserve(windows, self._reserve)
             elif self.prepaid:
                 self.headers |= self.prepaid
         except BaseException as error:
             self._leave_places()
             if self._reserved:
-                await self._limiter.storage.use(self._settle)
+                await self._limiter.storage.settle(self._changes, self._settled)
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
@@ -177,7 +181,7 @@ class Admission:
         else:
             self._leave_places()
         if self._reserved:
-            await self._limiter.storage.use(self._settle)
+            await self._limiter.storage.settle(self._changes, self._settled)
 
     def charge(self, what: str, used: int, *, at_least: bool = False) -> None:
         """Say how much was used.
@@ -208,23 +212,25 @@ class Admission:
                 del in_flight[place]  # callers come and go
         self._places.clear()
 
-    def _windows(self) -> Iterator[Window]:
-        """Yield the windows that the call is counted in."""
+    def _windows(self) -> list[Window]:
+        """Return the windows that the call is counted in."""
         fields, entry, tokens, money = self._fields, self._entry, None, None
+        windows = []
         for kind, name, limits in self._scopes:
             if (limit := limits.requests_per_minute) and (kind == "model" or self.prepaid is None):
-                yield in_minute("requests", kind, name, limit, 1)
+                windows.append(in_minute("requests", kind, name, limit, 1))
             if entry is None or not fields:
                 continue
             if limit := limits.tokens_per_minute:
                 tokens = tokens or sum(most_tokens(fields, entry.upstream, UNSET_MAX_TOKENS))
-                yield in_minute("tokens", kind, name, limit, tokens)
+                windows.append(in_minute("tokens", kind, name, limit, tokens))
             for unit, limit in limits.budgets if not entry.upstream.startswith(WITHOUT_PRICE) else ():
                 money = self._most(entry) if money is None else money
-                yield in_calendar(unit, kind, name, limit, money)
+                windows.append(in_calendar(unit, kind, name, limit, money))
+        return windows
 
-    async def _reserve(self, storage: Storage, windows: list[Window]) -> None:
-        refused, counts = await storage.reserve(windows)
+    def _reserve(self, storage: Storage, windows: list[Window], refused: int | None, counts: list[Count]) -> None:
+        """Keep what a storage has counted, or raise an error if it has refused."""
         self._reserved.clear()
         self.headers.clear()
         self.headers |= self.prepaid or {}
@@ -233,7 +239,7 @@ class Admission:
             if window.end:
                 self._show(window, before + (window.amount if refused is None else 0))
             else:
-                self._set_headers(window.unit, window.limit, window.limit - before - window.amount, wait)
+                self._set_headers(window, max(0, window.limit - before - window.amount), wait)
             if refused is None and window.unit != "requests":
                 self._reserved.append((window, end))
         if refused is not None:
@@ -243,7 +249,8 @@ class Admission:
                 self._limiter.metrics.budget_refusals(window.kind, window.name, window.unit).inc()
             raise refusal(window, count, self.headers)
 
-    async def _settle(self, storage: Storage) -> None:
+    def _changes(self, storage: Storage) -> list[Change]:
+        """Return how what was used differs from what a storage has counted."""
         changes = []
         here = storage is self._charged
         for window, end in self._reserved:
@@ -251,9 +258,10 @@ class Admission:
             owed = (max(used, window.amount) if at_least else used) - (window.amount if here else 0)
             if owed:
                 changes.append((window, owed, end if here else 0))
-        if not changes:
-            return
-        for (window, _, _), total in zip(changes, await storage.settle(changes), strict=True):
+        return changes
+
+    def _settled(self, changes: list[Change], totals: list[int]) -> None:
+        for (window, _, _), total in zip(changes, totals, strict=True):
             if window.end:
                 self._show(window, total)
 
@@ -277,11 +285,11 @@ class Admission:
             metrics.budget_used(window.kind, window.name, window.unit).set(used / MICRO)
             metrics.budget_ends(window.kind, window.name, window.unit).set(window.end)
 
-    def _set_headers(self, what: str, limit: int, remaining: int, seconds: float) -> None:
+    def _set_headers(self, window: Window, remaining: int, seconds: float) -> None:
         """Set OpenAI's `x-ratelimit-*` headers, for the tightest limit where there are two."""
-        remaining = max(0, remaining)
-        known = self.headers.get(f"x-ratelimit-remaining-{what}")
+        unit, headers = window.unit, self.headers
+        known = headers.get(REMAINING[unit])
         if known is None or remaining < int(known):
-            self.headers[f"x-ratelimit-limit-{what}"] = str(limit)
-            self.headers[f"x-ratelimit-remaining-{what}"] = str(remaining)
-            self.headers[f"x-ratelimit-reset-{what}"] = f"{max(0.0, seconds):.3f}s"
+            headers[LIMIT[unit]] = str(window.limit)
+            headers[REMAINING[unit]] = str(remaining)
+            headers[RESET[unit]] = f"{max(0.0, seconds):.3f}s"

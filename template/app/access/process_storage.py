@@ -21,7 +21,7 @@ class ProcessStorage:
     def __len__(self) -> int:
         return len(self._counts) + len(self._entries)
 
-    async def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
+    def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
         """Count a call in all windows, or in none, if one has too little room.
 
         Returns:
@@ -39,7 +39,7 @@ class ProcessStorage:
                 self._counts[window.key] = end, before + window.amount
         return None, counts
 
-    async def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
+    def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
         """Add to windows what calls took more than was counted, or take off what they took less.
 
         Args:
@@ -58,7 +58,7 @@ class ProcessStorage:
             left.append(total)
         return left
 
-    async def read(self, windows: Sequence[Window]) -> list[int]:
+    def read(self, windows: Sequence[Window]) -> list[int]:
         """Return what is counted in each window of a day or a month."""
         return [self._count(window, time.monotonic())[0] for window in windows]
 

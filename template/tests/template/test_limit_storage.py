@@ -67,20 +67,18 @@ def test_reserved_is_what_a_call_may_take_at_the_most(fields: dict[str, Any], re
 
 
 def test_callers_that_do_not_come_again_are_forgotten(clock: SimpleNamespace) -> None:
-    async def count() -> list[int]:
+    def count() -> list[int]:
         storage = ProcessStorage()
         sizes = []
         for number in range(1000):
             name = str(number)
-            await storage.reserve(
-                [in_minute("requests", "caller", name, 5, 1), in_minute("tokens", "caller", name, 5, 5)]
-            )
+            storage.reserve([in_minute("requests", "caller", name, 5, 1), in_minute("tokens", "caller", name, 5, 5)])
         sizes.append(len(storage))
         clock.now += 61
-        await storage.reserve([in_minute("tokens", "caller", "new", 5, 1)])
+        storage.reserve([in_minute("tokens", "caller", "new", 5, 1)])
         return [*sizes, len(storage)]
 
-    assert asyncio.run(count()) == [2000, 1]
+    assert count() == [2000, 1]
 
 
 # A storage that is shared, and fails.
@@ -141,22 +139,22 @@ def test_a_stalled_storage_is_waited_for_once_and_briefly(
     assert min(others) < first
 
 
-class Shared(ProcessStorage):
+class Shared:
     """A storage that fails on demand, and takes some turns of the loop as any other does."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._counts = ProcessStorage()
         self.up = True
 
     async def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
         await self._travel()
-        told = await super().reserve(windows)
+        told = self._counts.reserve(windows)
         await self._travel()
         return told
 
     async def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
         await self._travel()
-        return await super().settle(changes)
+        return self._counts.settle(changes)
 
     async def _travel(self) -> None:
         for _ in range(5):
