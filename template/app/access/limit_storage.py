@@ -29,7 +29,7 @@ Storage = ProcessStorage | SharedStorage
 Change = tuple[Window, int, float]
 """A window, what is added to it, and its end when it was reserved; 0 if that was in another storage."""
 Reserved = Callable[[Storage, list[Window], int | None, list[Count]], None]
-"""Takes what a storage has counted, in which windows; or which of them has too little room. It may raise RateLimited."""
+"""Takes what a storage has counted, in which windows, or which has too little room. It may raise RateLimited."""
 Changes = Callable[[Storage], list[Change]]
 Settled = Callable[[list[Change], list[int]], None]
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import State
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp
 
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
@@ -85,6 +87,11 @@ class App(FastAPI):
     def _public(self) -> FastAPI:
         """What is public alone, so that the OpenAPI page can tell it from the rest."""
         return FastAPI()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the middleware, without Starlette's outermost: ErrorBoundary answers what nothing has handled."""
+        stack = super().build_middleware_stack()
+        return stack.app if isinstance(stack, ServerErrorMiddleware) else stack
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI page."""

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.config import Timeouts
-from app.http.cycles import BrokenBody, CloseDelimited
+from app.http.cycles import BrokenBody, Cycle
 from app.http.exchange import SECURITY_HEADERS
 from app.http.heads import MAX_HEAD_BYTES
 from app.http.problems import problem_response
@@ -144,8 +144,7 @@ class ServerProtocol(HttpToolsProtocol):
                 super().on_headers_complete()
             return
         super().on_headers_complete()
-        if version == "1.0":
-            self.cycle.__class__ = CloseDelimited
+        self.cycle.__class__ = Cycle
         self.scope["app.connection"] = self
         self.headers = []  # what is appended from now on are trailers
         self._phase = "body"
