@@ -87,6 +87,9 @@ class Connection:
     def write(self, data: bytes) -> None:
         self.written += data
 
+    def writelines(self, parts: list[bytes]) -> None:
+        self.written += b"".join(parts)
+
     def close(self) -> None:
         if not self.closing:
             self.closing = True
