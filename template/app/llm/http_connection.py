@@ -43,12 +43,14 @@ class Connection(asyncio.Protocol):
         "_may_stay",
         "_outer",
         "_parser",
+        "_parts",
         "_response",
         "_until_close",
         "_waiter",
         "idle_since",
         "keep",
         "loop",
+        "on_body",
         "origin",
         "transport",
     )
@@ -66,6 +68,9 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[Response] | None = None
         self._response: Response | None = None
         self._is_over = True
+        self._parts: list[bytes] = []
+        """Parts of a body that have just been parsed."""
+        self.on_body = self._parts.append  # a stream has many: no function of ours is called for each
 
     async def ask(self, request: Sequence[bytes]) -> Response:
         """Send a request, and return the response when its head is there.
@@ -82,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._in_head = 0
         self._held = 0
-        """Bytes since the newest part of a body, or since the start."""
+        """Bytes since those that had a part of a body in them, or since the start."""
         self._is_over = False
         waiter: asyncio.Future[Response] = self.loop.create_future()
         self._waiter = waiter
@@ -122,9 +127,11 @@ class Connection(asyncio.Protocol):
                 raise Unreadable  # nobody has asked for these
             self._held += len(data)
             self._parser.feed_data(data)
+            self._hand_over()
             if self._held > MAX_HEAD_BYTES:
                 raise Unreadable
         except (HttpParserError, HttpParserUpgrade, Unreadable):
+            self._hand_over()
             self._fail(Unreadable)
             self.transport.abort()
             return
@@ -162,7 +169,17 @@ class Connection(asyncio.Protocol):
         self._waiter = self._response = None
         self._is_over = True
 
+    def _hand_over(self) -> None:
+        """Hand over what was parsed of a body."""
+        if self._parts:
+            self._held = 0
+            body = b"".join(self._parts)
+            self._parts.clear()
+            if self._response and self._response.feed(body):
+                self.transport.pause_reading()
+
     def _complete(self) -> None:
+        self._hand_over()
         if self._response:
             self._response.complete()
         self._response = None
@@ -198,12 +215,6 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         if waiter and not waiter.done():
             waiter.set_result(self._response)
-
-    def on_body(self, body: bytes) -> None:
-        """Hand over a part of the body."""
-        self._held = 0
-        if self._response and self._response.feed(body):
-            self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
         """The response is complete, unless it is an interim one."""
