@@ -16,7 +16,7 @@ from app.dialects.chunks import SEAL, opened
 PREFIX = "rs_"
 MOST_CARRIED = 100_000
 """Bytes of the items that one id carries."""
-REFERRING = "ai-sdk"
+REFERRING = b"ai-sdk"
 """What the User-Agent of such a client has in it."""
 CARRIED = ("type", "id", "role", "call_id", "name", "namespace", "arguments", "input", "encrypted_content")
 
