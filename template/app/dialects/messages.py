@@ -85,7 +85,7 @@ class Messages(Translation):
         """Return chat's fields for the request's."""
         sent = self.sent
         self._names: dict[str, str] = {}
-        for name in sorted(HINTS & sent.keys()):
+        for name in sorted(HINTS.intersection(sent)):
             self.leave_out(name, sent[name])
         fields = {name: value for name, value in sent.items() if name not in OTHERWISE}
         form = (sent.get("output_config") or {}).get("format") or sent.get("output_format")

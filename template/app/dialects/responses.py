@@ -101,7 +101,7 @@ class Responses(Translation):
         for name, instead in STATE.items():
             if sent.get(name):
                 self.cannot(f"{name}: {instead}", name)
-        for name in sorted(HINTS & sent.keys()):
+        for name in sorted(HINTS.intersection(sent)):
             self.leave_out(name, sent[name])
         if sent.get("truncation", "disabled") != "disabled":
             self.leave_out("truncation")

@@ -74,8 +74,11 @@ class Translation:
 
     def native(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Return the request for an upstream that speaks the dialect, with those of a row's defaults that fit."""
-        known = {self.names.get(name, name): value for name, value in defaults.items()}
-        fields = {name: value for name, value in known.items() if name in self.defaults} | self.sent
+        fields = {}
+        for name, value in defaults.items():
+            if (known := self.names.get(name, name)) in self.defaults:
+                fields[known] = value
+        fields |= self.sent
         if isinstance(said := fields.get(self.history), list):
             fields[self.history] = without_seals(said)
         return fields
@@ -141,8 +144,9 @@ class Translation:
             name = self.names.get(first, first) + dot + rest
             raise InvalidRequest(refusal.message.replace(param, name, 1), param=name or None) from None
         checked = vars(chat) | (chat.model_extra or {})
-        plain = {name: fields[name] for name in ("messages", "stream_options") if name in fields}  # not models
-        self.fields = {name: value for name, value in (checked | plain).items() if value is not None}
+        for name in ("messages", "stream_options"):  # models, which would have to be dumped
+            checked[name] = fields.get(name)
+        self.fields = {name: checked[name] for name, value in fields.items() if value is not None}
         return chat
 
 

@@ -140,9 +140,8 @@ class LLMClient(TypedCalls):
         Raises:
             AppError: as in `complete`.
         """
-        call = self._call(
-            "chat", self._target(request.model), {**_fields(request, translator), "stream": True}, translator
-        )
+        fields = _fields(request, translator) | {"stream": True}
+        call = self._call("chat", self._target(request.model), fields, translator)
         wants_usage = request.wants_usage or translator is not None
         del request  # its messages are in the call
 

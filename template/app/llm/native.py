@@ -28,7 +28,7 @@ class Native(Direct):
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return the outlines of a chat completion, and under TRANSLATED the upstream's answer."""
         translator, upstream = _start(call, target)
-        fields = {**translator.native(target.entry.defaults), "model": upstream.model}
+        fields = translator.native(target.entry.defaults) | {"model": upstream.model}
         fields.pop("stream", None)
         headers = _headers(translator)
         body = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
