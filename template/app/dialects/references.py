@@ -53,6 +53,8 @@ def resolved(given: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any
             rest.append(item)
         else:
             carried |= {kept.pop("id", None): kept for kept in found}
+    if not carried:
+        return rest, values
     refers = "item_reference"
     return [carried.pop(str(i.get("id")), i) if i.get("type") == refers else i for i in rest], values
 

@@ -48,7 +48,6 @@ class Translation:
 
     def restart(self) -> None:
         """Forget what a failed attempt has said."""
-        self._events = Events()
         self._begun: Any = None
         self.last_deltas = b""
 
@@ -56,7 +55,7 @@ class Translation:
     def _stream(self) -> Any:
         """The answer of the newest attempt; made when it is needed, since what is passed through needs none."""
         if self._begun is None:
-            self._begun = self._begin()
+            self._begun, self._events = self._begin(), Events()
         return self._begun
 
     def _begin(self) -> Any:

@@ -26,17 +26,17 @@ class Native(Direct):
     """Calls upstreams in the dialect of the request. The answer is passed on as it came, and checked as chat's is."""
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
-        """Return the outlines of a chat completion, and under TRANSLATED the upstream's answer."""
+        """Return the outlines of a chat completion, and under TRANSLATED the upstream's answer, as JSON."""
         translator, upstream = _start(call, target)
         fields = translator.native(target.entry.defaults) | {"model": upstream.model}
         fields.pop("stream", None)
         headers = _headers(translator)
-        body = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
+        body, came = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
         if (error := translator.error_in(body)) is not None:
             raise failure_in_body(target, error)
         outlines = translator.as_chat(body)
         outlines["choices"][0]["message"]["said"] = body[translator.needs]  # its tokens are estimated, if need be
-        return {**outlines, TRANSLATED: body}
+        return {**outlines, TRANSLATED: came.removeprefix(BYTE_ORDER_MARK)}
 
     async def count_tokens(self, translator: Translator, target: Target, deadlines: Deadlines) -> dict[str, Any]:
         """Return the upstream's count of a request's tokens; errors as in `Direct.complete`."""
@@ -44,7 +44,7 @@ class Native(Direct):
         upstream = target.native or target
         fields = {**translator.native({}), "model": upstream.model}
         path = f"{translator.path}/count_tokens"
-        return await self._answer(upstream, path, fields, deadlines, "input_tokens", _headers(translator))
+        return (await self._answer(upstream, path, fields, deadlines, "input_tokens", _headers(translator)))[0]
 
     def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, Write | None]:
         """Yield the upstream's events; arguments and errors as in `Direct.stream`."""
