@@ -39,6 +39,6 @@ async def count_tokens(request: Request) -> Response:
 
 
 async def _asked(request: Request, kind: type[TokensRequest], llm: LLMClient) -> Messages:
-    given = request.scope["headers"]
-    versions = {name.decode(): value.decode("latin-1") for name, value in reversed(given) if name in VERSIONS}
+    given = dict(reversed(request.scope["headers"]))  # of several with one name, the first
+    versions = {name.decode(): given[name].decode("latin-1") for name in VERSIONS if name in given}
     return Messages(await read_body(request, kind, llm), versions)
