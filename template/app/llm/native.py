@@ -1,5 +1,6 @@
 """The adapter that passes another dialect through to an upstream that speaks it itself."""
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from app.llm.translator import Translator
 
 ANTHROPIC_VERSION = "2023-06-01"
 """What a request gets that names none (Anthropic's reference, versions)."""
+BEFORE_VALUE = re.compile(rb'"(?:(?:delta|text|thinking|partial_json|obfuscation)": ?"|sequence_number": ?(?=[0-9]))')
+"""What stands before a text that is new in each delta, or before its number."""
 DELTAS = (".delta", "content_block_delta")
 """Ends of the types of events that only add to the answer."""
 
@@ -108,7 +111,7 @@ class NativeRelay(Relay):
             if (error := self._translator.error_in(told)) is not None:
                 raise failure_in_body(self._target, error)
             if kind.endswith(DELTAS) and event == b"event: %b\ndata: %b\n\n" % (kind.encode(), data):
-                self._plain_chunks.remember(event)
+                self._plain_chunks.remember(event, BEFORE_VALUE)
                 return self._passed(event)  # is counted as the next ones that are like it
             self.spoke = True
             self.ended = self._translator.pass_on(told, self._state)

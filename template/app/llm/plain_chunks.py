@@ -4,7 +4,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-BEFORE_TEXT = re.compile(
+BEFORE_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|obfuscation|p)": ?"')
+"""What stands before a text that is new in each chunk. The last two of these fields hide how long the others are."""
+TEXT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|arguments|delta|text|thinking|partial_json|obfuscation|p'
     rb'|sequence_number)": ?(?:"|(?=[0-9]))'
 )
@@ -37,13 +39,18 @@ class PlainChunks:
         choices = chunk["choices"]
         if not choices or chunk.get("usage") or any(choice.get("finish_reason") for choice in choices):
             return False
-        self.remember(event)
+        self.remember(event, BEFORE_TEXT)
         return True
 
-    def remember(self, event: bytes) -> None:
-        """Remember an event that only adds to the answer, cut where its texts are taken out."""
+    def remember(self, event: bytes, before: re.Pattern[bytes]) -> None:
+        """Remember an event that only adds to the answer, cut where its texts are taken out.
+
+        Args:
+            event: as in `learn`; lines before the data are the same in all.
+            before: what stands before a text, with its quotation mark; or before a whole number.
+        """
         self._pieces, start = [], 0
-        for name in BEFORE_TEXT.finditer(event):
+        for name in before.finditer(event):
             match = TEXT.match if name[0].endswith(b'"') else NUMBER.match
             if text := match(event, name.end()):
                 self._pieces.append((event[start : name.end()], match))

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
+from app.llm.native import BEFORE_VALUE
 from app.llm.plain_chunks import PlainChunks
 
 CHUNK = {"id": "1", "choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": None}]}
@@ -104,7 +105,7 @@ def delta(dialect: str, text: str = "A", number: str = "4") -> bytes:
 @pytest.mark.parametrize("dialect", DELTA)
 def test_deltas_of_another_dialect_that_differ_in_texts_and_numbers_need_no_parsing(dialect: str) -> None:
     plain = PlainChunks()
-    plain.remember(delta(dialect))
+    plain.remember(delta(dialect), BEFORE_VALUE)
     packet = delta(dialect, 'said "so"', "10") + delta(dialect, "", "0")
     assert plain.at_start(packet) == (len(packet), 2)
 
@@ -112,5 +113,5 @@ def test_deltas_of_another_dialect_that_differ_in_texts_and_numbers_need_no_pars
 @pytest.mark.parametrize("number", ["01", "-", "", "1 2", "x", "1.", "1e", '"1"', "[1]"])
 def test_a_delta_whose_number_is_none_is_parsed(number: str) -> None:
     plain = PlainChunks()
-    plain.remember(delta("responses"))
+    plain.remember(delta("responses"), BEFORE_VALUE)
     assert plain.at_start(delta("responses", "B", number)) == (0, 0)
