@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from app.database.conversations import Body, new_id, prepared
 from app.database.engine import CHECK_EVERY, DatabaseUnavailable
 from app.database.store import FINAL, Store
+from app.dialects.response_events import ResponseEvents
 from app.dialects.responses import Responses, ResponsesRequest
 from app.errors import AppError, InvalidRequest
 from app.llm.call import OpenStream
@@ -174,13 +175,15 @@ class Kept(Responses):
     @property
     def outcome(self) -> Body | None:
         """The response so far; None before it has begun."""
-        if self._begun is not None:
-            return self._begun.whole
+        begun: ResponseEvents | None = self._begun
+        if begun is not None:
+            return begun.whole
         return self._seen | self.stamp if self._seen else None
 
     def begun(self, status: str) -> Body:
         """Return the response object before there is an answer."""
-        return self._stream.whole | {"status": status}
+        stream: ResponseEvents = self._stream
+        return stream.whole | {"status": status}
 
     def _skeleton(self) -> Body:
         return super()._skeleton() | self.stamp

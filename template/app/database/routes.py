@@ -23,10 +23,12 @@ from app.http.application import state_of
 from app.http.bodies import LARGE
 from app.http.event_stream import EventStream
 from app.http.exchange import exchange_of
+from app.http.json_response import JSONResponse
 from app.http.openapi import ERRORS, described
 from app.http.routing import BytesRoute
 from app.llm.bridge import TRANSLATED
 from app.llm.client import LLMClient
+from app.llm.json_text import read_json
 from app.llm.sse import DONE
 from app.models import Wire
 from app.routers.responses import websocket
@@ -156,9 +158,9 @@ async def _answer(
     answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
     body = answer.body[TRANSLATED]
     if isinstance(asked, Kept):
-        body |= asked.stamp
+        body = (read_json(body) if isinstance(body, bytes) else body) | asked.stamp
         await save(body)
-    return Response(to_json(body), headers=answer.call.headers, media_type="application/json")
+    return JSONResponse(body, answer.call.headers)
 
 
 router.add_api_route(

@@ -95,7 +95,7 @@ class Conversation:
 
 def plain(parts: list[Part]) -> str:
     """Return the texts of parts, each a paragraph: many servers take only text where chat allows parts."""
-    return "\n\n".join(part["text"] for part in parts if part["type"] == "text")
+    return "\n\n".join([part["text"] for part in parts if part["type"] == "text"])
 
 
 def _is_text(parts: list[Part]) -> bool:

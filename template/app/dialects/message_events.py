@@ -215,13 +215,10 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
 def outlines(body: dict[str, Any]) -> dict[str, Any]:
     """Return the outlines of a chat completion for a message: its model, its end, and all its tokens."""
     told = counts(body.get("usage"))
-    names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    read, written = told.get("cache_read_input_tokens", 0), told.get("cache_creation_input_tokens", 0)
     usage = {
-        "prompt_tokens": sum(told.get(name, 0) for name in names),
-        "prompt_tokens_details": {
-            "cached_tokens": told.get("cache_read_input_tokens"),
-            "cache_creation_tokens": told.get("cache_creation_input_tokens"),
-        },
+        "prompt_tokens": told.get("input_tokens", 0) + read + written,
+        "prompt_tokens_details": {"cached_tokens": read, "cache_creation_tokens": written},
         "completion_tokens": told.get("output_tokens"),
     }
     choice: dict[str, Any] = {"finish_reason": body.get("stop_reason"), "message": {}}

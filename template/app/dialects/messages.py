@@ -5,8 +5,9 @@ Source: Anthropic's API reference, Messages.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, with_config
 from pydantic_core import to_json
+from typing_extensions import TypedDict
 
 from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
@@ -14,13 +15,11 @@ from app.dialects.message_events import END, MessageEvents, error_body, outlines
 from app.dialects.tools import flat_name
 from app.dialects.translation import Translation, hosted_choice
 from app.errors import AppError
-from app.llm.sse import Events
 from app.llm.stream_state import StreamState
 from app.models import AS_INTEGER, Name, Wire
 
 FIELDS = {
-    "model", "messages", "system", "max_tokens", "stop_sequences", "stream", "temperature", "top_p", "tools",
-    "tool_choice", "output_config", "output_format",
+    "messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice", "output_config", "output_format",
 }  # fmt: skip
 """What is translated below."""
 HINTS = {
@@ -28,11 +27,14 @@ HINTS = {
     "service_tier", "speed", "thinking", "top_k",
 }  # fmt: skip
 """What chat has no word for, and what an answer can do without."""
+OTHERWISE = FIELDS | HINTS
+"""What chat has not, or not by the same name. All else is passed on."""
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 SPEAKS = Literal["user", "assistant", "system"]
 
 
-class MessageParam(Wire):
+@with_config(Wire.model_config)
+class MessageParam(TypedDict):
     role: SPEAKS
     content: str | Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)]
 
@@ -76,7 +78,6 @@ class Messages(Translation):
     def __init__(self, asked: TokensRequest, versions: dict[str, str] | None = None) -> None:
         super().__init__(asked, versions)
         self.chat = self.chat_request(self._fields())
-        self.restart()
 
     # --- The request --------------------------------------------------------------------------------------------------
 
@@ -84,10 +85,9 @@ class Messages(Translation):
         """Return chat's fields for the request's."""
         sent = self.sent
         self._names: dict[str, str] = {}
-        for name in sorted(HINTS & sent.keys()):
+        for name in sorted(HINTS.intersection(sent)):
             self.leave_out(name, sent[name])
-        fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS}
-        fields |= {name: sent.get(name) for name in ("model", "stream", "temperature", "top_p")}
+        fields = {name: value for name, value in sent.items() if name not in OTHERWISE}
         form = (sent.get("output_config") or {}).get("format") or sent.get("output_format")
         form = an_object(form, "output_config.format")
         if form.get("type") == "json_schema":
@@ -112,7 +112,7 @@ class Messages(Translation):
 
     def lower(self, limit: int) -> None:
         """Ask for at most so many tokens: `max_tokens` is required here, so clients send one that is large enough."""
-        self.chat.max_completion_tokens = self.sent["max_tokens"] = limit
+        self.fields["max_completion_tokens"] = self.sent["max_tokens"] = limit
         self.leave_out("max_tokens")
 
     def _tool(self, tool: dict[str, Any], param: str) -> dict[str, Any] | None:
@@ -226,10 +226,8 @@ class Messages(Translation):
 
     # --- The answer ---------------------------------------------------------------------------------------------------
 
-    def restart(self) -> None:
-        """Forget what a failed attempt has said."""
-        self._events = Events()
-        self._stream = MessageEvents(self._model, self._names)  # little work, also where the answer is passed through
+    def _begin(self) -> MessageEvents:
+        return MessageEvents(self._model, self._names)
 
     @staticmethod
     def failed(error: AppError, request_id: str) -> bytes:

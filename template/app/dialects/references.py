@@ -16,7 +16,7 @@ from app.dialects.chunks import SEAL, opened
 PREFIX = "rs_"
 MOST_CARRIED = 100_000
 """Bytes of the items that one id carries."""
-REFERRING = "ai-sdk"
+REFERRING = b"ai-sdk"
 """What the User-Agent of such a client has in it."""
 CARRIED = ("type", "id", "role", "call_id", "name", "namespace", "arguments", "input", "encrypted_content")
 
@@ -53,6 +53,8 @@ def resolved(given: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any
             rest.append(item)
         else:
             carried |= {kept.pop("id", None): kept for kept in found}
+    if not carried:
+        return rest, values
     refers = "item_reference"
     return [carried.pop(str(i.get("id")), i) if i.get("type") == refers else i for i in rest], values
 

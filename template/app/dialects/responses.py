@@ -3,6 +3,7 @@
 Source: OpenAI's reference, and the open specification (openresponses.org), version 2026-04-24.
 """
 
+import re
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -15,14 +16,13 @@ from app.dialects.response_objects import skeleton
 from app.dialects.tools import Tools, custom_arguments, flat_name
 from app.dialects.translation import Translation
 from app.errors import AppError, UnsupportedParameter
-from app.llm.sse import DONE, Events
+from app.llm.sse import DONE
 from app.llm.stream_state import StreamState
 from app.models import Name, Wire
 
 FIELDS = {
-    "model", "input", "instructions", "stream", "stream_options", "temperature", "top_p", "max_output_tokens", "tools",
-    "tool_choice", "parallel_tool_calls", "text", "reasoning", "include", "store", "metadata", "truncation", "user",
-    "top_logprobs", "background", "service_tier",
+    "input", "instructions", "stream_options", "max_output_tokens", "tools", "tool_choice", "parallel_tool_calls",
+    "text", "reasoning", "include", "store", "metadata", "truncation", "top_logprobs", "background", "service_tier",
 }  # fmt: skip
 """What is translated below, or echoed."""
 HINTS = {
@@ -36,9 +36,11 @@ STATE = {
     "prompt": "Prompts are not stored here: send the text itself as instructions and input.",
 }
 """What needs a memory, and what to do instead."""
+OTHERWISE = FIELDS | HINTS | STATE.keys()
+"""What chat has not, or not by the same name. All else is passed on."""
 BACKGROUND = "Nothing is answered in the background here: leave background out, and stream the answer."
 REFERENCE = "Items are not stored here: send the items themselves, and store: false."
-USAGE = {"prompt": "input", "completion": "output", "total": "total"}
+NUMBER = re.compile(rb'"sequence_number": ?([0-9]+)')
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
@@ -86,10 +88,8 @@ class Responses(Translation):
             self.sent["input"], values = resolved(given, self._unsealed_values)
             self._unsealed_values -= values
         self._refers = refers and self.sent.get("store") is not False
-        self._seen: dict[str, Any] | None = None
         self.tools = Tools(self)
         self.chat = self.chat_request(self._fields())
-        self.restart()
 
     # --- The request --------------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Responses(Translation):
         for name, instead in STATE.items():
             if sent.get(name):
                 self.cannot(f"{name}: {instead}", name)
-        for name in sorted(HINTS & sent.keys()):
+        for name in sorted(HINTS.intersection(sent)):
             self.leave_out(name, sent[name])
         if sent.get("truncation", "disabled") != "disabled":
             self.leave_out("truncation")
@@ -111,8 +111,7 @@ class Responses(Translation):
             named = ("name", "schema", "strict", "description")
             schema = {name: form[name] for name in named if form.get(name) is not None}
             form = {"type": "json_schema", "json_schema": schema}
-        fields = {name: value for name, value in sent.items() if name not in FIELDS | HINTS | STATE.keys()}
-        fields |= {name: sent.get(name) for name in ("model", "stream", "temperature", "top_p", "user")}
+        fields = {name: value for name, value in sent.items() if name not in OTHERWISE}
         translated = {
             "messages": self._messages(),
             "max_completion_tokens": sent.get("max_output_tokens"),
@@ -206,35 +205,33 @@ class Responses(Translation):
 
     def restart(self) -> None:
         """Forget what a failed attempt has said."""
-        self._seen = None
-        self._events = Events()
-        self._begun: ResponseEvents | None = None
+        super().restart()
+        self._last_number = -1
+        self._seen: dict[str, Any] | None = None
 
-    @property
-    def _stream(self) -> ResponseEvents:
-        """The answer of the newest attempt; made when it is needed, since what is passed through needs none."""
-        if self._begun is None:
-            is_sealed = self._refers or "reasoning.encrypted_content" in self.sent.get("include", ())
-            how = {"is_sealed": is_sealed, "is_carried": self._refers}
-            self._begun = ResponseEvents(self._skeleton(), self.tools, self._model, **how)
-        return self._begun
+    def _begin(self) -> ResponseEvents:
+        is_sealed = self._refers or "reasoning.encrypted_content" in self.sent.get("include", ())
+        how = {"is_sealed": is_sealed, "is_carried": self._refers}
+        return ResponseEvents(self._skeleton(), self.tools, self._model, **how)
 
     def _skeleton(self) -> dict[str, Any]:
         return skeleton(self.sent, self.tools)
 
     def failed(self, error: AppError, request_id: str) -> bytes:
         """Return the events that end a stream which has begun and has failed."""
+        stream: ResponseEvents = self._stream
         if self._seen:
-            self._stream.go_on(self._seen, self.last_number)
-        self._stream.fail(error.code, error.message)
-        return self._stream.take()
+            numbers = map(int, NUMBER.findall(self.last_deltas))
+            stream.go_on(self._seen, max([self._last_number, *numbers]))
+        stream.fail(error.code, error.message)
+        return stream.take()
 
     # --- Passing through ----------------------------------------------------------------------------------------------
 
     def pass_on(self, event: dict[str, Any], state: StreamState) -> bool:
         """Note what an event says that an upstream has sent; return whether it is the last."""
         if isinstance(number := event.get("sequence_number"), int):
-            self.last_number = number
+            self._last_number = number
         if not isinstance(event.get("response"), dict):
             state.chunks += 1
             return False
@@ -257,12 +254,17 @@ class Responses(Translation):
     @staticmethod
     def as_chat(body: dict[str, Any]) -> dict[str, Any]:
         """Return the outlines of a chat completion for a whole response."""
-        told = counts(body.get("usage"))
-        usage: dict[str, Any] = {f"{ours}_tokens": told.get(f"{theirs}_tokens") for ours, theirs in USAGE.items()}
-        for ours, theirs in USAGE.items() if told else ():
-            usage[f"{ours}_tokens_details"] = counts(body["usage"].get(f"{theirs}_tokens_details"))
+        usage: dict[str, Any] | None = None
+        if told := counts(body.get("usage")):
+            usage = {
+                "prompt_tokens": told.get("input_tokens"),
+                "prompt_tokens_details": body["usage"].get("input_tokens_details"),
+                "completion_tokens": told.get("output_tokens"),
+                "completion_tokens_details": body["usage"].get("output_tokens_details"),
+                "total_tokens": told.get("total_tokens"),
+            }
         reason = (body.get("incomplete_details") or {}).get("reason") or "stop"
         called = any(item.get("type") == "function_call" for item in body.get("output") or ())
         reason = {"max_output_tokens": "length", "stop": "tool_calls" if called else "stop"}.get(reason, reason)
         choice: dict[str, Any] = {"finish_reason": reason, "message": {}}
-        return {"model": body.get("model"), "choices": [choice], "usage": usage if told else None}
+        return {"model": body.get("model"), "choices": [choice], "usage": usage}

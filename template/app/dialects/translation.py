@@ -32,22 +32,35 @@ class Translation:
     """The field that bounds an answer's tokens."""
     history: ClassVar[str]
     """The field that has the conversation."""
-    _stream: Any
-    """The answer of the newest attempt: ResponseEvents, or MessageEvents."""
 
     def __init__(self, asked: Any, versions: dict[str, str] | None = None) -> None:
-        given = asked.model_dump(exclude_unset=True)
+        given = vars(asked) | (asked.model_extra or {})  # plain JSON, so nothing is to be dumped
         self.sent: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.versions = versions or {}
         self.left_out: list[str] = []
         self.unseen: list[Any] = []
         self._refusal: InvalidRequest | None = None
-        self._events = Events()
-        self.last_number = -1
         self._model = asked.model or ""
         self._unsealed_values = MOST_UNSEALED
         if self.sent.get("n", 1) != 1:
             self.cannot("n: there is one answer here.", "n")
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what a failed attempt has said."""
+        self._begun: Any = None
+        self.last_deltas = b""
+
+    @property
+    def _stream(self) -> Any:
+        """The answer of the newest attempt; made when it is needed, since what is passed through needs none."""
+        if self._begun is None:
+            self._begun, self._events = self._begin(), Events()
+        return self._begun
+
+    def _begin(self) -> Any:
+        """Return what makes the answer of chat's chunks: ResponseEvents, or MessageEvents."""
+        raise NotImplementedError
 
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""
@@ -60,8 +73,11 @@ class Translation:
 
     def native(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Return the request for an upstream that speaks the dialect, with those of a row's defaults that fit."""
-        known = {self.names.get(name, name): value for name, value in defaults.items()}
-        fields = {**{name: value for name, value in known.items() if name in type(self).defaults}, **self.sent}
+        fields = {}
+        for name, value in defaults.items():
+            if (known := self.names.get(name, name)) in self.defaults:
+                fields[known] = value
+        fields |= self.sent
         if isinstance(said := fields.get(self.history), list):
             fields[self.history] = without_seals(said)
         return fields
@@ -113,19 +129,24 @@ class Translation:
         return whole
 
     def chat_request(self, fields: dict[str, Any]) -> ChatRequest:
-        """Return a chat request with these fields.
+        """Return a chat request with these fields; keep them as `fields`, as chat has checked them.
 
         Raises:
             InvalidRequest: a field is out of its bounds; it is named as the dialect names it.
         """
         try:
-            return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+            chat = ChatRequest.model_validate(fields)
         except ValidationError as error:
             refusal = unfit(error)
             param = refusal.param or ""
             first, dot, rest = param.partition(".")
             name = self.names.get(first, first) + dot + rest
             raise InvalidRequest(refusal.message.replace(param, name, 1), param=name or None) from None
+        checked = vars(chat) | (chat.model_extra or {})
+        for name in ("messages", "stream_options"):  # models, which would have to be dumped
+            checked[name] = fields.get(name)
+        self.fields = {name: checked[name] for name, value in fields.items() if value is not None}
+        return chat
 
 
 def hosted_choice(kind: str) -> str:

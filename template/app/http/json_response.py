@@ -15,13 +15,13 @@ class JSONResponse(Response):
     """A response with status 200. It is made for every whole answer, so it does no more than that takes.
 
     Args:
-        content: the body, before it is JSON.
+        content: the body, before it is JSON; bytes are JSON.
         headers: further headers, without a length and a type.
     """
 
     def __init__(self, content: Any, headers: Mapping[str, str]) -> None:
         self.status_code = 200
-        self.body = to_json(content)
+        self.body = content if isinstance(content, bytes) else to_json(content)
         self.background: BackgroundTask | None = None
         self.raw_headers = [JSON, (b"content-length", b"%d" % len(self.body)), *raw(headers)]
 

@@ -12,7 +12,7 @@ from app.llm.targets import Target
 from app.llm.translator import BrokenOff, Translator
 
 TRANSLATED = "translated"
-"""The name of the dialect's answer in the body of an `Answer`."""
+"""The name of the dialect's answer in the body of an `Answer`: an object, or JSON as it came from an upstream."""
 MISREAD = (AttributeError, LookupError, TypeError, ValueError)
 """What a translator raises at an answer that does not follow OpenAI's protocol."""
 LEFT_OUT = "X-Left-Out"

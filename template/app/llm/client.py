@@ -97,7 +97,7 @@ class LLMClient(TypedCalls):
         """
         if request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
-        fields = _fields(request)
+        fields = _fields(request, translator)
         fields.pop("stream", None)
         call = self._call("chat", self._target(request.model), fields, translator)
         async with self._accounted(call, held) as span:
@@ -140,7 +140,8 @@ class LLMClient(TypedCalls):
         Raises:
             AppError: as in `complete`.
         """
-        call = self._call("chat", self._target(request.model), {**_fields(request), "stream": True}, translator)
+        fields = _fields(request, translator) | {"stream": True}
+        call = self._call("chat", self._target(request.model), fields, translator)
         wants_usage = request.wants_usage or translator is not None
         del request  # its messages are in the call
 
@@ -172,7 +173,7 @@ class LLMClient(TypedCalls):
             deadlines = Deadlines(self._upstreams.settings.timeouts)
             async with admission:
                 return await self._upstreams.native.count_tokens(translator, target, deadlines), "provider"
-        return {"input_tokens": estimate(_fields(request), target.entry.upstream)}, "estimate"
+        return {"input_tokens": estimate(translator.fields, target.entry.upstream)}, "estimate"
 
     def _call(
         self, operation: Operation, target: Target, fields: dict[str, Any], translator: Translator | None = None
@@ -205,8 +206,10 @@ class LLMClient(TypedCalls):
         return target
 
 
-def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
+def _fields(request: ChatRequest | EmbeddingRequest, translator: Translator | None = None) -> dict[str, Any]:
     """Return the fields that a request sets. A null at the top level is a field left out."""
+    if translator:
+        return dict(translator.fields)
     return {name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None}
 
 

@@ -72,7 +72,7 @@ class Direct(Adapter):
             ProviderError: the provider failed, in whatever way.
         """
         fields = target.fields(call.fields)
-        return await self._answer(target, "/chat/completions", fields, call.deadlines, needs="choices")
+        return (await self._answer(target, "/chat/completions", fields, call.deadlines, needs="choices"))[0]
 
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """Return embeddings: OpenAI's object; arguments and errors as in `complete`."""
@@ -80,7 +80,7 @@ class Direct(Adapter):
         if target.provider not in BASE64_PROVIDERS:
             fields.pop("encoding_format", None)
         fields = target.in_vendors_terms(fields)
-        return await self._answer(target, "/embeddings", fields, call.deadlines, needs="data")
+        return (await self._answer(target, "/embeddings", fields, call.deadlines, needs="data"))[0]
 
     def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, Write | None]:
         """Yield a stream's events, one or more whole ones at a time, `[DONE]` last.
@@ -169,17 +169,19 @@ class Direct(Adapter):
         deadlines: Deadlines,
         needs: str,
         headers: Mapping[str, str] = NO_HEADERS,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], bytes]:
+        """Return a whole answer, and its body as it came."""
         deadlines.start_answer(target.name)
         try:
             async with deadlines.limit():
                 response = await self._post(target, path, fields, headers)
                 if 200 <= response.status < 300:
                     with contextlib.closing(response):
-                        answer = parse_answer(target, await read_body(target, response))
+                        body = await read_body(target, response)
+                        answer = parse_answer(target, body)
                         if not isinstance(answer.get(needs), int if needs == "input_tokens" else list):
                             raise unreadable(target.name)
-                        return answer
+                        return answer, body
         except TimeoutError:
             raise deadlines.expired() from None
         raise await self._failure(target, response)

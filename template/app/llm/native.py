@@ -4,15 +4,12 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from msgspec import Struct
-from msgspec.json import Decoder
-
 from app.llm.bridge import LEFT_OUT, TRANSLATED
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.direct import Direct
 from app.llm.failures import cut_off, failure_in_body, unreadable
-from app.llm.json_text import read_json, read_plain
+from app.llm.json_text import read_json
 from app.llm.packets import Write
 from app.llm.relay import Relay
 from app.llm.sse import BYTE_ORDER_MARK, DONE, event_data
@@ -22,35 +19,27 @@ from app.llm.translator import Translator
 
 ANTHROPIC_VERSION = "2023-06-01"
 """What a request gets that names none (Anthropic's reference, versions)."""
-DELTA = re.compile(rb"event: (?:response\.[a-z_.]+\.|content_block_)delta\ndata: ")
-
-
-class PlainEvent(Struct, gc=False):
-    """An event that adds to the answer. Its other fields are not read."""
-
-    type: str
-    sequence_number: int = -1
-    error: None = None
-
-
-decode_events = Decoder(PlainEvent).decode_lines
+BEFORE_VALUE = re.compile(rb'"(?:(?:delta|text|thinking|partial_json|obfuscation)": ?"|sequence_number": ?(?=[0-9]))')
+"""What stands before a text that is new in each delta, or before its number."""
+DELTAS = (".delta", "content_block_delta")
+"""Ends of the types of events that only add to the answer."""
 
 
 class Native(Direct):
     """Calls upstreams in the dialect of the request. The answer is passed on as it came, and checked as chat's is."""
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
-        """Return the outlines of a chat completion, and under TRANSLATED the upstream's answer."""
+        """Return the outlines of a chat completion, and under TRANSLATED the upstream's answer, as JSON."""
         translator, upstream = _start(call, target)
-        fields = {**translator.native(target.entry.defaults), "model": upstream.model}
+        fields = translator.native(target.entry.defaults) | {"model": upstream.model}
         fields.pop("stream", None)
         headers = _headers(translator)
-        body = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
+        body, came = await self._answer(upstream, translator.path, fields, call.deadlines, translator.needs, headers)
         if (error := translator.error_in(body)) is not None:
             raise failure_in_body(target, error)
         outlines = translator.as_chat(body)
         outlines["choices"][0]["message"]["said"] = body[translator.needs]  # its tokens are estimated, if need be
-        return {**outlines, TRANSLATED: body}
+        return {**outlines, TRANSLATED: came.removeprefix(BYTE_ORDER_MARK)}
 
     async def count_tokens(self, translator: Translator, target: Target, deadlines: Deadlines) -> dict[str, Any]:
         """Return the upstream's count of a request's tokens; errors as in `Direct.complete`."""
@@ -58,7 +47,7 @@ class Native(Direct):
         upstream = target.native or target
         fields = {**translator.native({}), "model": upstream.model}
         path = f"{translator.path}/count_tokens"
-        return await self._answer(upstream, path, fields, deadlines, "input_tokens", _headers(translator))
+        return (await self._answer(upstream, path, fields, deadlines, "input_tokens", _headers(translator)))[0]
 
     def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, Write | None]:
         """Yield the upstream's events; arguments and errors as in `Direct.stream`."""
@@ -101,23 +90,15 @@ class NativeRelay(Relay):
         raise unreadable(self._target.name)
 
     def _plain(self, packet: bytes) -> int:
-        return len(packet) if self._takes_deltas(packet) else 0
-
-    def _takes_deltas(self, events: bytes) -> bool:
-        """Count events if they are nothing but whole deltas of one kind, as most are; return whether they are."""
-        first = DELTA.match(events)
-        if first is None or b"\r" in events or not events.endswith(b"\n\n"):
-            return False
-        found = read_plain(events[first.end() : -2].split(b"\n\n" + first[0]), decode_events)
-        if not found:
-            return False
-        self._state.chunks += len(found)
-        self._state.size += len(events)
-        self._translator.last_number = found[-1].sequence_number
-        return True
+        end, count = self._plain_chunks.at_start(packet)
+        if count:
+            self._state.chunks += count
+            self._state.size += end
+            self._translator.last_deltas = packet[:end]
+        return end
 
     def _passed(self, event: bytes) -> bytes:
-        if self._takes_deltas(event):
+        if self._plain(event):
             self.spoke = True
             return event
         data = (event_data(event.removeprefix(BYTE_ORDER_MARK)) or b"").strip()
@@ -125,10 +106,13 @@ class NativeRelay(Relay):
             return b""
         try:
             told = read_json(data)
-            if not isinstance(told, dict) or told.get("type") == "ping":
+            if not isinstance(told, dict) or (kind := str(told.get("type"))) == "ping":
                 return b""
             if (error := self._translator.error_in(told)) is not None:
                 raise failure_in_body(self._target, error)
+            if kind.endswith(DELTAS) and event == b"event: %b\ndata: %b\n\n" % (kind.encode(), data):
+                self._plain_chunks.remember(event, BEFORE_VALUE)
+                return self._passed(event)  # is counted as the next ones that are like it
             self.spoke = True
             self.ended = self._translator.pass_on(told, self._state)
         except (ValueError, AttributeError, KeyError, TypeError):

@@ -68,8 +68,9 @@ def event_name(event: bytes) -> bytes:
 
 def event_data(event: bytes) -> bytes | None:
     """Return an event's data, its lines joined; None if it has no data, as a comment has none."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
-        return event[6:-2]
+    line = event[event.find(b"\n") + 1 :] if event.startswith(b"event:") else event
+    if line.startswith(b"data: ") and line.find(b"\n") == len(line) - 2 and b"\r" not in event:
+        return line[6:-2]
     lines = [line for line in END_OF_LINE.split(event) if line.startswith(b"data")]
     values = [line[5:].removeprefix(b" ") for line in lines if line[4:5] in (b":", b"")]
     return b"\n".join(values) if values else None

@@ -18,7 +18,8 @@ class Translator(Protocol):
         path: the dialect's address at an upstream that speaks it.
         end: the last event of a complete stream, as clients get it.
         needs: the field that every whole answer has.
-        last_number: number of the last event that was passed on, where the dialect numbers them.
+        last_deltas: the last events that were passed on and not given to `pass_on`.
+        fields: the request's fields for chat.
         sent: the request as it came, with the items that its references mean.
         versions: the dialect's own version and beta headers of the request, which an upstream gets.
         left_out: names of what chat can't express, and what was therefore left out.
@@ -29,7 +30,8 @@ class Translator(Protocol):
     path: str
     end: bytes
     needs: str
-    last_number: int
+    last_deltas: bytes
+    fields: dict[str, Any]
     sent: dict[str, Any]
     versions: dict[str, str]
     left_out: list[str]

@@ -15,7 +15,7 @@ from app.llm.bridge import TRANSLATED
 from app.llm.client import LLMClient
 
 router = APIRouter(tags=["messages"], route_class=BytesRoute)
-VERSIONS = ("anthropic-version", "anthropic-beta")
+VERSIONS = (b"anthropic-version", b"anthropic-beta")
 
 
 @router.post("/v1/messages", **described(MessagesRequest, MessageObject, stream=True))
@@ -39,5 +39,6 @@ async def count_tokens(request: Request) -> Response:
 
 
 async def _asked(request: Request, kind: type[TokensRequest], llm: LLMClient) -> Messages:
-    versions = {name: request.headers[name] for name in VERSIONS if name in request.headers}
+    given = dict(reversed(request.scope["headers"]))  # of several with one name, the first
+    versions = {name.decode(): given[name].decode("latin-1") for name in VERSIONS if name in given}
     return Messages(await read_body(request, kind, llm), versions)

@@ -21,7 +21,7 @@ router = APIRouter(tags=["responses"], route_class=BytesRoute)
 async def responses(request: Request) -> Response:
     """Answer in OpenAI's Responses API: the whole response, or with `stream` its events. Nothing is stored."""
     llm = await get_llm(request)
-    refers = REFERRING in request.headers.get("user-agent", "")
+    refers = REFERRING in dict(request.scope["headers"]).get(b"user-agent", b"")
     asked = Responses(await read_body(request, ResponsesRequest, llm), refers=refers)
     if asked.chat.stream:
         return EventStream(llm.open_stream(asked.chat, asked), asked)

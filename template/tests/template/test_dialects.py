@@ -149,6 +149,16 @@ def test_a_stream_that_is_cut_is_never_complete(web: httpx2.Client, upstream: St
             assert response.status_code == 502
 
 
+@pytest.mark.parametrize("path", ASKED)
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+def test_a_whole_answer_that_is_passed_through_keeps_its_bytes(
+    web: httpx2.Client, upstream: Stub, path: str, before: bytes
+) -> None:
+    came = b'{"id": "1",\n "model": "m", "output": [ ], "content": [ ], "score": 1.0e2, "said": "\\u00e9\\/" }\n'
+    upstream.default = Behaviour(body=before + came)
+    assert ask(web, path, "native").content == came
+
+
 @EACH
 def test_an_error_in_mid_stream_is_the_last_event(web: httpx2.Client, upstream: Stub, path: str, model: str) -> None:
     upstream.default = Behaviour(error_at=4)

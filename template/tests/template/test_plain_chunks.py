@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
+from app.llm.native import BEFORE_VALUE
 from app.llm.plain_chunks import PlainChunks
 
 CHUNK = {"id": "1", "choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": None}]}
@@ -88,3 +89,29 @@ def test_a_chunk_that_says_more_is_no_pattern(more: dict[str, Any]) -> None:
     said = b"data: " + json.dumps(CHUNK | more).encode() + b"\n\n"
     plain.learn(said, CHUNK | more)
     assert plain.at_start(said) == (0, 0)
+
+
+DELTA = {
+    "responses": {"type": "response.output_text.delta", "sequence_number": 4, "item_id": "m", "delta": "A"},
+    "messages": {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "A"}},
+}
+
+
+def delta(dialect: str, text: str = "A", number: str = "4") -> bytes:
+    said = json.dumps(DELTA[dialect]).replace('"A"', json.dumps(text)).replace(": 4", f": {number}")
+    return f"event: {DELTA[dialect]['type']}\ndata: {said}\n\n".encode()
+
+
+@pytest.mark.parametrize("dialect", DELTA)
+def test_deltas_of_another_dialect_that_differ_in_texts_and_numbers_need_no_parsing(dialect: str) -> None:
+    plain = PlainChunks()
+    plain.remember(delta(dialect), BEFORE_VALUE)
+    packet = delta(dialect, 'said "so"', "10") + delta(dialect, "", "0")
+    assert plain.at_start(packet) == (len(packet), 2)
+
+
+@pytest.mark.parametrize("number", ["01", "-", "", "1 2", "x", "1.", "1e", '"1"', "[1]"])
+def test_a_delta_whose_number_is_none_is_parsed(number: str) -> None:
+    plain = PlainChunks()
+    plain.remember(delta("responses"), BEFORE_VALUE)
+    assert plain.at_start(delta("responses", "B", number)) == (0, 0)
