@@ -49,8 +49,12 @@ def toml(folder: Path, text: str) -> Path:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Process:
-    """A server without callers, which a SIGINT has ended."""
+    """A server without callers, which was asked for an odd path, and which a SIGINT has ended."""
     with Process(settings=toml(tmp_path_factory.mktemp("closed"), 'name = "Ours"' + TABLE)) as process:
+        with socket.create_connection(("127.0.0.1", process.port)) as connection:
+            connection.sendall(b"GET /health%1b%5b2Jevil HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            while connection.recv(4096):
+                pass
         process.terminate(signal.SIGINT)
         process.wait(60)
     return process
@@ -119,6 +123,11 @@ def test_it_prints_no_access_log_but_its_own(closed: Process) -> None:
     assert [line for line in closed.lines if "/health" in line] == [
         line for line in closed.lines if " request " in line
     ]
+
+
+def test_a_path_with_controls_is_escaped_on_the_console(closed: Process) -> None:
+    assert "path=/health\\x1b[2Jevil" in closed.output
+    assert "\x1b" not in closed.output
 
 
 def test_dev_serves_every_model_without_a_key_and_reloads_until_signals_come_together(
