@@ -77,7 +77,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each process whole files, and all that load LiteLLM to one: that takes seconds of CPU time each time."""
+    """Of `--dist=loadfile`: the files that load LiteLLM share one process, since it takes seconds of CPU time."""
+    if config.getoption("dist") != "loadfile":
+        return None
     scheduling = import_module("xdist.scheduler").LoadFileScheduling(config, log)
     file_of = scheduling._split_scope  # noqa: SLF001 - what it is there for
 
