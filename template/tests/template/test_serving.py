@@ -165,7 +165,7 @@ def deaths(tmp_path_factory: pytest.TempPathFactory) -> Deaths:
             until(lambda: len(logged(process, "asked")) == len(deaths.lines) + 2)
         ask_for_metrics()
         process.terminate(signal.SIGHUP)
-        deaths.exit_code = process.wait(20)
+        deaths.exit_code = process.wait(60)
         deaths.left = list(folder.glob("metrics-*"))
     return deaths
 
@@ -191,7 +191,7 @@ def test_a_signal_ends_a_start_at_any_moment(tmp_path: Path, module: str, number
         handled = int(Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16)
         assert handled & 1 << (signal.SIGTERM - 1), "the first process of a container gets no signal without a handler"
         process.terminate(number)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert "Traceback" not in process.output
 
 
@@ -199,7 +199,7 @@ def test_sighup_ends_a_worker_as_sigterm_does_and_a_name_is_served_at_all_of_its
     with serving(1, "--host", "localhost") as process:
         assert httpx2.get(f"{process.url}/health").status_code == 200
         process.terminate(signal.SIGHUP)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert logged(process, "Application shutdown complete.")
 
 
@@ -212,7 +212,7 @@ def test_dev_ends_on_sighup_and_its_log_is_json_too() -> None:
     with Process("--dev", env={"APP_LOG_FORMAT": "json"}) as process:
         check_edge(process)
         process.terminate(signal.SIGHUP)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert [line for line in process.lines if not line.startswith("{")] == []
 
 
@@ -224,7 +224,7 @@ def test_under_nohup_sighup_ends_nothing() -> None:
         process.terminate(signal.SIGHUP)
         assert httpx2.get(f"{process.url}/health").status_code == 200
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @WORKERS
@@ -239,7 +239,7 @@ def test_every_address_is_served_in_both_families_until_sigint_though_a_shell_in
                 assert httpx2.get(f"http://{host}:{process.port}/health").status_code == 200
             check_edge(process)
             os.kill(process.pid, signal.SIGINT)
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
     finally:
         signal.signal(signal.SIGINT, ignored)
 
