@@ -1,4 +1,4 @@
-"""Every file of docs/own-endpoints.md works as it stands: it passes its own tests, and mypy."""
+"""Every file of docs/own-endpoints.md works as it stands: it passes its own tests. Types and style: test_style.py."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from operations.servers import Program, free_port
-from workspace import ROOT, CheckTypes, run
+from workspace import ROOT, run
 
 TEMPLATE = ROOT / "template"
 PAGE = (TEMPLATE / "docs/own-endpoints.md").read_text("utf-8")
@@ -85,7 +85,11 @@ async def test_the_evals_score() -> None:
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template as it stands, without a database, with every file of the page."""
-    product = tmp_path_factory.mktemp("product")
+    return with_the_page(tmp_path_factory.mktemp("product"))
+
+
+def with_the_page(product: Path) -> Path:
+    """Copy the template as it stands, without a database, and every file of the page into a folder; return that."""
     left = shutil.ignore_patterns("__pycache__", ".*_cache", "template", "database")
     for folder in ("app", "tests"):
         shutil.copytree(TEMPLATE / folder, product / folder, ignore=left)
@@ -179,9 +183,3 @@ def test_nothing_that_a_team_registers_breaks_the_tests_of_the_service(product: 
     tests = [f"tests/{name}" for name in names]
     said = run(TOOLS / "pytest", "--quiet", "-p", "no:cacheprovider", *tests, cwd=broken)
     assert "2 passed" in said, said
-
-
-def test_the_files_of_the_page_have_sound_types_and_style(product: Path, check_types: CheckTypes) -> None:
-    names = [name for name in [*FILES, "tests/test_others.py"] if name.endswith(".py")]
-    check_types(TOOLS / "mypy", product, *names)
-    run(TOOLS / "ruff", "check", "--ignore", "S608,T201,FBT,INP001,PT028", *names, cwd=product)

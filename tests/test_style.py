@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shapes import SHAPES
+from test_own_page import FILES, with_the_page
 from workspace import FULL_MATRIX, ROOT, CheckTypes, Install, Once, Render, run, tree
 
 TYPED = {shape: answers for shape, answers in SHAPES.items() if FULL_MATRIX or not answers.get("database")}
@@ -44,6 +45,14 @@ def test_this_repository_is_clean_and_so_is_the_template_where_it_stands(check_t
     run(tools / "ruff", "format", "--check", cwd=ROOT)
     run(tools / "mypy", cwd=ROOT)
     check_types(tools / "mypy", ROOT / "template")
+
+
+def test_the_files_of_the_page_on_own_endpoints_are_clean(tmp_path: Path, check_types: CheckTypes) -> None:
+    """After the template where it stands: mypy has read all but these files by then."""
+    tools, product = Path(sys.executable).parent, with_the_page(tmp_path)
+    names = [name for name in [*FILES, "tests/test_others.py"] if name.endswith(".py")]
+    check_types(tools / "mypy", product, *names)
+    run(tools / "ruff", "check", "--ignore", "S608,T201,FBT,INP001,PT028", *names, cwd=product)
 
 
 def test_the_default_answers_are_the_defaults_of_the_settings(render: Render, install: Install) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,15 @@ CAME_WITH_THE_TEMPLATE = frozenset(
 """Tests of the service itself. They run without what app/own.py registers, so that nothing in it breaks them; in the
 processes that they start, tests/without_own sees to that."""
 
+LOAD_LITELLM = frozenset(
+    """
+    test_addresses test_embeddings test_event_stream test_families test_http test_litellm_work test_logs
+    test_openai_client test_own_endpoints test_own_models test_provider_keys test_providers_fail test_requests
+    test_retries test_secrets test_start_settings test_streams test_tokens_for_nothing test_warm test_whose_fault
+    """.split()
+)
+"""Tests that load LiteLLM, in their own process or in that of the fixture `backend`."""
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the tests of the template's own modules, unless the command line names their folder."""
@@ -64,6 +74,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes run the tests: three for the template's own, which mostly wait, else this one."""
     return 3 if _names_the_template(config) else 0
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of `--dist=loadfile`: the files that load LiteLLM share one process, since it takes seconds of CPU time."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    scheduling = import_module("xdist.scheduler").LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope  # noqa: SLF001 - what it is there for
+
+    def scope_of(test: str) -> str:
+        file: str = file_of(test)
+        return "LiteLLM" if Path(file).stem in LOAD_LITELLM else file
+
+    scheduling._split_scope = scope_of  # noqa: SLF001
+    return scheduling
 
 
 def _names_the_template(config: pytest.Config) -> bool:

@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -48,32 +49,53 @@ def toml(folder: Path, text: str) -> Path:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Process:
-    """A server without callers, which a SIGINT has ended."""
-    settings = toml(tmp_path_factory.mktemp("closed"), 'name = "Ours"' + TABLE)
-    return ended_by(signal.SIGINT, Process(settings=settings))
+    """A server without callers, which was asked for an odd path, and which a SIGINT has ended."""
+    with Process(settings=toml(tmp_path_factory.mktemp("closed"), 'name = "Ours"' + TABLE)) as process:
+        with socket.create_connection(("127.0.0.1", process.port)) as connection:
+            connection.sendall(b"GET /health%1b%5b2Jevil HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            while connection.recv(4096):
+                pass
+        process.terminate(signal.SIGINT)
+        process.wait(60)
+    return process
+
+
+@dataclass
+class Opened:
+    """A server with a caller, which a SIGTERM has ended.
+
+    Attributes:
+        process: the server.
+        statuses: what it answered to the caller's key, and to another.
+    """
+
+    process: Process
+    statuses: list[int]
 
 
 @pytest.fixture(scope="module")
-def open_to_a_caller(tmp_path_factory: pytest.TempPathFactory) -> Process:
-    """A server with a caller, which a SIGTERM has ended."""
-    caller = f'[callers.web]\nkey_sha256 = "{"0" * 64}"'
-    settings = toml(tmp_path_factory.mktemp("open"), 'name = "Ours"' + TABLE + caller)
-    return ended_by(signal.SIGTERM, Process(settings=settings))
-
-
-def ended_by(number: signal.Signals, process: Process) -> Process:
-    with process:
-        process.terminate(number)
+def opened(tmp_path_factory: pytest.TempPathFactory, added: str, added_key: str) -> Opened:
+    table = added[added.index("[callers.") :]
+    assert list(tomllib.loads(table)["callers"]) == ['Team "A" 👋']
+    settings = toml(tmp_path_factory.mktemp("open"), 'name = "Ours"\ndefault_model = "demo"' + TABLE + table)
+    with Process(settings=settings) as process:
+        statuses = [
+            httpx2.post(
+                process.url + CHAT, json={"messages": MESSAGES}, headers={"Authorization": f"Bearer {key}"}, timeout=60
+            ).status_code
+            for key in (added_key, f"{added_key}x")
+        ]
+        process.terminate(signal.SIGTERM)
         process.wait(60)
-    return process
+    return Opened(process, statuses)
 
 
 def test_it_prints_where_it_listens(closed: Process) -> None:
     assert closed.lines[0] == f"Ours: {closed.url}"
 
 
-def test_it_prints_which_models_can_answer_and_which_lack_a_key(open_to_a_caller: Process) -> None:
-    assert open_to_a_caller.lines[1:5] == [
+def test_it_prints_which_models_can_answer_and_which_lack_a_key(opened: Opened) -> None:
+    assert opened.process.lines[1:5] == [
         "  gpt-4o: needs OPENAI_API_KEY",
         "  local: ready",
         "  keyed: needs LOCAL_API_KEY",
@@ -91,17 +113,10 @@ def test_without_callers_it_prints_that_models_need_one(closed: Process) -> None
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-def test_a_signal_ends_it_with_exit_code_0(request: pytest.FixtureRequest, number: str) -> None:
-    process = request.getfixturevalue("closed" if number == "SIGINT" else "open_to_a_caller")
+def test_a_signal_ends_it_with_exit_code_0(closed: Process, opened: Opened, number: str) -> None:
+    process = closed if number == "SIGINT" else opened.process
     assert process.wait() == 0
     assert "Traceback" not in process.output
-
-
-def test_signals_that_come_together_end_dev_too(tmp_path: Path) -> None:
-    with Process("--dev", settings=toml(tmp_path, TABLE)) as process:
-        for _ in range(20):
-            process.terminate()
-        assert process.wait(60) == 0
 
 
 def test_it_prints_no_access_log_but_its_own(closed: Process) -> None:
@@ -110,33 +125,34 @@ def test_it_prints_no_access_log_but_its_own(closed: Process) -> None:
     ]
 
 
-def test_dev_serves_every_model_without_a_key_until_a_signal(tmp_path: Path, stub: Stub) -> None:
-    settings = toml(tmp_path, f'default_model = "m"\n[models.m]\nupstream = "m"\napi_base = "{stub.url}/v1"')
-    with Process("--dev", settings=settings) as process:
+def test_a_path_with_controls_is_escaped_on_the_console(closed: Process) -> None:
+    assert "path=/health\\x1b[2Jevil" in closed.output
+    assert "\x1b" not in closed.output
+
+
+def test_dev_serves_every_model_without_a_key_and_reloads_until_signals_come_together(
+    tmp_path: Path, stub: Stub
+) -> None:
+    table = f'default_model = "m"\n[models.m]\nupstream = "m"\napi_base = "{stub.url}/v1"\n'
+    with Process("--dev", settings=toml(tmp_path, table)) as process:
         answer = httpx2.post(process.url + CHAT, json={"messages": MESSAGES}, timeout=60)
         assert answer.json()["content"] == TEXT
         assert "  m: ready" in process.lines
-        process.terminate(signal.SIGINT)
-        assert process.wait(60) == 0
-    assert "Traceback" not in process.output
-
-
-def test_dev_reloads_when_settings_change(tmp_path: Path) -> None:
-    settings = toml(tmp_path, TABLE)
-    with Process("--dev", settings=settings) as process:
         names: list[str] = []
         deadline = time.monotonic() + 60
         while "added" not in names and time.monotonic() < deadline:
-            toml(tmp_path, TABLE + '[models.added]\nupstream = "demo/echo"\n')  # until the watcher has begun to look
+            toml(tmp_path, table + '[models.added]\nupstream = "demo/echo"\n')  # until the watcher has begun to look
             again = time.monotonic() + 5
             while "added" not in names and time.monotonic() < again:
                 time.sleep(0.05)
                 with contextlib.suppress(httpx2.TransportError):
                     models = httpx2.get(f"{process.url}/v1/models", timeout=60).json().get("data", [])
                     names = [model["id"] for model in models]
-        process.terminate(signal.SIGINT)
-        process.wait(60)
-    assert "added" in names
+        assert "added" in names
+        for number in [signal.SIGINT, signal.SIGTERM] * 10:
+            process.terminate(number)
+        assert process.wait(60) == 0
+    assert "Traceback" not in process.output
 
 
 def test_dev_watches_prompts_and_settings(tmp_path: Path) -> None:
@@ -177,17 +193,8 @@ def test_each_new_key_is_another(added_key: str) -> None:
     assert added_key not in "\n".join(lines)
 
 
-def test_the_printed_table_lets_the_key_in(added: str, added_key: str, tmp_path: Path) -> None:
-    table = added[added.index("[callers.") :]
-    assert list(tomllib.loads(table)["callers"]) == ['Team "A" 👋']
-    demo = 'default_model = "demo"\n[models.demo]\nupstream = "demo/echo"\n'
-    with Process(settings=toml(tmp_path, demo + table)) as process:
-        for key, status in [(added_key, 200), (f"{added_key}x", 401)]:
-            headers = {"Authorization": f"Bearer {key}"}
-            assert (
-                httpx2.post(process.url + CHAT, json={"messages": MESSAGES}, headers=headers, timeout=60).status_code
-                == status
-            )
+def test_the_printed_table_lets_the_key_in(opened: Opened) -> None:
+    assert opened.statuses == [200, 401]
 
 
 # Mistakes.

@@ -47,6 +47,14 @@ def shared(key: str, provider: Stub) -> Iterator[Ask]:
 
 
 @pytest.fixture
+def new_objects() -> Iterator[None]:
+    """Let the garbage collector see what is made from now on alone: there are half a million objects of LiteLLM's."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
 def ask(shared: Ask, provider: Stub) -> Ask:
     """Ask the model of a provider that will answer well."""
     provider.default = Behaviour()
@@ -76,6 +84,7 @@ def test_a_stream_that_timed_out_leaves_nothing_behind(key: str, stub: Stub) -> 
 
 
 @kinds
+@pytest.mark.usefixtures("new_objects")
 @pytest.mark.parametrize(
     ("behaviour", "status"),
     [

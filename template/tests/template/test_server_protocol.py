@@ -1,4 +1,7 @@
-"""The server's edge: what becomes of bytes before they are a request, and after they are an answer."""
+"""The server's edge: what becomes of bytes before they are a request, and after they are an answer.
+
+Every way to start has this edge: see test_serving.py.
+"""
 
 import contextlib
 import http.client
@@ -20,7 +23,7 @@ from app.access.callers import hash_key
 from app.config import Settings
 from app.dependencies import LLM
 from app.main import create_app
-from tests.serving import Process, serve
+from tests.serving import serve
 from tests.stub import TEXT, Behaviour, Received, Stub
 from tests.template.running import row
 from tests.wire import CHAT, HELLO, Call
@@ -184,16 +187,6 @@ def line(patient: str, key: str, provider: Stub) -> Iterator[Line]:
     provider.requests.clear()
     with Line(patient, key) as line:
         yield line
-
-
-@pytest.mark.parametrize("args", [[], ["--workers", "2"], ["--dev"]], ids=["one worker", "two workers", "dev"])
-def test_every_way_to_start_has_this_edge(args: list[str]) -> None:
-    with Process(*args) as process, Line(process.url) as line:
-        line.send(b"GET /health HTTP/2.0\r\nHost: a\r\n\r\n")
-        problem(line.response(), 505)
-        line.leave()
-        process.terminate()  # a supervisor that is killed leaves its workers behind
-        process.wait()
 
 
 # An Upgrade

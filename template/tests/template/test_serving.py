@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from app.access.callers import hash_key
 from app.http.serving import START_EVERY, Supervisor
 from tests.serving import PROJECT, Process, environment, free_port
+from tests.template.test_server_protocol import Line, problem
 
 CANARY = "pw-canary-0123456789"
 SLOW = '''
@@ -108,6 +110,66 @@ def serving(workers: int, *args: str, **env: str) -> Iterator[Process]:
         yield process
 
 
+def check_edge(process: Process) -> None:
+    """See one sign of what test_server_protocol.py tests in detail: every way to start has that edge."""
+    with Line(process.url) as line:
+        line.send(b"GET /health HTTP/2.0\r\nHost: a\r\n\r\n")
+        problem(line.response(), 505)
+
+
+@dataclass
+class Deaths:
+    """What became of a server with two workers, three of which have died, each from its own cause.
+
+    Attributes:
+        process: the server, which a SIGHUP has ended.
+        lines: what the log says of each death, by the cause, with the id that the process had as `dead`.
+        metrics: the status of `/metrics` while the folder of metrics was gone, and after that.
+        left: folders of metrics that are left in the end.
+        exit_code: the server's.
+    """
+
+    process: Process
+    lines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: list[int] = field(default_factory=list)
+    left: list[Path] = field(default_factory=list)
+    exit_code: int | None = None
+
+
+@pytest.fixture(scope="module")
+def deaths(tmp_path_factory: pytest.TempPathFactory) -> Deaths:
+    """A server whose folder of metrics has vanished before the first of three workers has died."""
+    folder = tmp_path_factory.mktemp("deaths")
+    (folder / "sitecustomize.py").write_text(ENDING)
+    callers = json.dumps({"prometheus": {"key_sha256": hash_key("k"), "metrics": True}})
+    with serving(2, PYTHONPATH=str(folder), TMPDIR=str(folder), APP_CALLERS=callers) as process:
+        deaths = Deaths(process)
+
+        def ask_for_metrics() -> None:
+            answer = httpx2.get(f"{process.url}/metrics", headers={"Authorization": "Bearer k"})
+            deaths.metrics.append(answer.status_code)
+
+        until(lambda: len(logged(process, "asked")) == 2)
+        [metrics] = folder.glob("metrics-*")
+        for file in metrics.iterdir():
+            file.unlink()
+        metrics.rmdir()
+        ask_for_metrics()
+        until(lambda: logged(process, "unexpected"))
+        time.sleep(START_EVERY)  # a younger worker is not replaced at once; until then it was seen that both serve
+        for number, cause in ((signal.SIGKILL, "SIGKILL"), (signal.SIGUSR1, "exit"), (signal.SIGUSR2, "error")):
+            dead = min(children(process))
+            os.kill(dead, number)
+            until(lambda: len(logged(process, "a worker has died")) == len(deaths.lines) + 1)
+            deaths.lines[cause] = logged(process, "a worker has died")[-1] | {"dead": dead}
+            until(lambda: len(logged(process, "asked")) == len(deaths.lines) + 2)
+        ask_for_metrics()
+        process.terminate(signal.SIGHUP)
+        deaths.exit_code = process.wait(60)
+        deaths.left = list(folder.glob("metrics-*"))
+    return deaths
+
+
 # Ends.
 
 
@@ -129,22 +191,28 @@ def test_a_signal_ends_a_start_at_any_moment(tmp_path: Path, module: str, number
         handled = int(Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16)
         assert handled & 1 << (signal.SIGTERM - 1), "the first process of a container gets no signal without a handler"
         process.terminate(number)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert "Traceback" not in process.output
 
 
-@WORKERS
-def test_sighup_ends_it_as_sigterm_does(workers: int) -> None:
-    with serving(workers) as process:
+def test_sighup_ends_a_worker_as_sigterm_does_and_a_name_is_served_at_all_of_its_addresses() -> None:
+    with serving(1, "--host", "localhost") as process:
+        assert httpx2.get(f"{process.url}/health").status_code == 200
         process.terminate(signal.SIGHUP)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert logged(process, "Application shutdown complete.")
+
+
+def test_sighup_ends_workers_as_sigterm_does(deaths: Deaths) -> None:
+    assert deaths.exit_code == 0
+    assert logged(deaths.process, "Application shutdown complete.")
 
 
 def test_dev_ends_on_sighup_and_its_log_is_json_too() -> None:
     with Process("--dev", env={"APP_LOG_FORMAT": "json"}) as process:
+        check_edge(process)
         process.terminate(signal.SIGHUP)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert [line for line in process.lines if not line.startswith("{")] == []
 
 
@@ -156,17 +224,22 @@ def test_under_nohup_sighup_ends_nothing() -> None:
         process.terminate(signal.SIGHUP)
         assert httpx2.get(f"{process.url}/health").status_code == 200
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @WORKERS
-def test_sigint_ends_what_a_shell_has_started_in_the_background(workers: int) -> None:
-    """Such a shell ignores SIGINT in its children."""
+def test_every_address_is_served_in_both_families_until_sigint_though_a_shell_in_the_background_ignores_it(
+    workers: int,
+) -> None:
+    """A shell ignores SIGINT in the children that it starts in the background."""
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with serving(workers) as process:
+        with serving(workers, "--host", "::", APP_TRUSTED_PROXIES="127.0.0.0/8") as process:
+            for host in ("127.0.0.1", "[::1]"):
+                assert httpx2.get(f"http://{host}:{process.port}/health").status_code == 200
+            check_edge(process)
             os.kill(process.pid, signal.SIGINT)
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
     finally:
         signal.signal(signal.SIGINT, ignored)
 
@@ -180,37 +253,15 @@ def test_workers_end_when_their_supervisor_is_killed(args: tuple[str, ...]) -> N
         until(lambda: not any(map(is_there, orphans)))
 
 
-@pytest.fixture(scope="module")
-def deaths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """How a server with two workers has met the deaths of three, each from its own cause, and what it has printed."""
-    folder = tmp_path_factory.mktemp("deaths")
-    (folder / "sitecustomize.py").write_text(ENDING)
-    lines: dict[str, Any] = {}
-    with serving(2, PYTHONPATH=str(folder)) as process:
-        until(lambda: len(logged(process, "asked")) == 2)
-        time.sleep(START_EVERY)  # a younger worker is not replaced at once; until then it was seen that both serve
-        for number, cause in ((signal.SIGKILL, "SIGKILL"), (signal.SIGUSR1, "exit"), (signal.SIGUSR2, "error")):
-            dead = min(children(process))
-            os.kill(dead, number)
-            until(lambda: len(logged(process, "a worker has died")) == len(lines) + 1)
-            lines[cause] = logged(process, "a worker has died")[-1] | {"dead": dead}
-            until(lambda: len(logged(process, "asked")) == len(lines) + 2)
-        assert httpx2.get(f"{process.url}/health").status_code == 200
-        process.terminate()
-        assert process.wait(20) == 0
-        lines["all"] = process.lines
-    return lines
-
-
 @pytest.mark.parametrize(
     ("cause", "told"), [("SIGKILL", {"signal": "SIGKILL"}), ("exit", {"exit_code": 3}), ("error", {"exit_code": 1})]
 )
 def test_a_workers_death_is_one_line_and_another_takes_its_place(
-    deaths: dict[str, Any], cause: str, told: dict[str, object]
+    deaths: Deaths, cause: str, told: dict[str, object]
 ) -> None:
-    line = deaths[cause]
+    line = deaths.lines[cause]
     assert line.items() >= {"level": "error", "pid": line["dead"], **told}.items()
-    assert all(line.startswith("{") for line in deaths["all"])
+    assert all(line.startswith("{") for line in deaths.process.lines)
 
 
 class Ended:
@@ -328,21 +379,6 @@ def test_uvicorns_own_supervisor_gives_up_as_well() -> None:
     assert CANARY not in ended.stderr
 
 
-# Where it listens.
-
-
-@WORKERS
-def test_every_address_is_served_in_both_families(workers: int) -> None:
-    with serving(workers, "--host", "::", APP_TRUSTED_PROXIES="127.0.0.0/8") as process:
-        for host in ("127.0.0.1", "[::1]"):
-            assert httpx2.get(f"http://{host}:{process.port}/health").status_code == 200
-
-
-def test_a_name_is_served_at_all_of_its_addresses() -> None:
-    with serving(1, "--host", "localhost") as process:
-        assert httpx2.get(f"{process.url}/health").status_code == 200
-
-
 # What fails while it runs.
 
 
@@ -410,20 +446,7 @@ def test_lines_that_were_lost_are_counted_in_the_log() -> None:
     assert len(written) + line["lines"] > REQUESTS
 
 
-def test_a_folder_of_metrics_that_vanished_is_told_and_made_again(tmp_path: Path) -> None:
-    caller = {"key_sha256": hash_key("k"), "metrics": True}
-    key = {"Authorization": "Bearer k"}
-    with serving(2, TMPDIR=str(tmp_path), APP_CALLERS=json.dumps({"prometheus": caller})) as process:
-        [folder] = tmp_path.glob("metrics-*")
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-        assert httpx2.get(f"{process.url}/metrics", headers=key).status_code == 500
-        until(lambda: logged(process, "unexpected"))
-        os.kill(max(children(process)), signal.SIGKILL)
-        until(lambda: len(logged(process, "Application startup complete.")) == 3)
-        assert logged(process, "the folder of metrics was gone and is made again")
-        assert httpx2.get(f"{process.url}/metrics", headers=key).status_code == 200
-        process.terminate()
-        assert process.wait(20) == 0
-    assert list(tmp_path.glob("metrics-*")) == []
+def test_a_folder_of_metrics_that_vanished_is_told_and_made_again(deaths: Deaths) -> None:
+    assert logged(deaths.process, "the folder of metrics was gone and is made again")
+    assert deaths.metrics == [500, 200]
+    assert deaths.left == []

@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import httpx2
 import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from app.access.callers import hash_key
 from app.config import ModelEntry, Settings, SettingsError
 from app.environment import load_settings
 from app.llm.upstreams import Upstreams
 from app.main import create_app
-from tests.serving import PROJECT, Process
-from tests.stub import Stub
+from tests.serving import PROJECT
 
 CANARY = "sk-canary-0123456789"
 DEMO = {"demo": {"upstream": "demo/echo"}}
@@ -317,22 +314,3 @@ def test_the_app_is_made_in_an_empty_environment() -> None:
         [sys.executable, "-c", code], cwd=PROJECT, env=without_files, capture_output=True, text=True, check=False
     )
     assert (made.returncode, made.stdout, made.stderr) == (0, "AI backend\n", "")
-
-
-def test_litellm_is_not_imported_while_no_model_needs_it(stub: Stub, key: str, headers: dict[str, str]) -> None:
-    models = {"gpt-4o": {"upstream": "gpt-4o", "api_base": f"{stub.url}/v1"}, **DEMO}
-    env = {
-        "APP_MODELS": json.dumps(models),
-        "APP_CALLERS": json.dumps({"test": {"key_sha256": hash_key(key)}}),
-        "PYTHONPROFILEIMPORTTIME": "1",  # prints each module as it is imported
-    }
-    with Process(env=env) as process:
-        for model in models:
-            hello = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
-            answer = httpx2.post(f"{process.url}/v1/chat/completions", json=hello, headers=headers, timeout=60)
-            assert answer.status_code == 200
-        process.terminate()
-        process.wait()
-    imported = {line.rpartition("|")[2].strip() for line in process.lines if line.startswith("import time:")}
-    assert "app.llm.direct" in imported
-    assert not {name for name in imported if name.partition(".")[0] == "litellm"}

@@ -4,18 +4,18 @@ import hashlib
 import http.client
 import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from tests.serving import PROJECT, Process, environment
+from tests.serving import Process
 from tests.stub import TEXT, Behaviour, Stub
 from tests.template.running import Ask, running
-from tests.wire import HELLO
+from tests.wire import CHAT, HELLO
 
 # LiteLLM runs in this process, and warns of itself.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic", "ignore::DeprecationWarning:litellm")
@@ -30,16 +30,62 @@ DIRECT = (
 )
 
 
-def test_vendors_that_speak_openais_protocol_need_no_litellm() -> None:
-    rows = {str(index): {"upstream": upstream} for index, upstream in enumerate(DIRECT)}
-    code = (
-        "import sys\nfrom starlette.testclient import TestClient\n"
-        "from app.config import Settings\nfrom app.main import create_app\n"
-        f"with TestClient(create_app(Settings(models={rows!r}, default_model='0'))) as client:\n"
-        "    assert client.get('/ready').status_code == 200\n"
-        "assert 'litellm' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment(), check=True)  # noqa: S603 - our own command
+@dataclass
+class Plain:
+    """A server that needs neither LiteLLM nor OpenTelemetry's SDK, and has answered.
+
+    Attributes:
+        ready: the status of `/ready`.
+        statuses: those of the answers, by the model.
+        asked: the headers that the provider of a model got.
+        imported: names of all modules that the server has imported.
+    """
+
+    ready: int
+    statuses: dict[str, int]
+    asked: Mapping[str, str]
+    imported: set[str]
+
+
+@pytest.fixture(scope="module")
+def plain(key: str) -> Plain:
+    with Stub() as stub:
+        models = {upstream: {"upstream": upstream} for upstream in DIRECT}
+        asked = {
+            "gpt-4o": {"upstream": "gpt-4o", "api_base": f"{stub.url}/v1"},
+            "demo": {"upstream": "demo/echo"},
+        }
+        env = {
+            "APP_MODELS": json.dumps(models | asked),
+            "APP_DEFAULT_MODEL": "demo",
+            "APP_CALLERS": json.dumps({"test": {"key_sha256": hashlib.sha256(key.encode()).hexdigest()}}),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+            "PYTHONPROFILEIMPORTTIME": "1",  # prints each module as it is imported
+        }
+        with Process(env=env) as process, httpx2.Client(base_url=process.url, timeout=60) as client:
+            ready = client.get("/ready").status_code
+            headers = {"Authorization": f"Bearer {key}"}
+            statuses = {
+                model: client.post(CHAT, json={"model": model, "messages": HELLO}, headers=headers).status_code
+                for model in asked
+            }
+            process.terminate()
+            process.wait()
+        lines = [line for line in process.lines if line.startswith("import time:")]
+        imported = {line.rpartition("|")[2].strip() for line in lines}
+        return Plain(ready, statuses, stub.requests[-1].headers, imported)
+
+
+def test_vendors_that_speak_openais_protocol_need_no_litellm(plain: Plain) -> None:
+    assert (plain.ready, plain.statuses) == (200, {"gpt-4o": 200, "demo": 200})
+    assert "app.llm.direct" in plain.imported
+    assert not {name for name in plain.imported if name.partition(".")[0] == "litellm"}
+
+
+def test_without_telemetry_nothing_of_the_sdk_is_imported_and_no_provider_is_told_of_a_trace(plain: Plain) -> None:
+    assert "traceparent" not in plain.asked
+    assert "opentelemetry.trace" in plain.imported
+    assert not {name for name in plain.imported if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))}
 
 
 def test_a_litellm_that_can_not_be_imported_says_why(tmp_path: Path, key: str) -> None:

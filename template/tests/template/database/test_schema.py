@@ -26,6 +26,7 @@ from app.main import create_app
 from tests.conftest import MakeSettings
 from tests.database.fixtures import POSTGRES
 from tests.serving import PROJECT, Process
+from tests.template.running import said_by
 
 CONVERSATION = {"id": "conv_1", "caller": "a", "created_at": 1, "used_at": 1, "about": {"a": "\0"}}
 
@@ -43,9 +44,11 @@ def test_the_migrations_make_the_tables_of_the_code(database: str) -> None:
 
 def test_a_start_without_migrated_tables_ends_with_one_sentence(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/new.sqlite"
-    with Process(env={"APP_DATABASE_URL": url}, ready=False) as process:
-        assert process.wait() == 1
-    assert process.lines == ["Settings: database_url: the database has no tables yet; run `python -m app migrate`"]
+    code, lines = said_by(env={"APP_DATABASE_URL": url})
+    assert (code, lines) == (
+        1,
+        ["Settings: database_url: the database has no tables yet; run `python -m app migrate`"],
+    )
 
 
 def test_a_start_on_an_older_schema_says_what_is_missing(tmp_path: Path) -> None:
@@ -69,9 +72,9 @@ def test_a_newer_schema_stops_nothing_so_that_a_release_can_be_taken_back(tmp_pa
 
 def test_the_command_migrates_and_then_the_service_starts(tmp_path: Path) -> None:
     env = {"APP_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/data/app.sqlite"}
-    for _ in range(2):
-        with Process("migrate", env=env, ready=False) as process:
-            assert process.wait() == 0, process.output
+    with Process("migrate", env=env, ready=False) as process:
+        assert process.wait() == 0, process.output
+    assert said_by("migrate", env=env) == (0, [])
     with Process("--workers", "2", env=env):
         pass
 
@@ -95,9 +98,8 @@ def test_an_address_that_cant_work_is_one_sentence_without_it(url: str, monkeypa
 
 def test_a_database_that_does_not_answer_is_a_sentence_to_migrate_and_no_reason_not_to_start() -> None:
     url = "postgresql+psycopg://a:s3cret@127.0.0.1:1/d"
-    with Process("migrate", env={"APP_DATABASE_URL": url}, ready=False) as process:
-        assert process.wait() == 1
-    assert process.lines == ["Settings: database_url: the database does not answer (OperationalError)"]
+    code, lines = said_by("migrate", env={"APP_DATABASE_URL": url})
+    assert (code, lines) == (1, ["Settings: database_url: the database does not answer (OperationalError)"])
     with Process(env={"APP_DATABASE_URL": url}) as process:
         assert "s3cret" not in process.output
 
@@ -153,6 +155,7 @@ def test_a_table_of_the_teams_gets_a_migration_on_the_teams_branch(
 ) -> None:
     file = tmp_path / "app.sqlite"
     monkeypatch.setenv("APP_DATABASE_URL", f"sqlite+aiosqlite:///{file}")
+    Service(load_settings()).migrate()  # as `python -m app migrate` does
 
     def run(*command: str) -> str:
         done = subprocess.run(  # noqa: S603 - our own command
@@ -161,7 +164,6 @@ def test_a_table_of_the_teams_gets_a_migration_on_the_teams_branch(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    run("app", "migrate")
     run("alembic", "revision", "--autogenerate", "--head", "own@head", "-m", "Add notes")
     [made] = set((project / "migrations/own").glob("*.py")) - {project / "migrations/own/own_0.py"}
     assert "create_table('notes'" in made.read_text()
