@@ -89,18 +89,11 @@ class NativeRelay(Relay):
         """Raise our error: no server is known that answers a dialect's stream so."""
         raise unreadable(self._target.name)
 
-    def _plain(self, packet: bytes) -> int:
-        end, count = self._plain_chunks.at_start(packet)
-        if count:
-            self._state.chunks += count
-            self._state.size += end
-            self._translator.last_deltas = packet[:end]
-        return end
+    def _count(self, plain: bytes, count: int) -> None:
+        super()._count(plain, count)
+        self._translator.last_deltas = plain
 
     def _passed(self, event: bytes) -> bytes:
-        if self._plain(event):
-            self.spoke = True
-            return event
         data = (event_data(event.removeprefix(BYTE_ORDER_MARK)) or b"").strip()
         if not data or data == b"[DONE]":
             return b""
@@ -112,7 +105,8 @@ class NativeRelay(Relay):
                 raise failure_in_body(self._target, error)
             if kind.endswith(DELTAS) and event == b"event: %b\ndata: %b\n\n" % (kind.encode(), data):
                 self._plain_chunks.remember(event, BEFORE_VALUE)
-                return self._passed(event)  # is counted as the next ones that are like it
+                self._count(event, 1)  # as the next ones that are like it
+                return event
             self.spoke = True
             self.ended = self._translator.pass_on(told, self._state)
         except (ValueError, AttributeError, KeyError, TypeError):

@@ -6,11 +6,6 @@ from typing import Any
 
 BEFORE_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|obfuscation|p)": ?"')
 """What stands before a text that is new in each chunk. The last two of these fields hide how long the others are."""
-TEXT = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|arguments|delta|text|thinking|partial_json|obfuscation|p'
-    rb'|sequence_number)": ?(?:"|(?=[0-9]))'
-)
-"""What stands before a text that is new in each chunk, or a number. `obfuscation` and `p` hide how long texts are."""
 TEXT = re.compile(rb'[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
 """A string of JSON, without its quotes."""
 NUMBER = re.compile(rb"0(?![0-9])|[1-9][0-9]*")
@@ -57,24 +52,28 @@ class PlainChunks:
                 start = text.end()
         self._last = event[start:]
 
-    def at_start(self, packet: bytes) -> tuple[int, int]:
-        """Return how many bytes at the start of a packet are such events, and how many events these are."""
-        end = count = 0
-        while end < len(packet) and (after := self._end(packet, end)):
-            end = after
-            count += 1
-        if not packet.isascii():
-            try:
-                packet[:end].decode()
-            except UnicodeDecodeError:
-                return 0, 0
-        return end, count
+    def at(self, packet: bytes, start: int) -> tuple[int, int]:
+        """Return where the events at `start` of a packet end that are like the one remembered, and how many these are.
 
-    def _end(self, packet: bytes, start: int) -> int:
-        """Return where the event that begins at `start` ends, or 0 if it is another kind of event."""
-        for piece, match in self._pieces:
-            text = packet.startswith(piece, start) and match(packet, start + len(piece))
-            if not text:
-                return 0
-            start = text.end()
-        return start + len(self._last) if packet.startswith(self._last, start) else 0
+        Where there are none, that is `start`.
+        """
+        end, count, last, size = start, 0, self._last, len(packet)
+        while last and end < size:
+            at = end
+            for piece, match in self._pieces:
+                text = packet.startswith(piece, at) and match(packet, at + len(piece))
+                if not text:
+                    break
+                at = text.end()
+            else:
+                if packet.startswith(last, at):
+                    end = at + len(last)
+                    count += 1
+                    continue
+            break
+        if count and not packet.isascii():
+            try:
+                packet[start:end].decode()
+            except UnicodeDecodeError:
+                return start, 0
+        return end, count

@@ -44,18 +44,21 @@ class Relay:
 
     def feed(self, packet: bytes) -> bytes:
         """Return what the client gets for one packet; an empty packet means that the connection has ended."""
-        plain = 0 if self._events.rest else self._plain(packet)
-        self.spoke = plain > 0
-        if plain == len(packet) > 0:
-            return packet
-        out = [packet[:plain]]
+        events, out = self._events, []
+        self.spoke = False
+        events.add(packet)
         try:
-            for event in self._events.feed(packet[plain:]):
-                out.append(self._passed(event))
-                if self.ended:
+            while not self.ended:
+                end, count = self._plain_chunks.at(events.buffer, events.start)
+                if count:
+                    out.append(events.take(end))
+                    self._count(out[-1], count)
+                elif event := events.take():
+                    out.append(self._passed(event))
+                else:
                     break
             if not packet and not self.ended:
-                self._end(said_done=(event_data(self._events.rest + b"\n\n") or b"").strip() == b"[DONE]")
+                self._end(said_done=(event_data(events.rest + b"\n\n") or b"").strip() == b"[DONE]")
         except ProviderError as failure:
             self.failure = failure
         except EventTooLong:
@@ -74,12 +77,11 @@ class Relay:
         """
         return stream_of(answer, self._state, self._target.name)
 
-    def _plain(self, packet: bytes) -> int:
-        """Return how many bytes of a packet are passed on as they are, without being parsed."""
-        end, count = self._plain_chunks.at_start(packet)
+    def _count(self, plain: bytes, count: int) -> None:
+        """Count events that are passed on as they are, without being parsed."""
+        self.spoke = True
         self._state.chunks += count
-        self._state.size += end
-        return end
+        self._state.size += len(plain)
 
     def _passed(self, event: bytes) -> bytes:
         """Return what the client gets for one event: the event itself, or nothing; in one case a translation.
@@ -87,9 +89,6 @@ class Relay:
         Raises:
             ProviderError: the event is an error, or can't be read.
         """
-        if self._plain(event):
-            self.spoke = True
-            return event
         event = event.removeprefix(BYTE_ORDER_MARK)  # OpenAI's SDKs would lose the event
         data = (event_data(event) or b"").strip()
         if not data:
@@ -112,7 +111,8 @@ class Relay:
                 event = b"data: " + to_json(chunk) + b"\n\n"
             elif event == b"data: " + data + b"\n\n" and self._plain_chunks.learn(event, chunk):
                 self._state.model = chunk.get("model")
-                return self._passed(event)  # is counted as the next ones that are like it
+                self._count(event, 1)  # as the next ones that are like it
+                return event
             self.spoke = True
             return event if self._state.see(chunk, len(event)) else b""
         except (ValueError, AttributeError, KeyError, TypeError):

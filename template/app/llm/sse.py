@@ -25,39 +25,57 @@ class Events:
     """Cuts packets into whole events. No byte is changed, and none is lost.
 
     Attributes:
-        rest: the bytes that have arrived since the last whole event.
+        buffer: the newest packet, behind what was left of those before.
+        start: where in it the first byte is that was not taken yet.
     """
 
-    __slots__ = ("_scanned", "rest")
+    __slots__ = ("_scanned", "buffer", "start")
 
     def __init__(self) -> None:
-        self.rest = b""
+        self.buffer = b""
+        self.start = 0
         self._scanned = 0
 
-    def feed(self, packet: bytes) -> Iterator[bytes]:
-        """Yield each event that this packet completes, with the blank line that ends it.
+    @property
+    def rest(self) -> bytes:
+        """The bytes that were not taken yet."""
+        return self.buffer[self.start :]
+
+    def add(self, packet: bytes) -> None:
+        """Take a packet."""
+        left = len(self.buffer) - self.start
+        self._scanned = max(0, left - 3)
+        self.buffer = self.rest + packet if left else packet
+        self.start = 0
+
+    def take(self, end: int = 0) -> bytes:
+        """Return the next whole event; or all up to `end`, which is the end of an event. If there is none, `b""`.
 
         Raises:
-            EventTooLong: an event is longer than MAX_EVENT_BYTES.
+            EventTooLong: what is left is longer than MAX_EVENT_BYTES.
         """
-        buffer = self.rest + packet if self.rest else packet
-        start = 0
-        for end in _ends(buffer, self._scanned):
-            yield buffer[start:end]
-            start = end
-        self.rest = buffer[start:]
-        self._scanned = max(0, len(self.rest) - 3)
-        if len(self.rest) > MAX_EVENT_BYTES:
-            raise EventTooLong
+        end = end or self._end(max(self.start, self._scanned))
+        if not end:
+            if len(self.buffer) - self.start > MAX_EVENT_BYTES:
+                raise EventTooLong
+            return b""
+        event = self.buffer[self.start : end]
+        self.start = end
+        return event
 
+    def feed(self, packet: bytes) -> Iterator[bytes]:
+        """Yield each event that this packet completes, with the blank line that ends it; errors as in `take`."""
+        self.add(packet)
+        while event := self.take():
+            yield event
 
-def _ends(buffer: bytes, position: int) -> Iterator[int]:
-    """Yield where each event ends. Most streams have no CR; to look for line feeds alone is many times as fast."""
-    if b"\r" in buffer:
-        yield from (end.end() for end in END_OF_EVENT.finditer(buffer, position))
-    else:
-        while (found := buffer.find(b"\n\n", position)) >= 0:
-            yield (position := found + 2)
+    def _end(self, position: int) -> int:
+        """Return where the next event ends, or 0. Most streams have no CR; to look for line feeds alone is faster."""
+        if b"\r" in self.buffer:
+            found = END_OF_EVENT.search(self.buffer, position)
+            return found.end() if found else 0
+        end = self.buffer.find(b"\n\n", position)
+        return end + 2 if end >= 0 else 0
 
 
 def event_name(event: bytes) -> bytes:

@@ -22,7 +22,7 @@ def event(content: Any = "A", *, ascii_only: bool = True, **fields: Any) -> byte
 
 def learnt(**fields: Any) -> PlainChunks:
     plain = PlainChunks()
-    assert plain.at_start(event(**fields)) == (0, 0), "nothing is known yet"
+    assert plain.at(event(**fields), 0) == (0, 0), "nothing is known yet"
     plain.learn(event(**fields), CHUNK | fields)
     return plain
 
@@ -39,7 +39,7 @@ def test_chunks_that_differ_in_their_texts_need_no_parsing(texts: list[str], asc
             packet = b"".join(event(text, ascii_only=ascii_only, **fields) for text in texts)
         except UnicodeEncodeError:
             return
-        assert plain.at_start(packet) == (len(packet), len(texts))
+        assert plain.at(packet, 0) == (len(packet), len(texts))
 
 
 @given(st.binary(max_size=12) | st.text(alphabet='\\\\"u0a{}[],: \n', max_size=12).map(str.encode))
@@ -49,7 +49,7 @@ def test_what_needs_no_parsing_is_valid_and_says_nothing_else(text: bytes) -> No
     cases: list[tuple[PlainChunks, dict[str, Any]]] = [(ONE_TEXT, {}), (TWO_TEXTS, {"obfuscation": "y"})]
     for plain, fields in cases:
         changed = event(**fields).replace(b'"A"', b'"' + text + b'"')
-        end, count = plain.at_start(changed + event(**fields))
+        end, count = plain.at(changed + event(**fields), 0)
         for said in (changed + event(**fields))[:end].split(b"\n\n")[:count]:
             chunk = from_json(said.removeprefix(b"data: "), allow_inf_nan=False)
             chunk["choices"][0]["delta"]["content"] = "A"
@@ -58,7 +58,7 @@ def test_what_needs_no_parsing_is_valid_and_says_nothing_else(text: bytes) -> No
 
 def test_an_event_that_is_shorter_than_what_is_the_same_in_all_is_parsed() -> None:
     unterminated = event().replace(b'"A"', b'"')
-    assert ONE_TEXT.at_start(unterminated) == (0, 0)
+    assert ONE_TEXT.at(unterminated, 0) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_an_event_that_is_shorter_than_what_is_the_same_in_all_is_parsed() -> No
 )
 @pytest.mark.parametrize("plain", [ONE_TEXT, TWO_TEXTS], ids=["one text", "two texts"])
 def test_any_other_event_is_parsed(plain: PlainChunks, other: bytes) -> None:
-    assert plain.at_start(other) == (0, 0)
-    assert plain.at_start(event("B") + other)[1] in (0, 1)
+    assert plain.at(other, 0) == (0, 0)
+    assert plain.at(event("B") + other, 0)[1] in (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_chunk_that_says_more_is_no_pattern(more: dict[str, Any]) -> None:
     plain = PlainChunks()
     said = b"data: " + json.dumps(CHUNK | more).encode() + b"\n\n"
     plain.learn(said, CHUNK | more)
-    assert plain.at_start(said) == (0, 0)
+    assert plain.at(said, 0) == (0, 0)
 
 
 DELTA = {
@@ -107,11 +107,11 @@ def test_deltas_of_another_dialect_that_differ_in_texts_and_numbers_need_no_pars
     plain = PlainChunks()
     plain.remember(delta(dialect), BEFORE_VALUE)
     packet = delta(dialect, 'said "so"', "10") + delta(dialect, "", "0")
-    assert plain.at_start(packet) == (len(packet), 2)
+    assert plain.at(packet, 0) == (len(packet), 2)
 
 
 @pytest.mark.parametrize("number", ["01", "-", "", "1 2", "x", "1.", "1e", '"1"', "[1]"])
 def test_a_delta_whose_number_is_none_is_parsed(number: str) -> None:
     plain = PlainChunks()
     plain.remember(delta("responses"), BEFORE_VALUE)
-    assert plain.at_start(delta("responses", "B", number)) == (0, 0)
+    assert plain.at(delta("responses", "B", number), 0) == (0, 0)
