@@ -45,10 +45,15 @@ class Relay:
     def feed(self, packet: bytes) -> bytes:
         """Return what the client gets for one packet; an empty packet means that the connection has ended."""
         events, out = self._events, []
+        if not events.rest:
+            end, count = self._plain_chunks.at(packet, 0)
+            if end == len(packet) > 0:  # most packets of most streams
+                self._count(packet, count)
+                return packet
         self.spoke = False
         events.add(packet)
         try:
-            while not self.ended:
+            while events.start < len(events.buffer) and not self.ended:
                 end, count = self._plain_chunks.at(events.buffer, events.start)
                 if count:
                     out.append(events.take(end))
