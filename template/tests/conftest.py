@@ -58,7 +58,7 @@ processes that they start, tests/without_own sees to that."""
 
 LOAD_LITELLM = frozenset(
     """
-    test_addresses test_embeddings test_event_stream test_families test_http test_litellm_work test_logs
+    test_addresses test_embeddings test_families test_http test_litellm_work test_logs
     test_openai_client test_own_endpoints test_own_models test_provider_keys test_providers_fail test_requests
     test_retries test_secrets test_start_settings test_streams test_tokens_for_nothing test_warm test_whose_fault
     """.split()
