@@ -65,25 +65,24 @@ class Cycle(RequestResponseCycle):
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
-        given = {_checked_name(name): value for name, value in headers}
         lines = [_checked_name(name) + value for name, value in headers]
-        if b"content-length: " in given:
-            self.expected_content_length = int(given[b"content-length: "])
+        head = STATUS_LINE[status] + b"\r\n".join(lines) + b"\r\n"
+        if head.translate(None, TEXT) != b"\r\n" * (len(lines) + 1):
+            raise RuntimeError("A header's value has a control character in it.")
+        length = _value(head, b"content-length")
+        if length is not None:
+            self.expected_content_length = int(length)
         elif self.scope["method"] != "HEAD" and status not in NO_BODY:
             if self.scope["http_version"] == "1.0":
                 self.ends_with_connection, self.keep_alive = True, False
             else:
                 self.chunked_encoding = True
-                lines += [b"transfer-encoding: chunked"] * (b"transfer-encoding: " not in given)
-        if b"close" in given.get(b"connection: ", b"").lower():
+                head += b"" if _value(head, b"transfer-encoding") else b"transfer-encoding: chunked\r\n"
+        if b"close" in (_value(head, b"connection") or b"").lower():
             self.keep_alive = False
         elif not self.keep_alive:
-            lines.append(b"connection: close")
-        lines += b"", b""
-        self.head = STATUS_LINE[status] + b"\r\n".join(lines)
-        if self.head.translate(None, TEXT) != b"\r\n" * len(lines):
-            self.head = b""
-            raise RuntimeError("A header's value has a control character in it.")
+            head += b"connection: close\r\n"
+        self.head = head + b"\r\n"
         asyncio.get_running_loop().call_soon(self._write_head)
 
     def _write_head(self) -> None:
@@ -121,3 +120,9 @@ def _checked_name(name: bytes) -> bytes:
     if not NAME.fullmatch(name):
         raise RuntimeError("A header's name has a character in it that none may have.")
     return name.lower() + b": "
+
+
+def _value(head: bytes, name: bytes) -> bytes | None:
+    """Return a header's value; None if the head has no such header."""
+    start = head.find(b"\r\n%b: " % name)
+    return None if start < 0 else head[start + len(name) + 4 :].partition(b"\r\n")[0]

@@ -114,8 +114,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
-            kinds = [value for name, value in headers if name == b"content-type"]
-            self.sends_events = bool(kinds) and kinds[0].startswith(b"text/event-stream")
+            self.sends_events = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
             message["headers"] = headers
         elif self.sends_events and not message.get("more_body") and not message.get("body"):
             self._end = message
