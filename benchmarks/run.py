@@ -79,7 +79,7 @@ def choose(only: str | None, *, peers: bool) -> Sequence[Contender]:
 
 
 def comparable() -> Sequence[Record]:
-    """The committed run on this processor, or else those on all others."""
+    """The committed run on this processor and this Python, or else all."""
     records = read_all()
     return [record for record in records if folder(record.machine) == folder(machine())] or records
 

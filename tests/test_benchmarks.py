@@ -147,8 +147,8 @@ def test_a_ratio_is_worse_only_beyond_the_committed_spread_and_a_margin(harness:
 
 def test_the_processor_is_told_apart_from_others_of_the_same_name(harness: Any) -> None:
     cpuinfo = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
-    machine = {"Processor:": harness.record.processor(cpuinfo)}
-    assert harness.record.folder(machine).name == "amd-epyc-family-25-model-17"
+    machine = {"Processor:": harness.record.processor(cpuinfo), "Python": "3.13"}
+    assert harness.record.folder(machine).name == "amd-epyc-family-25-model-17-python-3-13"
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------

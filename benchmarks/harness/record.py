@@ -1,4 +1,4 @@
-"""A run, as it is kept in results/<processor>/results.json."""
+"""A run, as it is kept in results/<processor and Python>/results.json."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class Record:
     Attributes:
         date: ISO 8601, in UTC.
         commit: the repository's, with a mark if the tree had changes.
-        machine: processor, cores, memory and kernel.
+        machine: processor, cores, memory, kernel, and Python.
         rounds: how many.
         streams: numbers of streams that were open at once.
         body_sizes: in characters of the prompt.
@@ -66,13 +66,17 @@ def read_all() -> list[Record]:
 
 
 def machine() -> dict[str, str]:
-    """The one at hand. Many a virtual machine hides its processor's name, but not its family and model."""
+    """The one at hand, and this Python, which all contenders in Python run on.
+
+    Many a virtual machine hides its processor's name, but not its family and model.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "Processor:": processor(Path("/proc/cpuinfo").read_text()),
         "cores:": str(os.cpu_count()),
         "memory:": f"{memory:.0f} GiB",
         "Linux": ".".join(platform.release().split(".")[:2]),
+        "Python": ".".join(platform.python_version_tuple()[:2]),
     }
 
 
@@ -84,5 +88,6 @@ def processor(cpuinfo: str) -> str:
 
 
 def folder(machine: dict[str, str]) -> Path:
-    """Where the results of a machine with this processor are kept."""
-    return RESULTS / re.sub(r"[^a-z0-9]+", "-", machine["Processor:"].lower()).strip("-")
+    """Where the results of a machine with this processor and this Python are kept."""
+    name = f"{machine['Processor:']} python {machine['Python']}"
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
