@@ -74,6 +74,6 @@ class PlainChunks:
         if count and not packet.isascii():
             try:
                 packet[start:end].decode()
-            except UnicodeDecodeError:
-                return start, 0
+            except UnicodeDecodeError as error:
+                return self.at(packet[: start + error.start], start)  # those before it; it is looked for only once
         return end, count

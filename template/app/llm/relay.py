@@ -53,15 +53,13 @@ class Relay:
         self.spoke = False
         events.add(packet)
         try:
-            while events.start < len(events.buffer) and not self.ended:
+            while not self.ended and (whole := events.end()):
                 end, count = self._plain_chunks.at(events.buffer, events.start)
                 if count:
                     out.append(events.take(end))
                     self._count(out[-1], count)
-                elif event := events.take():
-                    out.append(self._passed(event))
                 else:
-                    break
+                    out.append(self._passed(events.take(whole)))
             if not packet and not self.ended:
                 self._end(said_done=(event_data(events.rest + b"\n\n") or b"").strip() == b"[DONE]")
         except ProviderError as failure:

@@ -29,11 +29,12 @@ class Events:
         start: where in it the first byte is that was not taken yet.
     """
 
-    __slots__ = ("_scanned", "buffer", "start")
+    __slots__ = ("_has_cr", "_scanned", "buffer", "start")
 
     def __init__(self) -> None:
         self.buffer = b""
         self.start = 0
+        self._has_cr = False
         self._scanned = 0
 
     @property
@@ -45,37 +46,38 @@ class Events:
         """Take a packet."""
         left = len(self.buffer) - self.start
         self._scanned = max(0, left - 3)
+        self._has_cr = b"\r" in packet or (left > 0 and self._has_cr)
         self.buffer = self.rest + packet if left else packet
         self.start = 0
 
-    def take(self, end: int = 0) -> bytes:
-        """Return the next whole event; or all up to `end`, which is the end of an event. If there is none, `b""`.
+    def end(self) -> int:
+        """Return where the next whole event ends; 0 if there is none. No byte is looked at for each packet again.
 
         Raises:
             EventTooLong: what is left is longer than MAX_EVENT_BYTES.
         """
-        end = end or self._end(max(self.start, self._scanned))
-        if not end:
-            if len(self.buffer) - self.start > MAX_EVENT_BYTES:
-                raise EventTooLong
-            return b""
+        position = max(self.start, self._scanned)
+        if self._has_cr:
+            found = END_OF_EVENT.search(self.buffer, position)
+            end = found.end() if found else 0
+        else:  # as in most streams; this is faster
+            end = self.buffer.find(b"\n\n", position) + 2
+            end = end if end > 1 else 0
+        if not end and len(self.buffer) - self.start > MAX_EVENT_BYTES:
+            raise EventTooLong
+        return end
+
+    def take(self, end: int) -> bytes:
+        """Return all up to `end`, which is the end of an event."""
         event = self.buffer[self.start : end]
         self.start = end
         return event
 
     def feed(self, packet: bytes) -> Iterator[bytes]:
-        """Yield each event that this packet completes, with the blank line that ends it; errors as in `take`."""
+        """Yield each event that this packet completes, with the blank line that ends it; errors as in `end`."""
         self.add(packet)
-        while event := self.take():
-            yield event
-
-    def _end(self, position: int) -> int:
-        """Return where the next event ends, or 0. Most streams have no CR; to look for line feeds alone is faster."""
-        if b"\r" in self.buffer:
-            found = END_OF_EVENT.search(self.buffer, position)
-            return found.end() if found else 0
-        end = self.buffer.find(b"\n\n", position)
-        return end + 2 if end >= 0 else 0
+        while end := self.end():
+            yield self.take(end)
 
 
 def event_name(event: bytes) -> bytes:
