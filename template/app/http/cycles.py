@@ -65,7 +65,7 @@ class Cycle(RequestResponseCycle):
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
-        lines = [_checked_name(name) + value for name, value in headers]
+        lines = [_checked_name(name) + value for name, value in headers if name.lower() != b"transfer-encoding"]
         head = STATUS_LINE[status] + b"\r\n".join(lines) + b"\r\n"
         if head.translate(None, TEXT) != b"\r\n" * (len(lines) + 1):
             raise RuntimeError("A header's value has a control character in it.")
@@ -77,7 +77,7 @@ class Cycle(RequestResponseCycle):
                 self.ends_with_connection, self.keep_alive = True, False
             else:
                 self.chunked_encoding = True
-                head += b"" if _value(head, b"transfer-encoding") else b"transfer-encoding: chunked\r\n"
+                head += b"transfer-encoding: chunked\r\n"
         if b"close" in (_value(head, b"connection") or b"").lower():
             self.keep_alive = False
         elif not self.keep_alive:
@@ -100,10 +100,10 @@ class Cycle(RequestResponseCycle):
             if self.expected_content_length < 0:
                 raise RuntimeError("The response's body is longer than its Content-Length.")
         head, self.head = self.head, b""
-        if head:
+        if head and body:
             self.transport.writelines([head, body])
-        elif body:
-            self.transport.write(body)
+        elif head or body:  # asyncio's own transport would try to send an empty part of lines again and again
+            self.transport.write(head or body)
         if is_last:
             if self.expected_content_length:
                 raise RuntimeError("The response's body is shorter than its Content-Length.")
