@@ -34,7 +34,8 @@ from app.telemetry.metrics_port import metrics_port
 YOUNG_OBJECTS = 10_000
 """More objects than this must be new before garbage is looked for: those of the requests in flight are none.
 
-Python's own 700 are those of eight requests. A request leaves no garbage that only a collection would find.
+Python's own 700 are those of eight requests. Most requests leave no garbage that only a collection would find. For
+those with large bodies it is looked for as often as these are many: see BodyMemory.
 """
 
 log = structlog.get_logger("app")
