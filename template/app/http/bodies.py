@@ -33,7 +33,7 @@ MOST_VALUES = 300_000
 MOST_DIGITS = 300
 """Digits of a number in a large body. Reading them takes time by the square of their number; floats end at 309."""
 MOST_GARBAGE = 32 * 1024 * 1024
-"""Bytes of large bodies whose requests have ended since garbage was looked for. Each call via LiteLLM becomes garbage, and
+"""Bytes of large bodies whose requests have ended since garbage was looked for. A call via LiteLLM becomes garbage, and
 Python looks for that by the number of objects, whatever their size."""
 OVERFLOW = re.compile(rb"[eE]\+?0*[1-9][0-9]{2}")
 """A number from 1e100 on, such as 1e999, which is infinite and would be one error each."""
