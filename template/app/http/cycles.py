@@ -13,6 +13,7 @@ NO_BODY = frozenset({204, 304})
 """Statuses of responses without a body, nor a length of one."""
 NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A header's name: a token (RFC 9110, section 5.6.2)."""
+CODING = b"transfer-encoding: "
 TEXT = bytes({*range(256)} - {*range(32), 127} | {9})
 """What a header's value may have in it (RFC 9110, section 5.5)."""
 
@@ -65,8 +66,9 @@ class Cycle(RequestResponseCycle):
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
-        lines = [_checked_name(name) + value for name, value in headers if name.lower() != b"transfer-encoding"]
-        head = STATUS_LINE[status] + b"\r\n".join(lines) + b"\r\n"
+        named = [(_checked_name(name), value) for name, value in headers]
+        lines = [name + value for name, value in named if name != CODING]  # how a body is framed is said here alone
+        head = STATUS_LINE[status] + b"\r\n".join([*lines, b""])
         if head.translate(None, TEXT) != b"\r\n" * (len(lines) + 1):
             raise RuntimeError("A header's value has a control character in it.")
         length = _value(head, b"content-length")
@@ -77,7 +79,7 @@ class Cycle(RequestResponseCycle):
                 self.ends_with_connection, self.keep_alive = True, False
             else:
                 self.chunked_encoding = True
-                head += b"transfer-encoding: chunked\r\n"
+                head += CODING + b"chunked\r\n"
         if b"close" in (_value(head, b"connection") or b"").lower():
             self.keep_alive = False
         elif not self.keep_alive:
