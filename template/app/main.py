@@ -31,13 +31,6 @@ from app.telemetry.logs import configure_logs, failures_logged
 from app.telemetry.metrics import Metrics
 from app.telemetry.metrics_port import metrics_port
 
-YOUNG_OBJECTS = 10_000
-"""More objects than this must be new before garbage is looked for: those of the requests in flight are none.
-
-Python's own 700 are those of eight requests. Most requests leave no garbage that only a collection would find. For
-those with large bodies it is looked for as often as these are many: see BodyMemory.
-"""
-
 log = structlog.get_logger("app")
 
 
@@ -130,12 +123,9 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     ):
         state.drain.install()
         gc.freeze()  # what exists now lives until the end, so no garbage collection needs to look at it
-        thresholds = gc.get_threshold()
-        gc.set_threshold(YOUNG_OBJECTS, *thresholds[1:])
         try:
             yield
         finally:
-            gc.set_threshold(*thresholds)
             gc.unfreeze()
             state.drain.uninstall()
 

@@ -1,7 +1,6 @@
 """Bodies: the memory that large ones take together, and parsing without work out of proportion to their size."""
 
 import asyncio
-import gc
 import re
 import sys
 from functools import partial
@@ -32,9 +31,6 @@ MOST_VALUES = 300_000
 """Values of a large body. OpenAI takes as many tokens to embed in one request."""
 MOST_DIGITS = 300
 """Digits of a number in a large body. Reading them takes time by the square of their number; floats end at 309."""
-MOST_GARBAGE = 32 * 1024 * 1024
-"""Bytes of large bodies whose requests have ended since garbage was looked for. A call via LiteLLM becomes garbage, and
-Python looks for that by the number of objects, whatever their size."""
 OVERFLOW = re.compile(rb"[eE]\+?0*[1-9][0-9]{2}")
 """A number from 1e100 on, such as 1e999, which is infinite and would be one error each."""
 
@@ -55,7 +51,6 @@ class BodyMemory:
     def __init__(self, most: int) -> None:
         self._most = most
         self._held: dict[Exchange, int] = {}
-        self._ended = 0
         self.parsing = asyncio.Lock()
 
     def hold(self, exchange: Exchange, size: int) -> None:
@@ -69,14 +64,8 @@ class BodyMemory:
         if (others and others + size > self._most) or (own and 2 * (own + size) > self._most):
             raise Overloaded("This server is busy with other large bodies. Try again.", retry_after=1)
         if exchange not in self._held:
-            exchange.held.append(partial(self._leave, exchange))
+            exchange.held.append(partial(self._held.pop, exchange))
         self._held[exchange] = size
-
-    def _leave(self, exchange: Exchange) -> None:
-        self._ended += self._held.pop(exchange)
-        if self._ended >= MOST_GARBAGE:
-            self._ended = 0
-            gc.collect(1)  # what is young, so about a millisecond's work
 
 
 async def read_json(request: Request, kind: type[W], memory: BodyMemory) -> W:
