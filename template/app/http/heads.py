@@ -19,7 +19,7 @@ def head_error(scope: Scope) -> HTTPException | None:
     """
     head = len(scope["path"]) + len(scope["query_string"]) + len(b"".join(chain.from_iterable(scope["headers"])))
     if head > MAX_HEAD_BYTES:
-        return HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.")
+        return HTTPException(431, f"Path and headers are larger than {MAX_HEAD_BYTES} bytes.", CLOSE)
     is_old = scope["http_version"] == "1.0"
     names = [name for name, _ in scope["headers"]]
     if (hosts := names.count(b"host")) > 1 or (hosts == 0 and not is_old):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import h11
+import pytest
 import uvicorn
 from starlette.exceptions import HTTPException
 from structlog.testing import capture_logs
@@ -324,3 +325,20 @@ def test_no_bytes_break_the_server_or_mean_two_things(record_property: Callable[
         server.loop.close()
     record_property("requests", asked)
     assert seen > asked / 10
+
+
+@pytest.mark.parametrize("cuts", [(), (100,), (MAX_HEAD_BYTES + 50,)])
+def test_a_head_just_above_its_bound_ends_the_connection_however_it_comes(cuts: tuple[int, ...]) -> None:
+    """Within some bytes, the packets decide whether the server refuses it, or the application."""
+    large = b"POST / HTTP/1.1\r\nHost: a\r\nX-Big: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n"
+    pieces = [large[start:end] for start, end in itertools.pairwise((0, *cuts, len(large)))]
+    server = Server()
+    logging.disable()
+    try:
+        with capture_logs():
+            connection = server.converse([pieces, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".splitlines(keepends=True)])
+    finally:
+        logging.disable(logging.NOTSET)
+        server.loop.close()
+    assert list(statuses(connection.written)) == [431]
+    assert not connection.seen
