@@ -40,7 +40,7 @@ OTHERWISE = FIELDS | HINTS | STATE.keys()
 """What chat has not, or not by the same name. All else is passed on."""
 BACKGROUND = "Nothing is answered in the background here: leave background out, and stream the answer."
 REFERENCE = "Items are not stored here: send the items themselves, and store: false."
-NUMBER = re.compile(rb'"sequence_number": ?([0-9]+)')
+NUMBER = re.compile(rb'"sequence_number": ?([0-9]{1,18})(?![0-9])')
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 

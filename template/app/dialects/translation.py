@@ -1,6 +1,7 @@
 """What the translators of both dialects share."""
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ MOST_UNSEALED = 50_000
 UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9_.-]")
 
 
-class Translation:
+class Translation(ABC):
     """A request of another dialect, and what chat is asked for it. See `app.llm.translator.Translator`.
 
     Args:
@@ -58,9 +59,9 @@ class Translation:
             self._begun, self._events = self._begin(), Events()
         return self._begun
 
+    @abstractmethod
     def _begin(self) -> Any:
         """Return what makes the answer of chat's chunks: ResponseEvents, or MessageEvents."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""

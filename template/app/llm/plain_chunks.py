@@ -8,7 +8,8 @@ BEFORE_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|ob
 """What stands before a text that is new in each chunk. The last two of these fields hide how long the others are."""
 TEXT = re.compile(rb'[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
 """A string of JSON, without its quotes."""
-NUMBER = re.compile(rb"0(?![0-9])|[1-9][0-9]*")
+NUMBER = re.compile(rb"(?:0|[1-9][0-9]{0,17})(?![0-9])")
+"""A whole number that no count exceeds: Python refuses to read one of more than 4,300 digits."""
 
 
 class PlainChunks:

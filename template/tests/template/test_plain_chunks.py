@@ -110,7 +110,7 @@ def test_deltas_of_another_dialect_that_differ_in_texts_and_numbers_need_no_pars
     assert plain.at(packet, 0) == (len(packet), 2)
 
 
-@pytest.mark.parametrize("number", ["01", "-", "", "1 2", "x", "1.", "1e", '"1"', "[1]"])
+@pytest.mark.parametrize("number", ["01", "-", "", "1 2", "x", "1.", "1e", '"1"', "[1]", "1" * 5000])
 def test_a_delta_whose_number_is_none_is_parsed(number: str) -> None:
     plain = PlainChunks()
     plain.remember(delta("responses"), BEFORE_VALUE)
