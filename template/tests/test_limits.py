@@ -19,7 +19,7 @@ from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from tests import limited
 from tests.limited import EMBEDDINGS, USED, Served, is_refused, remaining, until
-from tests.stub import PROMPT_TOKENS, Behaviour, Stub
+from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
 from tests.wire import CHAT, HELLO, Call
 
 STALLS = Behaviour(stall_after=3)
@@ -245,6 +245,16 @@ def test_a_call_that_has_ended_leaves_its_place(
     server = served(max_in_flight=1)
     stub.default = behaviour
     assert 429 not in [server.ask(stream=stream).status_code for _ in range(3)]
+
+
+def test_a_stream_leaves_its_place_with_its_last_event(served: Callable[..., Served], stub: Stub) -> None:
+    """Though its provider does not end the response."""
+    server = served(max_in_flight=1)
+    for _ in range(3):
+        stub.queue(Behaviour(stall_after=2 + len(TEXT.split()) + 2))
+        with server.stream() as call:
+            assert call.body.endswith(DONE)
+        assert not is_refused(server.ask())
 
 
 # The process's own limit.

@@ -165,7 +165,7 @@ class Admission:
             elif self.prepaid:
                 self.headers |= self.prepaid
         except BaseException as error:
-            self._leave_places()
+            self.leave_places()
             if self._reserved:
                 await self._limiter.storage.settle(self._changes, self._settled)
             if isinstance(error, RateLimited):
@@ -177,9 +177,9 @@ class Admission:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         if self.held is not None and self._places and kind is None:
-            self.held.append(self._leave_places)
+            self.held.append(self.leave_places)
         else:
-            self._leave_places()
+            self.leave_places()
         if self._reserved:
             await self._limiter.storage.settle(self._changes, self._settled)
 
@@ -193,6 +193,15 @@ class Admission:
         """
         self._used[what] = used, at_least
 
+    def leave_places(self) -> None:
+        """Give back the places in flight."""
+        in_flight = self._limiter.in_flight
+        for place in self._places:
+            in_flight[place] -= 1
+            if not in_flight[place]:
+                del in_flight[place]  # callers come and go
+        self._places.clear()
+
     def _take_places(self) -> None:
         in_flight = self._limiter.in_flight
         for kind, name, limits in self._scopes:
@@ -203,14 +212,6 @@ class Admission:
                     raise RateLimited(message, retry_after=1)
                 in_flight[kind, name] += 1
                 self._places.append((kind, name))
-
-    def _leave_places(self) -> None:
-        in_flight = self._limiter.in_flight
-        for place in self._places:
-            in_flight[place] -= 1
-            if not in_flight[place]:
-                del in_flight[place]  # callers come and go
-        self._places.clear()
 
     def _windows(self) -> list[Window]:
         """Return the windows that the call is counted in."""

@@ -28,24 +28,28 @@ class Drain:
 
     Args:
         grace: seconds that requests in flight get to finish.
+
+    Attributes:
+        draining: whether the server is shutting down.
+        in_flight: those requests.
     """
 
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self.draining = False
-        self._in_flight: set[Exchange] = set()
+        self.in_flight: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._previous: dict[int, Any] = {}
         self._task: asyncio.Task[None] | None = None
 
     def enter(self, request: Exchange) -> None:
         """A request has arrived."""
-        self._in_flight.add(request)
+        self.in_flight.add(request)
 
     def leave(self, request: Exchange) -> None:
         """A request has ended."""
-        self._in_flight.discard(request)
-        if self.draining and not self._in_flight:
+        self.in_flight.discard(request)
+        if self.draining and not self.in_flight:
             self._idle.set()
 
     def error(self) -> Draining:
@@ -88,11 +92,11 @@ class Drain:
         self._task = asyncio.create_task(self._drain(number, previous))
 
     async def _drain(self, number: int, previous: Any) -> None:
-        if self._in_flight:
+        if self.in_flight:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.grace):
                     await self._idle.wait()
-        for request in list(self._in_flight):
+        for request in list(self.in_flight):
             request.abort(self.error())
         previous(number, None)
         await asyncio.sleep(AFTER_EXIT)

@@ -84,10 +84,10 @@ class EventStream(Response):
         try:
             async with self._opening as stream:
                 self.raw_headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.headers.items()]
-                await self._pass_on(stream.first)
+                await self._pass_on(stream.first, stream)
                 with suppress(StopAsyncIteration):
                     while True:
-                        await self._pass_on(await stream.packets.asend(write))
+                        await self._pass_on(await stream.packets.asend(write), stream)
         except asyncio.CancelledError:
             failure = self._exchange.aborted_by
             if failure is None or self._exchange.client_left:
@@ -107,11 +107,13 @@ class EventStream(Response):
         self._exchange.error = failure.code
         await self._write(self._error(failure, self._exchange.request_id), is_last=True)
 
-    async def _pass_on(self, packet: bytes) -> None:
+    async def _pass_on(self, packet: bytes, stream: OpenStream | OwnStream) -> None:
         if self._ping:
             await self._until_pinged()
+        if is_last := packet.endswith(self._end):
+            stream.ending()
         self._sending = True
-        await self._write(packet, is_last=packet.endswith(self._end))
+        await self._write(packet, is_last=is_last)
         self._sending = False
         self._sent_at = self._loop.time()
 

@@ -27,6 +27,9 @@ class OwnStream:
     packets: AsyncGenerator[bytes, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def ending(self) -> None:
+        """Do nothing: there is no call."""
+
 
 @asynccontextmanager
 async def open_events(events: AsyncIterator[Any]) -> AsyncIterator[OwnStream]:

@@ -1,5 +1,7 @@
 """What is told of every request when it has ended: one log line, and its metrics."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -21,10 +23,10 @@ class RequestLog:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._log: InfoLog | None = None  # made at the first request: by then the logs are configured
+        self._log: InfoLog | None = None
 
-    def write(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
-        """Count a request that has ended, and write its line."""
+    def write(self, scope: Scope, exchange: Exchange, seconds: float, *, at_once: bool) -> None:
+        """Count a request that has ended, and write its line; unless that is to be done at once, with the next ones."""
         totals = exchange.totals
         route = _route_of(scope)
         status = 499 if exchange.client_left else exchange.status
@@ -61,7 +63,17 @@ class RequestLog:
         if exchange.error:
             line["error"] = exchange.error
         self._log = self._log or InfoLog("app.access")
-        self._log.write(line)
+        self._log.write(line, at_once=at_once)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Write lines together while the application runs."""
+        self._log = InfoLog("app.access")
+        self._log.open()
+        try:
+            yield
+        finally:
+            self._log.close()
 
 
 def _route_of(scope: Scope) -> str:

@@ -7,7 +7,7 @@ waits for ever. Every way to start the service names this class as uvicorn's `ht
 import contextlib
 import secrets
 import socket
-from asyncio import TimerHandle, Transport
+from asyncio import Transport
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from app.http.exchange import SECURITY_HEADERS
 from app.http.heads import MAX_HEAD_BYTES
 from app.http.problems import problem_response
 from app.telemetry.metrics import Metrics
+from app.timers import Timer
 
 BODY_BYTES_A_SECOND = 1000
 """A slower body is not waited for. It is counted over `timeouts.receive`."""
@@ -45,11 +46,13 @@ class ServerProtocol(HttpToolsProtocol):
     """
 
     # Beside uvicorn's attributes there is no room for more in a dict whose names all connections share.
-    __slots__ = ("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_unsent", "_when_lost", "timers")
+    __slots__ = (
+        *("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_unsent", "_when_lost"),
+        *("receiving", "sending"),
+    )
 
     transport: Transport
     scope: Any  # an HTTPScope, and what is ours in it
-    timeout_keep_alive: Any  # a float: uvicorn gives it to a timer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,7 +62,6 @@ class ServerProtocol(HttpToolsProtocol):
         state = getattr(app, "state", None)
         self._metrics: Metrics | None = getattr(state, "metrics", None)
         self._timeouts: Timeouts = state.settings.timeouts if self._metrics and state else Timeouts()
-        self.timeout_keep_alive = self._timeouts.keep_alive
         self._phase: Literal["between", "head", "body", "over"] = "between"
         """Which part of a request comes next; "over": whatever comes is dropped."""
         self._moved = False
@@ -69,7 +71,8 @@ class ServerProtocol(HttpToolsProtocol):
         """Bytes since the newest of those that did."""
         self._arrived = 0
         """Bytes of the body since its timer was set."""
-        self.timers: dict[str, TimerHandle] = {}
+        self.receiving = Timer(self.loop, self._check_receiving)
+        self.sending = Timer(self.loop, self._check_sending)
         self._when_lost: Callable[[], None] | None = None
         self._unsent = 0
         """Bytes that waited to be sent when their timer was set; 0 when none wait."""
@@ -81,7 +84,7 @@ class ServerProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         with contextlib.suppress(AttributeError, OSError):  # another platform, or a Unix socket
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        self.timeout_keep_alive_task = self.loop.call_later(self._timeouts.receive, self.timeout_keep_alive_handler)
+        self.receiving.start(self._timeouts.receive)
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes: never more of them at once than a head may have."""
@@ -98,7 +101,7 @@ class ServerProtocol(HttpToolsProtocol):
             except (HttpParserError, HttpParserUpgrade, HTTPException) as error:
                 self._refuse(error)
                 return
-        if self._phase != "between" and "receive" not in self.timers:
+        if self._phase != "between" and not self.receiving.is_set:
             self._await_receiving()
 
     def _feed(self, data: bytes) -> None:
@@ -108,7 +111,7 @@ class ServerProtocol(HttpToolsProtocol):
         except HttpParserUpgrade as upgrade:
             behind = data[upgrade.args[0] :]
         if "method" in self.scope:
-            self._stop("receive")
+            self.receiving.close()
             self._phase = "between"  # another protocol goes on
             self.handle_websocket_upgrade()
             return
@@ -125,7 +128,7 @@ class ServerProtocol(HttpToolsProtocol):
         """Start a request, unless the one before it is still being answered."""
         if self.cycle is not None and not self.cycle.response_complete:
             raise HTTPException(400, "One request at a time.")
-        self._unset_keepalive_if_required()
+        self.receiving.stop()
         super().on_message_begin()
         self._phase = "head"
 
@@ -148,7 +151,7 @@ class ServerProtocol(HttpToolsProtocol):
         self.scope["app.connection"] = self
         self.headers = []  # what is appended from now on are trailers
         self._phase = "body"
-        self._stop("receive")
+        self.receiving.stop()
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body until the application receives it."""
@@ -160,16 +163,20 @@ class ServerProtocol(HttpToolsProtocol):
         """Tell the application that the body is complete."""
         if not self.parser.should_upgrade():
             self._phase = "between"
-            self._stop("receive")
+            self.receiving.stop()
             super().on_message_complete()
 
     def _await_receiving(self) -> None:
         self._arrived = 0
-        self.timers["receive"] = self.loop.call_later(self._timeouts.receive, self._check_receiving)
+        self.receiving.start(self._timeouts.receive)
 
     def _check_receiving(self) -> None:
         seconds, cycle = self._timeouts.receive, self.cycle
-        if self._phase == "head":
+        if self._phase == "between":
+            self.transport.close()  # no request has come
+        elif self._phase == "over":
+            self.transport.abort()
+        elif self._phase == "head":
             self._refuse(HTTPException(408, f"The head did not arrive within {seconds:g} s (timeouts.receive)."))
         elif self.flow.read_paused or cycle.waiting_for_100_continue or self._arrived >= seconds * BODY_BYTES_A_SECOND:
             self._await_receiving()
@@ -184,7 +191,7 @@ class ServerProtocol(HttpToolsProtocol):
         found = error if isinstance(error, HTTPException) else error.__context__  # raised in the parser's callbacks
         refusal = found if isinstance(found, HTTPException) else HTTPException(400, "This is no valid HTTP request.")
         phase, self._phase = self._phase, "over"
-        self._stop("receive")
+        self.receiving.stop()
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             if phase == "body":
@@ -207,10 +214,9 @@ class ServerProtocol(HttpToolsProtocol):
         head.append((b"x-request-id", request_id.encode()))
         lines = [b"%b: %b\r\n" % header for header in head]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(response.body)]))
-        self._unset_keepalive_if_required()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self.timers["receive"] = self.loop.call_later(LINGER, self.transport.abort)
+            self.receiving.start(LINGER)
         else:
             self.transport.close()
         log.info("request refused", status=status, reason=refusal.detail, request_id=request_id)
@@ -246,18 +252,26 @@ class ServerProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """Go on: the client has read."""
         self._unsent = 0
-        self._stop("send")
+        self.sending.stop()
         super().resume_writing()
 
     def _await_sending(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
-        self.timers["send"] = self.loop.call_later(self._timeouts.idle, self._check_sending)
+        self.sending.start(self._timeouts.idle)
 
     def _check_sending(self) -> None:
         if self.transport.get_write_buffer_size() < self._unsent:
             self._await_sending()
         else:
             self.transport.abort()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request; no more than one is read at a time."""
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self._phase == "between":
+                self.receiving.start(self._timeouts.keep_alive)
 
     # The end
 
@@ -268,9 +282,8 @@ class ServerProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application."""
-        self._unset_keepalive_if_required()
-        self._stop("receive")
-        self._stop("send")
+        self.receiving.close()
+        self.sending.close()
         super().connection_lost(exc)
         if self._when_lost:
             self._when_lost()
@@ -282,7 +295,3 @@ class ServerProtocol(HttpToolsProtocol):
             self.flow.resume_reading()  # it pauses behind much of a body, and then nobody sees the client leave
             if self.cycle.disconnected:
                 callback()
-
-    def _stop(self, name: str) -> None:
-        if timer := self.timers.pop(name, None):
-            timer.cancel()

@@ -115,6 +115,11 @@ class OpenStream:
         """What the response tells about the call."""
         return self.call.headers
 
+    def ending(self) -> None:
+        """Give back the call's places in flight: whoever gets the last packet may ask again at once."""
+        for _, admission in self.call.admissions:
+            admission.leave_places()
+
 
 @dataclass(slots=True)
 class CallTotals:

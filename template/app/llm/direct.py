@@ -21,13 +21,7 @@ from app.llm.failures import parse_body, provider_failure, unreachable, unreadab
 from app.llm.http_client import HttpClient
 from app.llm.http_response import HttpError, Response
 from app.llm.packets import Packets, Write
-from app.llm.provider_responses import (
-    check_encoding,
-    not_answered,
-    parse_answer,
-    read_body,
-    read_to_end,
-)
+from app.llm.provider_responses import AFTER_DONE, check_encoding, not_answered, parse_answer, read_body
 from app.llm.relay import Relay
 from app.llm.stream_state import StreamState
 from app.llm.targets import Target
@@ -113,11 +107,7 @@ class Direct(Adapter):
     ) -> AsyncGenerator[bytes, Write | None]:
         """Yield what a relay returns for a stream's packets."""
         deadlines.start_stream(target.name)
-        try:
-            async with deadlines.limit():
-                response = await self._post(target, path, fields, headers)
-        except TimeoutError:
-            raise deadlines.expired() from None
+        response = await self._post(target, path, fields, deadlines, headers)
         if not 200 <= response.status < 300:
             raise await self._failure(target, response)
         check_encoding(target, response)
@@ -139,7 +129,7 @@ class Direct(Adapter):
                     write = yield out
             if relay.failure:
                 raise relay.failure
-            await read_to_end(response)
+            response.leave(AFTER_DONE)
         finally:
             packets.stop()
             response.close()
@@ -154,11 +144,8 @@ class Direct(Adapter):
         relay: Relay,
     ) -> bytes:
         """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
-        try:
-            async with deadlines.limit():
-                body = packet + await read_body(target, response)
-        except TimeoutError:
-            raise deadlines.expired() from None
+        response.watch(deadlines)
+        body = packet + await read_body(target, response)
         return relay.whole(parse_answer(target, body))
 
     async def _answer(
@@ -172,22 +159,18 @@ class Direct(Adapter):
     ) -> tuple[dict[str, Any], bytes]:
         """Return a whole answer, and its body as it came."""
         deadlines.start_answer(target.name)
-        try:
-            async with deadlines.limit():
-                response = await self._post(target, path, fields, headers)
-                if 200 <= response.status < 300:
-                    with contextlib.closing(response):
-                        body = await read_body(target, response)
-                        answer = parse_answer(target, body)
-                        if not isinstance(answer.get(needs), int if needs == "input_tokens" else list):
-                            raise unreadable(target.name)
-                        return answer, body
-        except TimeoutError:
-            raise deadlines.expired() from None
-        raise await self._failure(target, response)
+        response = await self._post(target, path, fields, deadlines, headers)
+        if not 200 <= response.status < 300:
+            raise await self._failure(target, response)
+        with contextlib.closing(response):
+            body = await read_body(target, response)
+        answer = parse_answer(target, body)
+        if not isinstance(answer.get(needs), int if needs == "input_tokens" else list):
+            raise unreadable(target.name)
+        return answer, body
 
     async def _post(
-        self, target: Target, path: str, fields: dict[str, Any], more: Mapping[str, str] = NO_HEADERS
+        self, target: Target, path: str, fields: dict[str, Any], deadlines: Deadlines, more: Mapping[str, str]
     ) -> Response:
         """Return the response to a request; whoever gets it reads and closes it."""
         headers = {"Content-Type": "application/json", **more}
@@ -195,8 +178,9 @@ class Direct(Adapter):
             headers[target.key_header] = target.key if target.key_header != "Authorization" else f"Bearer {target.key}"
         if self._traced:
             inject(headers)
+        url = f"{target.api_base}{path}"
         try:
-            response = await self._http.post(f"{target.api_base}{path}", headers, to_json(fields), target.proxy)
+            response = await self._http.post(url, headers, to_json(fields), target.proxy, deadlines)
             if response.status == PROXY_REFUSES and target.proxy:
                 response.close()
                 raise unreachable(target, "ProxyRefused", unreached=True)

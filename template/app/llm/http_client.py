@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
+from weakref import WeakSet
 
 from aiohappyeyeballs import start_connection
 
 from app.llm.http_connection import Connection, Origin
-from app.llm.http_response import HttpError, Response, Unreached
+from app.llm.http_response import HttpError, Limit, Response, Unreached
 
 KEEP = 30.0
 """Seconds that an idle connection is kept."""
@@ -63,11 +64,14 @@ class HttpClient:
     def __init__(self, connect: float) -> None:
         self._connect_within = connect
         self._loop = asyncio.get_running_loop()
+        self._connections: WeakSet[Connection] = WeakSet()
         self._idle: dict[Origin, list[Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._lookups: dict[tuple[str, int], tuple[float, asyncio.Task[list[AddressInfo]]]] = {}
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, proxy: str | None = None) -> Response:
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, proxy: str | None = None, limit: Limit | None = None
+    ) -> Response:
         """Send a request, and return the response when its head is there. Whoever gets it closes it.
 
         Args:
@@ -75,12 +79,14 @@ class HttpClient:
             headers: further headers.
             body: what to send.
             proxy: address of an HTTP proxy that leads there.
+            limit: until when the response may take, to its end; `Response.watch` changes it.
 
         Raises:
             Unreached: nothing was sent.
             Disconnected: the connection was lost; the request may have been received.
             Unreadable: what came back is no response.
             ValueError: a header's value can't be sent.
+            Exception: the limit's, when it has passed.
         """
         try:
             origin, head = _place(url, proxy)
@@ -91,19 +97,18 @@ class HttpClient:
                 raise ValueError(f"the header {name} has a line break in it")
             head += f"{name}: {value}\r\n"
         content = f"{head}Content-Length: {len(body)}\r\n\r\n".encode()
-        connection = self._kept(origin) or await self._connect(origin)
-        return await connection.ask((content, body))
+        connection = self._kept(origin) or await self._connect(origin, limit)
+        return await connection.ask((content, body), limit)
 
     async def close(self) -> None:
-        """Close every connection that is idle; one that becomes idle later is closed as ever."""
+        """Close every connection that nobody reads from; one that becomes idle later is closed as ever."""
         if self._sweep:
             self._sweep.cancel()
         self._sweep = None
         for _, lookup in self._lookups.values():
             lookup.cancel()
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.transport.abort()
+        for connection in [each for each in self._connections if each.is_free]:
+            connection.transport.abort()
         self._idle.clear()
 
     # Connections
@@ -135,11 +140,15 @@ class HttpClient:
         if self._idle:
             self._sweep = self._loop.call_later(KEEP / 4, self._close_old)
 
-    async def _connect(self, origin: Origin) -> Connection:
+    async def _connect(self, origin: Origin, limit: Limit | None) -> Connection:
+        end = self._loop.time() + self._connect_within
+        is_late = limit is not None and limit.deadline < end
         try:
-            async with asyncio.timeout(self._connect_within):
+            async with asyncio.timeout_at(limit.deadline if limit and is_late else end):
                 return await self._open(origin)
         except (OSError, UnicodeError, HttpError) as error:  # TimeoutError is an OSError; a proxy's name may be none
+            if limit and is_late and isinstance(error, TimeoutError):
+                raise limit.expired() from None
             reason = error.reason if isinstance(error, Unreached) else type(error).__name__
         raise Unreached(reason)
 
@@ -158,6 +167,7 @@ class HttpClient:
             connection.transport.abort()
             raise
         connection.keep = self.keep
+        self._connections.add(connection)
         return connection
 
     async def _tunnel(self, connection: Connection, proxy: str) -> None:

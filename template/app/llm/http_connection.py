@@ -6,7 +6,8 @@ from typing import NamedTuple, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from app.llm.http_response import Disconnected, HttpError, Response, Unreached, Unreadable
+from app.llm.http_response import Disconnected, Limit, Response, Unreached, Unreadable
+from app.timers import Timer
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a response: no more headers are read, and no more bytes between two parts of a body."""
@@ -36,15 +37,18 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "__weakref__",
         "_headers",
         "_held",
         "_in_head",
         "_is_over",
+        "_limit",
         "_may_stay",
         "_outer",
         "_parser",
         "_parts",
         "_response",
+        "_timer",
         "_until_close",
         "_waiter",
         "idle_since",
@@ -67,19 +71,23 @@ class Connection(asyncio.Protocol):
         self._until_close = False
         self._waiter: asyncio.Future[Response] | None = None
         self._response: Response | None = None
+        self._limit: Limit | None = None
+        self._timer = Timer(self.loop, self._on_time)
         self._is_over = True
         self._parts: list[bytes] = []
         """Parts of a body that have just been parsed."""
         self.on_body = self._parts.append  # a stream has many: no function of ours is called for each
 
-    async def ask(self, request: Sequence[bytes]) -> Response:
+    async def ask(self, request: Sequence[bytes], limit: Limit | None = None) -> Response:
         """Send a request, and return the response when its head is there.
 
         Args:
             request: its bytes, in one or more parts.
+            limit: until when the response may take.
 
         Raises:
             HttpError: as `HttpClient.post` says.
+            Exception: the limit's, when it has passed.
         """
         if self.transport.is_closing():
             raise Unreached("Disconnected")
@@ -91,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._is_over = False
         waiter: asyncio.Future[Response] = self.loop.create_future()
         self._waiter = waiter
+        self._watch(limit)
         self.transport.write(b"".join(request))
         try:
             return await waiter
@@ -103,10 +112,20 @@ class Connection(asyncio.Protocol):
         finally:
             del waiter  # its exception's traceback refers to this frame, and so to the request
 
+    @property
+    def is_free(self) -> bool:
+        """Whether no request is under way whose response is still read."""
+        return self._is_over or (self._response is not None and self._response.is_left)
+
     def drop(self, response: Response) -> None:
         """End the connection, if this response is still arriving."""
         if response is self._response:
             self.transport.abort()
+
+    def watch(self, response: Response, limit: Limit | None) -> None:
+        """Fail the response when a limit passes, if it is still arriving; None waits for ever."""
+        if response is self._response:
+            self._watch(limit)
 
     def resume(self, response: Response) -> None:
         """Receive on, if this response is still arriving."""
@@ -150,6 +169,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what waits."""
+        self._timer.close()
         response = self._response
         if self._until_close and response and exc is None:
             self._complete()
@@ -161,13 +181,32 @@ class Connection(asyncio.Protocol):
         """Return the bytes of a request that were not sent yet; an encrypted transport counts none of those below."""
         return self.transport.get_write_buffer_size() + (self._outer.unsent() if self._outer else 0)
 
-    def _fail(self, error: type[HttpError]) -> None:
+    def _fail(self, error: Callable[[], Exception]) -> None:
         if self._waiter and not self._waiter.done():
             self._waiter.set_exception(error())
         elif self._response:
             self._response.fail(error)
-        self._waiter = self._response = None
+        self._end()
+
+    def _end(self) -> None:
+        self._waiter = self._response = self._limit = None
+        self._timer.stop()
         self._is_over = True
+
+    def _watch(self, limit: Limit | None) -> None:
+        self._limit = limit
+        if limit:
+            self._timer.set(limit.deadline)
+        else:
+            self._timer.stop()
+
+    def _on_time(self) -> None:
+        limit = self._limit
+        if limit and limit.deadline > self.loop.time():
+            self._timer.set(limit.deadline)  # it has moved on
+        elif limit:
+            self._fail(limit.expired)
+            self.transport.abort()
 
     def _hand_over(self) -> None:
         """Hand over what was parsed of a body."""
@@ -182,8 +221,7 @@ class Connection(asyncio.Protocol):
         self._hand_over()
         if self._response:
             self._response.complete()
-        self._response = None
-        self._is_over = True
+        self._end()
 
     # What the parser finds
 

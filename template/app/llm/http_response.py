@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 MAX_UNREAD_BYTES = 128 * 1024
@@ -38,11 +39,34 @@ class Unreadable(HttpError):
     """The response is no HTTP, its head is too large, or its body is not in the encoding that it names."""
 
 
+class Limit(Protocol):
+    """Until when a response may take."""
+
+    @property
+    def deadline(self) -> float:
+        """A time of the event loop's clock; it may move to later."""
+        ...
+
+    def expired(self) -> Exception: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Until when a response may take to end that nobody reads any more."""
+
+    deadline: float
+
+    def expired(self) -> Exception:
+        """Return an error that nobody sees."""
+        return Disconnected()
+
+
 class Source(Protocol):
     """The connection that a response arrives by."""
 
     loop: asyncio.AbstractEventLoop
 
+    def watch(self, response: "Response", limit: Limit | None) -> None: ...
     def drop(self, response: "Response") -> None: ...
     def resume(self, response: "Response") -> None: ...
 
@@ -57,6 +81,7 @@ class Response:
 
     Attributes:
         on_arrival: called when something has arrived that can be read, an error and the end included.
+        is_left: whether the rest is read no more.
     """
 
     __slots__ = (
@@ -68,6 +93,7 @@ class Response:
         "_unread",
         "_waiter",
         "headers",
+        "is_left",
         "on_arrival",
         "status",
     )
@@ -80,6 +106,7 @@ class Response:
         self._packets: deque[bytes] = deque()
         self._unread = 0
         self._is_complete = False
+        self.is_left = False
         self._error: Callable[[], Exception] | None = None
         self._waiter: asyncio.Future[None] | None = None
         is_coded = headers.get("content-encoding", "identity").lower() in DECODED - {"", "identity"}
@@ -96,7 +123,7 @@ class Response:
         Raises:
             Disconnected: the connection was lost before the body's end.
             Unreadable: the rest is no HTTP, or not in the encoding that the headers name.
-            Exception: what the function given to `fail` makes.
+            Exception: the limit's, when it has passed.
         """
         while not (packet := self.read_nowait()) and not self.at_end:
             self._waiter = self._connection.loop.create_future()
@@ -123,6 +150,10 @@ class Response:
         if self._is_complete and self._decoder and not self._decoder.eof:
             raise Unreadable
         return b""
+
+    def watch(self, limit: Limit | None) -> None:
+        """Fail further reads, and the one that is waiting, if a limit passes before the response is complete."""
+        self._connection.watch(self, limit)
 
     def _decoded(self, decoder: "zlib._Decompress", packet: bytes) -> bytes:
         try:
@@ -163,6 +194,12 @@ class Response:
         elif self.on_arrival:
             self.on_arrival()
 
+    def leave(self, within: float) -> None:
+        """Read no more of it. Its connection is used again if the response ends within so many seconds."""
+        self.is_left = True
+        self.watch(Rest(self._connection.loop.time() + within))
+
     def close(self) -> None:
-        """Read no more of it. Its connection ends, unless the response is complete."""
-        self._connection.drop(self)
+        """Read no more of it. Its connection ends, unless the response is complete, or was left."""
+        if not self.is_left:
+            self._connection.drop(self)

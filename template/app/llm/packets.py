@@ -16,8 +16,6 @@ Write = Callable[[bytes], bool]
 class Packets:
     """Reads a stream's packets, each before the deadline.
 
-    One timer serves all reads of a stream: an `asyncio.timeout` around each costs more than the rest of a read.
-
     Args:
         target: the model, for errors.
         response: its status and headers have been read.
@@ -25,20 +23,13 @@ class Packets:
         deadlines: tells until when the next packet may take.
     """
 
-    __slots__ = (
-        *("_deadlines", "_loop", "_relay", "_response", "_target", "_timer"),
-        *("_timer_at", "_waiter", "_waiting", "_write"),
-    )
+    __slots__ = ("_deadlines", "_relay", "_response", "_target", "_waiter", "_write")
 
     def __init__(self, target: Target, response: Response, relay: Relay, deadlines: Deadlines) -> None:
         self._target = target
         self._response = response
         self._relay = relay
         self._deadlines = deadlines
-        self._loop = asyncio.get_running_loop()
-        self._waiting = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
 
     async def read(self) -> bytes:
         """Return the next packet; an empty one means that the connection has ended.
@@ -51,7 +42,7 @@ class Packets:
             packet = await self._response.read()
         except HttpError as error:
             raise broken_body(self._target, error) from None
-        self._waiting = False  # time that passes now is not the provider's
+        self._response.watch(None)  # time that passes now is not the provider's
         return packet
 
     async def pass_on(self, write: Write) -> bytes:
@@ -64,7 +55,7 @@ class Packets:
             ProviderError: as in `read`.
         """
         self._write = write
-        self._waiter: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiter: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._wait()
         self._on_arrival()
         try:
@@ -73,13 +64,11 @@ class Packets:
             raise broken_body(self._target, error) from None
         finally:
             del self._waiter  # it has the error, whose traceback has this frame: they would be freed late
-        self._waiting = False
+        self._response.watch(None)
         return out
 
     def stop(self) -> None:
         """Read no more."""
-        if self._timer:
-            self._timer.cancel()
         self._response.on_arrival = None
 
     def _on_arrival(self) -> None:
@@ -102,21 +91,4 @@ class Packets:
     def _wait(self) -> None:
         if self._relay.spoke:
             self._deadlines.next_event()
-        self._waiting = True
-        if self._deadlines.deadline < self._timer_at:
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer_at = self._deadlines.deadline
-        self._timer = self._loop.call_at(self._timer_at, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer_at = float("inf")
-        if not self._waiting:
-            return  # the next read sets the timer again
-        if self._loop.time() < self._deadlines.deadline - 0.001:
-            self._set_timer()
-            return
-        self._response.fail(self._deadlines.expired)
+        self._response.watch(self._deadlines)

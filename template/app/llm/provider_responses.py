@@ -1,7 +1,5 @@
 """Reads a provider's responses, and turns what HttpClient raises into our errors."""
 
-import asyncio
-import contextlib
 from typing import Any
 
 from app.errors import ProviderError, ProviderTimeout
@@ -86,13 +84,3 @@ def not_answered(target: Target, error: HttpError, connect: float) -> ProviderEr
 def broken_body(target: Target, error: HttpError) -> ProviderError:
     """Return our error for a body that can't be read to its end: because of its encoding, or because it was cut off."""
     return unreadable(target.name) if isinstance(error, Unreadable) else cut_off(target.name)
-
-
-async def read_to_end(response: Response) -> None:
-    """Read to the end of a response whose stream has ended, so that its connection can be used again."""
-    if response.at_end:
-        return
-    with contextlib.suppress(HttpError, TimeoutError):
-        async with asyncio.timeout(AFTER_DONE):
-            while await response.read():
-                pass

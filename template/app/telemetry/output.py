@@ -58,36 +58,39 @@ class Output:
         if not text.isascii():
             text = UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         with self._lock:
+            # Not by a logger: one may be writing this very line, and holds a lock.
+            told = _line("log lines were lost", lines=self._lost) if self._lost else ""
+            data = ("\n" * self._is_cut + told + text).encode("utf-8", "backslashreplace")
             try:
-                # Not by a logger: one may be writing this very line, and holds a lock.
-                self._write((_line("log lines were lost", lines=self._lost) if self._lost else "") + text)
+                while data:
+                    data = self._write(data)
                 self._lost = 0
             except (OSError, ValueError) as error:
                 if not self._lost:
                     _tell(type(error).__name__)
-                self._lost += 1
+                self._lost += min(data.count(b"\n"), text.count("\n"))
         return len(text)
 
     def flush(self) -> None:
         """Do nothing: each line has been written."""
 
-    def _write(self, text: str) -> None:
+    def _write(self, data: bytes) -> bytes:
+        """Write whole lines if a pipe takes them at once, since other processes may write too; return the rest."""
         stream = sys.stdout
         if stream is None:  # closed at the start
-            return
+            return b""
         try:
             descriptor = stream.fileno()
         except (OSError, ValueError):  # a test reads it
-            stream.write(text)
-            return
+            stream.write(data.decode())
+            return b""
         if self._readiness.descriptor != descriptor:
             self._readiness = Readiness(descriptor)
-        data = ("\n" * self._is_cut + text).encode("utf-8", "backslashreplace")
-        while data:
-            self._wait()
-            written = os.write(descriptor, data[:PIECE])
-            data = data[written:]
-            self._is_cut = bool(data)
+        self._wait()
+        piece = data[: data.rfind(b"\n", 0, PIECE) + 1 or PIECE]
+        written = os.write(descriptor, piece)
+        self._is_cut = not piece[:written].endswith(b"\n")
+        return data[written:]
 
     def _wait(self) -> None:
         if self._readiness.within(0):

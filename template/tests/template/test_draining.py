@@ -63,7 +63,7 @@ def draining(settings: MakeSettings, stub: Stub, **given: Any) -> Iterator[tuple
 
 def end(drain: Drain, ending: Callable[[Exchange], object]) -> None:
     """Do something to every request in flight, in the loop of the server."""
-    for exchange in list(drain._in_flight):
+    for exchange in list(drain.in_flight):
         assert exchange._task
         exchange._task.get_loop().call_soon_threadsafe(ending, exchange)
 
@@ -87,7 +87,7 @@ def test_a_request_that_waits_for_a_place_at_the_end_is_told_too(
         holder.send(holder.post())
         assert stub.wait_until(lambda: stub.in_flight == 1)
         waiting.send(waiting.post())
-        assert eventually(lambda: len(drain._in_flight) == 2)
+        assert eventually(lambda: len(drain.in_flight) == 2)
         end(drain, lambda exchange: exchange.abort(drain.error()))
         for line in (holder, waiting):
             response = line.response()
@@ -111,7 +111,7 @@ def test_an_answer_that_nobody_reads_to_its_end_is_logged_as_left(
     ):
         line.send(line.post(stream=stream))
         assert line.socket.recv(1)
-        [exchange] = drain._in_flight
+        [exchange] = drain.in_flight
         if stream:
             time.sleep(2)  # until all buffers are full
             end(drain, lambda exchange: exchange.abort(drain.error()))
@@ -119,7 +119,7 @@ def test_an_answer_that_nobody_reads_to_its_end_is_logged_as_left(
         else:
             assert eventually(lambda: exchange.sent_all)
         end(drain, cancel)
-        assert eventually(lambda: not drain._in_flight)
+        assert eventually(lambda: not drain.in_flight)
         assert eventually(lambda: any(said["event"] == "request" for said in lines))
     [said] = [said for said in lines if said["event"] == "request"]
     assert said["status"] == 499

@@ -557,6 +557,104 @@ def test_a_server_is_held_back_while_nobody_reads() -> None:
     uvloop.run(run())
 
 
+# Time limits
+
+
+class Late(Exception):
+    pass
+
+
+class Until:
+    """A limit in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline = asyncio.get_running_loop().time() + seconds
+
+    def expired(self) -> Exception:
+        return Late()
+
+
+@pytest.mark.parametrize("answers", [[], [OK], [OK + b"Content-Length: 50\r\n\r\n", b"Hello"]])
+def test_a_response_that_does_not_end_before_its_limit_raises_the_limits_error(answers: list[bytes]) -> None:
+    peer = Peer(*answers)
+
+    async def run() -> None:
+        async with serving(peer) as (client, host):
+            with pytest.raises(Late):
+                await whole(await client.post(f"http://{host}/", {}, b"{}", limit=Until(0.2)))
+            while not peer.left:  # noqa: ASYNC110 - it is the peer that waits
+                await asyncio.sleep(0.02)
+
+    uvloop.run(run())
+
+
+def test_a_limit_passes_while_a_connection_is_made_too(full: int) -> None:
+    async def run() -> None:
+        client = HttpClient(PATIENCE)
+        with pytest.raises(Late):
+            await client.post(f"http://127.0.0.1:{full}/", {}, b"{}", limit=Until(0.2))
+        await client.close()
+
+    uvloop.run(run())
+
+
+def test_a_limit_may_move_while_it_is_waited_for() -> None:
+    async def run() -> bytes:
+        async with serving(Peer(OK + b"Content-Length: 5\r\n\r\n", *(b"%c" % each for each in b"Hello"))) as (
+            client,
+            host,
+        ):
+            limit = Until(0.05)
+            asyncio.get_running_loop().call_later(0.03, setattr, limit, "deadline", Until(PATIENCE).deadline)
+            return await whole(await client.post(f"http://{host}/", {}, b"{}", limit=limit))
+
+    assert uvloop.run(run()) == b"Hello"
+
+
+def test_the_limit_of_one_request_is_not_the_next_one_s() -> None:
+    peer = Peer(HELLO)
+
+    async def run() -> list[bytes]:
+        async with serving(peer) as (client, host):
+            first = await whole(await client.post(f"http://{host}/", {}, b"{}", limit=Until(0.1)))
+            await asyncio.sleep(0.2)
+            return [first, await whole(await client.post(f"http://{host}/", {}, b"{}"))]
+
+    assert uvloop.run(run()) == [b"Hello"] * 2
+    assert peer.connections == 1
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_response_that_is_left_gives_its_connection_back_if_it_ends_in_time(ends: bool) -> None:
+    peer = Peer(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nHello\r\n", *([b"0\r\n\r\n"] if ends else []))
+
+    async def run() -> None:
+        async with talking(peer) as post:
+            for _ in range(2):
+                response = await post()
+                assert await response.read() == b"Hello"
+                response.leave(PATIENCE if ends else 0.1)
+                response.close()
+                await asyncio.sleep(0.3)
+
+    uvloop.run(run())
+    assert (peer.connections, peer.left) == ((1, 1) if ends else (2, 2))
+
+
+def test_a_response_that_is_left_does_not_outlive_the_client() -> None:
+    peer = Peer(OK + b"Content-Length: 50\r\n\r\n")
+
+    async def run() -> None:
+        async with serving(peer) as (client, host):
+            response = await client.post(f"http://{host}/", {}, b"{}")
+            response.leave(PATIENCE)
+            await client.close()
+            while not peer.left:  # noqa: ASYNC110 - it is the peer that waits
+                await asyncio.sleep(0.02)
+
+    uvloop.run(run())
+
+
 def test_a_read_that_is_failed_raises_the_error_and_ends_the_connection() -> None:
     peer = Peer(OK + b"Content-Length: 50\r\n\r\n")
 
