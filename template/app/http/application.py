@@ -3,14 +3,13 @@
 import os
 from collections.abc import Collection
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import State
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access.callers import Caller, CallerKeys
 from app.config import Settings, SettingsError
@@ -91,10 +90,20 @@ class App(FastAPI):
         """What is public alone, so that the OpenAPI page can tell it from the rest."""
         return FastAPI()
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.middleware_stack and not self.state.settings.telemetry:
+            scope["app"] = self
+            await self.middleware_stack(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
     def build_middleware_stack(self) -> ASGIApp:
-        """Return the middleware, without Starlette's outermost: ErrorBoundary answers what nothing has handled."""
-        stack = super().build_middleware_stack()
-        return stack.app if isinstance(stack, ServerErrorMiddleware) else stack
+        """Return the middleware without what FastAPI puts around it: ErrorBoundary answers what nothing has handled."""
+        stack: Any = super().build_middleware_stack()
+        outermost: Any = self.user_middleware[0].cls
+        while not self.state.settings.telemetry and isinstance(outermost, type) and not isinstance(stack, outermost):
+            stack = stack.app
+        return cast(ASGIApp, stack)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI page."""

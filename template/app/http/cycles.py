@@ -66,9 +66,11 @@ class Cycle(RequestResponseCycle):
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
-        named = [(_checked_name(name), value) for name, value in headers]
-        lines = [name + value for name, value in named if name != CODING]  # how a body is framed is said here alone
+        lines = [_checked_name(name) + value for name, value in headers]
         head = STATUS_LINE[status] + b"\r\n".join([*lines, b""])
+        if CODING in head:  # how a body is framed is said here alone
+            lines = [line for line in lines if not line.startswith(CODING)]
+            head = STATUS_LINE[status] + b"\r\n".join([*lines, b""])
         if head.translate(None, TEXT) != b"\r\n" * (len(lines) + 1):
             raise RuntimeError("A header's value has a control character in it.")
         length = _value(head, b"content-length")

@@ -5,7 +5,6 @@ waits for ever. Every way to start the service names this class as uvicorn's `ht
 """
 
 import contextlib
-import secrets
 import socket
 from asyncio import Transport
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.config import Timeouts
 from app.http.cycles import BrokenBody, Cycle
-from app.http.exchange import SECURITY_HEADERS
+from app.http.exchange import SECURITY_HEADERS, new_request_id
 from app.http.heads import MAX_HEAD_BYTES
 from app.http.problems import problem_response
+from app.llm.timers import Timer
 from app.telemetry.metrics import Metrics
-from app.timers import Timer
 
 BODY_BYTES_A_SECOND = 1000
 """A slower body is not waited for. It is counted over `timeouts.receive`."""
@@ -207,7 +206,7 @@ class ServerProtocol(HttpToolsProtocol):
             waiting.set()
 
     def _answer(self, refusal: HTTPException) -> None:
-        status, request_id = refusal.status_code, secrets.token_hex(16)
+        status, request_id = refusal.status_code, new_request_id()
         known = {"path": self.url.decode("latin-1"), "headers": self.headers}
         response = problem_response(refusal, known, request_id)
         head = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close"), *SECURITY_HEADERS]

@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakSet
@@ -33,7 +33,17 @@ AddressInfo = tuple[Any, Any, int, str, Any]
 """What `getaddrinfo` tells of an address."""
 
 
-@cache  # as many as there are models and paths
+@lru_cache(maxsize=1024)  # more than there are models and paths; only with traces, each request's headers are its own
+def _head(url: str, proxy: str | None, *headers: tuple[str, str]) -> tuple[Origin, bytes]:
+    """Return where a URL leads, and a request's head, to which its length is still to be added."""
+    origin, head = _place(url, proxy)
+    for name, value in headers:
+        if not VALUE.fullmatch(value):
+            raise ValueError(f"the header {name} has a line break in it")
+        head += f"{name}: {value}\r\n"
+    return origin, head.encode()
+
+
 def _place(url: str, proxy: str | None) -> tuple[Origin, str]:
     """Return where a URL leads, and the request line and headers that each request to it begins with."""
     parts = urlsplit(url)
@@ -89,16 +99,11 @@ class HttpClient:
             Exception: the limit's, when it has passed.
         """
         try:
-            origin, head = _place(url, proxy)
+            origin, head = _head(url, proxy, *headers.items())
         except UnicodeError:
             raise Unreached("UnicodeError") from None  # no name of a host
-        for name, value in headers.items():
-            if not VALUE.fullmatch(value):
-                raise ValueError(f"the header {name} has a line break in it")
-            head += f"{name}: {value}\r\n"
-        content = f"{head}Content-Length: {len(body)}\r\n\r\n".encode()
         connection = self._kept(origin) or await self._connect(origin, limit)
-        return await connection.ask((content, body), limit)
+        return await connection.ask(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body), limit)
 
     async def close(self) -> None:
         """Close every connection that nobody reads from; one that becomes idle later is closed as ever."""
@@ -174,7 +179,7 @@ class HttpClient:
         host, port = connection.origin.host, connection.origin.port
         to = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         head = f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{_authorization(proxy)}\r\n"
-        if not 200 <= (await connection.ask((head.encode(),))).status < 300:
+        if not 200 <= (await connection.ask(head.encode())).status < 300:
             raise Unreached("ProxyRefused")
 
     async def _encrypt(self, connection: Connection, host: str) -> Connection:

@@ -1,13 +1,13 @@
 """One connection to a provider: one request and its response after the other."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from app.llm.http_response import Disconnected, Limit, Response, Unreached, Unreadable
-from app.timers import Timer
+from app.llm.timers import Timer
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a response: no more headers are read, and no more bytes between two parts of a body."""
@@ -77,12 +77,14 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         """Parts of a body that have just been parsed."""
         self.on_body = self._parts.append  # a stream has many: no function of ours is called for each
+        self._headers: dict[str, str] = {}
+        self._parser = HttpResponseParser(self)  # which asks for `on_body` now
 
-    async def ask(self, request: Sequence[bytes], limit: Limit | None = None) -> Response:
+    async def ask(self, request: bytes, limit: Limit | None = None) -> Response:
         """Send a request, and return the response when its head is there.
 
         Args:
-            request: its bytes, in one or more parts.
+            request: its bytes.
             limit: until when the response may take.
 
         Raises:
@@ -91,8 +93,6 @@ class Connection(asyncio.Protocol):
         """
         if self.transport.is_closing():
             raise Unreached("Disconnected")
-        self._parser = HttpResponseParser(self)
-        self._headers: dict[str, str] = {}
         self._in_head = 0
         self._held = 0
         """Bytes since those that had a part of a body in them, or since the start."""
@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
         waiter: asyncio.Future[Response] = self.loop.create_future()
         self._waiter = waiter
         self._watch(limit)
-        self.transport.write(b"".join(request))
+        self.transport.write(request)
         try:
             return await waiter
         except asyncio.CancelledError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.timers import Timer
+from app.llm.timers import Timer
 
 
 class Loop:
