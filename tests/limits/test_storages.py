@@ -48,8 +48,10 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 def window(unit: str, name: str, amount: int) -> Any:
     if unit == "requests":
-        return windows.in_minute(unit, "caller", name, 4, 1)
-    return (windows.in_minute if unit == "tokens" else windows.in_calendar)(unit, "caller", name, 100, amount)
+        return windows.of_requests("caller", name, 4)
+    if unit == "tokens":
+        return windows.of_tokens("caller", name, 100, amount)
+    return windows.in_calendar(unit, "caller", name, 100, amount)
 
 
 async def told(answer: Any) -> Any:

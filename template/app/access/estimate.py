@@ -58,8 +58,7 @@ def most_tokens(fields: dict[str, Any], upstream: str, unset: int) -> tuple[int,
         upstream: as in `estimate`.
         unset: the bound of an answer, if the request bounds it by nothing.
     """
-    bounds = [fields.get("max_completion_tokens"), fields.get("max_tokens")]
-    bound = max((bound for bound in bounds if bound), default=unset)
+    bound = max(fields.get("max_completion_tokens") or 0, fields.get("max_tokens") or 0) or unset
     return estimate(fields, upstream), bound * (fields.get("n") or 1) if "messages" in fields else 0
 
 

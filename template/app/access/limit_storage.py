@@ -59,7 +59,7 @@ class LimitStorage:
         self._connections = asyncio.Semaphore(STORAGE_CONNECTIONS)
         self._retry_at = 0.0
 
-    async def reserve(self, windows: list[Window], reserved: Reserved) -> None:
+    def reserve(self, windows: list[Window], reserved: Reserved) -> Awaitable[None] | None:
         """Count a call in all windows, or in none, if one has too little room.
 
         If this is cancelled, `reserved` is called nevertheless: else nobody would know what was counted.
@@ -68,26 +68,29 @@ class LimitStorage:
             windows: if there is money among them, and budgets are closed while the storage fails, nothing is counted.
             reserved: is told what was counted.
 
+        Returns:
+            What is to be awaited; None if it is done, since no storage is shared.
+
         Raises:
             BudgetUnavailable: the storage fails, and so nothing is counted.
             RateLimited: as `reserved` does.
         """
-        if self.shared is None:
-            reserved(self.own, windows, *self.own.reserve(windows))
-        else:
-            await _to_its_end(self._reserve_shared(self.shared, windows, reserved))
+        if self.shared:
+            return _to_its_end(self._reserve_shared(self.shared, windows, reserved))
+        reserved(self.own, windows, *self.own.reserve(windows))
+        return None
 
-    async def settle(self, changes: Changes, settled: Settled) -> None:
-        """Correct what is counted; to the end, even if this is cancelled.
+    def settle(self, changes: Changes, settled: Settled) -> Awaitable[None] | None:
+        """Correct what is counted; to the end, even if this is cancelled. It returns what `reserve` does.
 
         Args:
             changes: returns what is to be corrected in a storage.
             settled: is told what was corrected, and what is counted in each window now.
         """
-        if self.shared is None:
-            self._settle_own(changes, settled)
-        else:
-            await _to_its_end(self._settle_shared(self.shared, changes, settled))
+        if self.shared:
+            return _to_its_end(self._settle_shared(self.shared, changes, settled))
+        self._settle_own(changes, settled)
+        return None
 
     async def _reserve_shared(self, shared: SharedStorage, windows: list[Window], reserved: Reserved) -> None:
         async def work() -> None:

@@ -14,7 +14,7 @@ import structlog
 from app.access.callers import Caller, Scope
 from app.access.estimate import images_in, most_tokens
 from app.access.limit_storage import Change, LimitStorage, Storage
-from app.access.windows import Count, Window, in_calendar, in_minute, refusal
+from app.access.windows import Count, Window, in_calendar, of_requests, of_tokens, refusal
 from app.config import JWT_NAMES, Limits, ModelEntry, Settings
 from app.errors import ModelNotPriced, RateLimited
 from app.quotas import MICRO
@@ -159,15 +159,15 @@ class Admission:
         if not self._scopes:
             return self
         try:
-            self._take_places()
-            if windows := self._windows():
-                await self._limiter.storage.reserve(windows, self._reserve)
+            if windows := self._enter_scopes():
+                if shared := self._limiter.storage.reserve(windows, self._reserve):
+                    await shared
             elif self.prepaid:
                 self.headers |= self.prepaid
         except BaseException as error:
             self.leave_places()
-            if self._reserved:
-                await self._limiter.storage.settle(self._changes, self._settled)
+            if self._reserved and (shared := self._limiter.storage.settle(self._changes, self._settled)):
+                await shared
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
@@ -180,8 +180,8 @@ class Admission:
             self.held.append(self.leave_places)
         else:
             self.leave_places()
-        if self._reserved:
-            await self._limiter.storage.settle(self._changes, self._settled)
+        if self._reserved and (shared := self._limiter.storage.settle(self._changes, self._settled)):
+            await shared
 
     def charge(self, what: str, used: int, *, at_least: bool = False) -> None:
         """Say how much was used.
@@ -202,8 +202,10 @@ class Admission:
                 del in_flight[place]  # callers come and go
         self._places.clear()
 
-    def _take_places(self) -> None:
-        in_flight = self._limiter.in_flight
+    def _enter_scopes(self) -> list[Window]:
+        """Take the places in flight; return the windows that the call is counted in."""
+        in_flight, fields, entry, tokens, money = self._limiter.in_flight, self._fields, self._entry, 0, None
+        windows = []
         for kind, name, limits in self._scopes:
             if limits.max_in_flight:
                 if in_flight[kind, name] >= limits.max_in_flight:
@@ -212,19 +214,13 @@ class Admission:
                     raise RateLimited(message, retry_after=1)
                 in_flight[kind, name] += 1
                 self._places.append((kind, name))
-
-    def _windows(self) -> list[Window]:
-        """Return the windows that the call is counted in."""
-        fields, entry, tokens, money = self._fields, self._entry, None, None
-        windows = []
-        for kind, name, limits in self._scopes:
             if (limit := limits.requests_per_minute) and (kind == "model" or self.prepaid is None):
-                windows.append(in_minute("requests", kind, name, limit, 1))
+                windows.append(of_requests(kind, name, limit))
             if entry is None or not fields:
                 continue
             if limit := limits.tokens_per_minute:
                 tokens = tokens or sum(most_tokens(fields, entry.upstream, UNSET_MAX_TOKENS))
-                windows.append(in_minute("tokens", kind, name, limit, tokens))
+                windows.append(of_tokens(kind, name, limit, tokens))
             for unit, limit in limits.budgets if not entry.upstream.startswith(WITHOUT_PRICE) else ():
                 money = self._most(entry) if money is None else money
                 windows.append(in_calendar(unit, kind, name, limit, money))

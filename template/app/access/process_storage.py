@@ -28,16 +28,20 @@ class ProcessStorage:
             The index of the first window that has too little room, or None; and what was counted in each before.
         """
         now = self._swept()
-        counts = [self._count(window, now) for window in windows]
-        for index, window in enumerate(windows):
-            if counts[index][0] + window.amount > window.limit:
-                return index, counts
-        for window, (before, _, end) in zip(windows, counts, strict=True):
-            if window.unit == "requests":
-                self._entries[window.key].append(now)
-            else:
-                self._counts[window.key] = end, before + window.amount
-        return None, counts
+        counts: list[Count] = []
+        refused: int | None = None
+        for window in windows:
+            count = self._count(window, now)
+            if refused is None and count[0] + window.amount > window.limit:
+                refused = len(counts)
+            counts.append(count)
+        if refused is None:
+            for window, (before, _, end) in zip(windows, counts, strict=True):
+                if window.unit == "requests":
+                    self._entries[window.key].append(now)
+                else:
+                    self._counts[window.key] = end, before + window.amount
+        return refused, counts
 
     def settle(self, changes: Sequence[tuple[Window, int, float]]) -> list[int]:
         """Add to windows what calls took more than was counted, or take off what they took less.

@@ -46,9 +46,15 @@ and when it ends, by the storage's clock, which tells it from later windows with
 """
 
 
-def in_minute(unit: Unit, kind: str, name: str, limit: int, amount: int) -> Window:
-    """Return a window of one minute."""
-    return Window(unit, kind, name, limit, amount, f"{unit}/{kind}/{name}")
+@lru_cache(maxsize=4096)  # of callers, models and subjects of tokens: the window of one is always the same
+def of_requests(kind: str, name: str, limit: int) -> Window:
+    """Return the window of one request in a minute."""
+    return Window("requests", kind, name, limit, 1, f"requests/{kind}/{name}")
+
+
+def of_tokens(kind: str, name: str, limit: int, amount: int) -> Window:
+    """Return the window of tokens in a minute."""
+    return Window("tokens", kind, name, limit, amount, f"tokens/{kind}/{name}")
 
 
 def in_calendar(unit: Period, kind: str, name: str, limit: int, amount: int) -> Window:

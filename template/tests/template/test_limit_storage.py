@@ -17,7 +17,7 @@ from app.access import limit_storage
 from app.access.callers import Caller
 from app.access.limits import Limiter
 from app.access.process_storage import ProcessStorage
-from app.access.windows import Count, Window, in_minute
+from app.access.windows import Count, Window, of_requests, of_tokens
 from app.config import Limits, ModelEntry, Settings
 from app.llm.targets import resolve
 from app.telemetry.metrics import Metrics
@@ -72,10 +72,10 @@ def test_callers_that_do_not_come_again_are_forgotten(clock: SimpleNamespace) ->
         sizes = []
         for number in range(1000):
             name = str(number)
-            storage.reserve([in_minute("requests", "caller", name, 5, 1), in_minute("tokens", "caller", name, 5, 5)])
+            storage.reserve([of_requests("caller", name, 5), of_tokens("caller", name, 5, 5)])
         sizes.append(len(storage))
         clock.now += 61
-        storage.reserve([in_minute("tokens", "caller", "new", 5, 1)])
+        storage.reserve([of_tokens("caller", "new", 5, 1)])
         return [*sizes, len(storage)]
 
     assert count() == [2000, 1]
@@ -285,7 +285,7 @@ def test_a_settlement_is_done_to_its_end_though_it_is_cancelled(shared: Shared) 
         leaving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await leaving
-        [told] = await shared.settle([(in_minute("tokens", "caller", "test", 9000, 0), 0, 0)])
+        [told] = await shared.settle([(of_tokens("caller", "test", 9000, 0), 0, 0)])
         return told
 
     assert asyncio.run(leave()) == 0
