@@ -18,7 +18,6 @@ from app.http.bodies import BodyMemory
 from app.http.cors import CORS
 from app.http.draining import Drain
 from app.http.problems import install_problem_handlers
-from app.http.request_log import RequestLog
 from app.http.routing import ExactPaths
 from app.llm.client import LLMClient
 from app.llm.logged_calls import LoggedCalls
@@ -47,7 +46,6 @@ def create_app(settings: Settings | None = None) -> App:
     settings = with_own(settings or load_settings(), getattr(own, "OwnSettings", None))
     drain = Drain(0 if settings.dev else settings.shutdown_grace)  # a reload does not wait
     metrics = Metrics()
-    request_log = RequestLog(metrics)
     database = find_database(settings)
     docs = settings.api_docs or settings.dev
     # Not by include_router, which would match each path twice.
@@ -62,13 +60,7 @@ def create_app(settings: Settings | None = None) -> App:
         openapi_url="/openapi.json" if docs else None,
         routes=routes,
         middleware=[
-            Middleware(
-                RequestContext,
-                drain=drain,
-                metrics=metrics,
-                request_log=request_log,
-                max_body_bytes=settings.max_body_bytes,
-            ),
+            Middleware(RequestContext, drain=drain, metrics=metrics, max_body_bytes=settings.max_body_bytes),
             Middleware(CORS, origins=settings.cors_origins, credentials=settings.cors_credentials),
             Middleware(LoadShedding, drain=drain, max_in_flight=settings.max_in_flight),
             Middleware(ErrorBoundary),
@@ -81,7 +73,6 @@ def create_app(settings: Settings | None = None) -> App:
     demos = frozenset(target.name for target in upstreams.targets.values() if target.adapter == "demo")
     app.state.settings = settings
     app.state.drain = drain
-    app.state.request_log = request_log
     app.state.bodies = BodyMemory(settings.max_body_memory)
     app.state.keys = CallerKeys(settings.callers)
     app.state.jwt_auth = None
@@ -125,7 +116,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     settings, own_lifespan = state.settings, getattr(own, "lifespan", None)
     async with (
         failures_logged(),
-        state.request_log.open(),
+        state.metrics.deferred.open(),
         state.upstreams,
         metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
         state.database.open(app) if state.database else nullcontext(),

@@ -27,19 +27,16 @@ class RequestContext:
     Args:
         app: the application inside.
         drain: knows the requests in flight.
-        metrics: counts those in flight.
-        request_log: is told of every request that has ended.
+        metrics: counts every request.
         max_body_bytes: largest body, declared or counted, in bytes.
     """
 
-    def __init__(
-        self, app: ASGIApp, drain: Drain, metrics: Metrics, request_log: RequestLog, max_body_bytes: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, metrics: Metrics, max_body_bytes: int) -> None:
         self.app = app
         self.drain = drain
         self.metrics = metrics
-        self.request_log = request_log
         self.max_body_bytes = max_body_bytes
+        self.request_log = RequestLog(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,8 +55,9 @@ class RequestContext:
             exchange.close()
             self.drain.leave(exchange)
             self.metrics.requests_in_flight.dec()
-            seconds = time.perf_counter() - started
-            self.request_log.write(scope, exchange, seconds, at_once=not self.drain.in_flight)
+            self.request_log.write(scope, exchange, time.perf_counter() - started)
+            if not self.drain.in_flight:
+                self.metrics.deferred.flush()  # nobody is held up
             del scope["app.exchange"]  # breaks a reference cycle, so that no garbage collection is needed
 
 

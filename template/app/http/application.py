@@ -16,7 +16,6 @@ from app.config import Settings, SettingsError
 from app.environment import Database
 from app.http.bodies import BodyMemory
 from app.http.draining import Drain
-from app.http.request_log import RequestLog
 from app.llm.client import LLMClient
 from app.llm.logged_calls import LoggedCalls
 from app.llm.upstreams import Upstreams
@@ -33,7 +32,6 @@ class AppState(State):
     Attributes:
         settings: the settings that it was made with.
         drain: knows what is in flight.
-        request_log: writes a line for each request.
         bodies: the memory of large bodies.
         keys: the callers of the table.
         jwt_auth: the issuer of tokens, if one is configured.
@@ -47,7 +45,6 @@ class AppState(State):
 
     settings: Settings
     drain: Drain
-    request_log: RequestLog
     bodies: BodyMemory
     keys: CallerKeys
     jwt_auth: "JwtAuth | None"

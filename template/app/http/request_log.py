@@ -1,7 +1,8 @@
 """What is told of every request when it has ended: one log line, and its metrics."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextvars import copy_context
+from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -23,10 +24,14 @@ class RequestLog:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._log: InfoLog | None = None
+        self._log: InfoLog | None = None  # made at the first request: by then the logs are configured
+        self._lines: list[str] = []
 
-    def write(self, scope: Scope, exchange: Exchange, seconds: float, *, at_once: bool) -> None:
-        """Count a request that has ended, and write its line; unless that is to be done at once, with the next ones."""
+    def write(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
+        """Count a request that has ended, and write its line: now, or a little later, with those of other requests."""
+        self._metrics.deferred.add(partial(copy_context().run, self._tell, scope, exchange, seconds, datetime.now(UTC)))
+
+    def _tell(self, scope: Scope, exchange: Exchange, seconds: float, ended_at: datetime) -> None:
         totals = exchange.totals
         route = _route_of(scope)
         status = 499 if exchange.client_left else exchange.status
@@ -44,6 +49,7 @@ class RequestLog:
             "status": status,
             "ms": round(seconds * 1000, 2),
             "request_id": exchange.request_id,
+            "timestamp": ended_at,
         }
         if trace := trace_id():
             line["trace_id"] = trace
@@ -63,17 +69,14 @@ class RequestLog:
         if exchange.error:
             line["error"] = exchange.error
         self._log = self._log or InfoLog("app.access")
-        self._log.write(line, at_once=at_once)
+        if not self._lines:
+            self._metrics.deferred.add(self._write_lines)
+        self._lines += self._log.render(line)
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Write lines together while the application runs."""
-        self._log = InfoLog("app.access")
-        self._log.open()
-        try:
-            yield
-        finally:
-            self._log.close()
+    def _write_lines(self) -> None:
+        lines, self._lines = self._lines, []
+        if self._log:
+            self._log.write(lines)
 
 
 def _route_of(scope: Scope) -> str:

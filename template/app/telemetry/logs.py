@@ -3,7 +3,6 @@
 Each module has its own logger: `log = structlog.get_logger("app.limits")`.
 """
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -13,7 +12,6 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
-from contextvars import Context
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TextIO, cast
@@ -37,8 +35,6 @@ LONGEST_MESSAGE = 2000
 """Characters of an exception's message that are logged."""
 MOST_CAUSES = 20
 """Further exceptions that are logged with one."""
-TOGETHER = 0.005
-"""Seconds that a request's line waits for others."""
 
 _shown: dict[str, bool] = {"messages": False}
 """Whether an exception's message is logged: in development only."""
@@ -85,12 +81,10 @@ def configure_logs(settings: Settings) -> None:
 
 
 class InfoLog:
-    """Writes lines at level info, for what writes very many: several of them together, while it is open.
+    """Writes lines at level info as structlog's loggers do, for what writes very many.
 
-    structlog's loggers pass the fields on by keywords three times, which takes as long as all processors together. And
-    a line between two requests finds none of its code in the processor's caches: alone, it takes four times as long.
-
-    It follows structlog's configuration as it is when this is made.
+    Those pass the fields on by keywords three times, which takes as long as all processors together. It follows
+    structlog's configuration as it is when this is made.
 
     Args:
         name: the logger's.
@@ -101,45 +95,19 @@ class InfoLog:
         self._processors = configuration["processors"]
         self._logger = configuration["logger_factory"](name)
         self._is_on = structlog.get_logger(name).bind().is_enabled_for(logging.INFO)
-        self._lines: list[dict[str, Any]] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._nothing_bound = Context()
 
-    def open(self) -> None:
-        """From now on, lines may wait for TOGETHER; needs a running loop."""
-        self._loop = asyncio.get_running_loop()
-
-    def close(self) -> None:
-        """Write what waits, and from now on each line at once."""
-        self._loop = None
-        self._write_all()
-
-    def write(self, line: dict[str, Any], *, at_once: bool) -> None:
-        """Write a line.
-
-        Args:
-            line: its fields, `event` among them; they are changed.
-            at_once: write it now, and what waits before it.
-        """
-        if not self._is_on:
-            return
-        self._lines.append(line)
-        for process in (_with_time, structlog.contextvars.merge_contextvars):  # as it is now
-            process(self._logger, "info", line)
-        if at_once or self._loop is None:
-            self._write_all()
-        elif len(self._lines) == 1:
-            self._loop.call_later(TOGETHER, self._write_all, context=self._nothing_bound)
-
-    def _write_all(self) -> None:
-        lines, self._lines = self._lines, []
-        texts = []
-        for line in lines:
+    def render(self, line: dict[str, Any]) -> list[str]:
+        """Return a line as text, given its fields, `event` among them, which are changed; nothing if it is dropped."""
+        if self._is_on:
             with contextlib.suppress(structlog.DropEvent):
                 text: Any = line
                 for process in self._processors:
                     text = process(self._logger, "info", text)
-                texts.append(text)
+                return [text]
+        return []
+
+    def write(self, texts: list[str]) -> None:
+        """Write lines."""
         if texts:
             self._logger.info("\n".join(texts))
 

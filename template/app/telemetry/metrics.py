@@ -15,6 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from app.telemetry.deferred import Deferred
+
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 CHUNK_PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -40,9 +42,13 @@ class Metrics:
 
     A metric with labels is a function of their values, in the order in which they are named here:
     `metrics.retries("gpt-4o").inc()`. It remembers what it has returned, since that is on the path of every request.
+
+    Attributes:
+        deferred: what is to be counted yet.
     """
 
     def __init__(self) -> None:
+        self.deferred = Deferred()
         self._registry = CollectorRegistry()
         self._registry.register(_OwnMetrics())
         counter = partial(Counter, registry=self._registry)
@@ -116,6 +122,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return the numbers of all workers in Prometheus' text format."""
+        self.deferred.flush()
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         if not directory:
             return generate_latest(self._registry)

@@ -1,17 +1,13 @@
 """Whatever is logged, and by whomever, is one line of JSON that shows what it says."""
 
-import asyncio
 import json
 import logging
 import os
-import re
 import select
 import subprocess
 import sys
 import threading
 import time
-from contextvars import copy_context
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,7 +15,7 @@ import structlog
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.telemetry.logs import InfoLog, configure_logs
+from app.telemetry.logs import configure_logs
 from app.telemetry.output import Output
 from tests.conftest import MakeSettings
 from tests.serving import PROJECT, environment, free_port
@@ -193,60 +189,6 @@ def test_every_one_of_many_lines_that_are_lost_is_counted() -> None:
             sys.stdout = before
     assert again == b"again"
     assert json.loads(told)["lines"] == 1000 - len(arrived)
-
-
-@pytest.mark.parametrize("log_format", ["json", "console"])
-def test_lines_that_wait_for_each_other_keep_their_order_their_time_and_what_is_bound(
-    settings: MakeSettings, capsys: pytest.CaptureFixture[str], log_format: str
-) -> None:
-    configure_logs(settings(log_format=log_format))
-    times = []
-
-    def write(log: InfoLog, number: int) -> None:
-        structlog.contextvars.bind_contextvars(tenant=f"t{number}")
-        log.write({"event": f"line {number}"}, at_once=False)
-        times.append(datetime.now(UTC))
-        time.sleep(0.002)
-
-    async def run() -> str:
-        log = InfoLog("app.access")
-        log.open()
-        for number in range(3):
-            copy_context().run(write, log, number)
-        at_first = capsys.readouterr().out
-        log.write({"event": "line 3"}, at_once=True)
-        log.write({"event": "line 4"}, at_once=False)
-        log.close()
-        return at_first
-
-    assert asyncio.run(run()) == ""
-    lines = capsys.readouterr().out.splitlines()
-    for number, line in enumerate(lines):
-        assert f"line {number}" in line
-        assert re.findall(r"\bt\d\b", line) == ([f"t{number}"] if number < 3 else [])
-    for line, wrote in zip(lines, times, strict=False):
-        found = re.search(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line)
-        assert found
-        assert abs((datetime.fromisoformat(found[0]) - wrote).total_seconds()) < 0.002
-    assert len(lines) == 5
-
-
-def test_a_line_waits_for_others_no_longer_than_a_few_milliseconds(
-    settings: MakeSettings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    configure_logs(settings(log_format="json"))
-
-    async def run() -> str:
-        log = InfoLog("app.access")
-        log.open()
-        log.write({"event": "waits"}, at_once=False)
-        said = ""
-        while not said:
-            await asyncio.sleep(0.01)
-            said = capsys.readouterr().out
-        return said
-
-    assert json.loads(asyncio.run(asyncio.wait_for(run(), 20)))["event"] == "waits"
 
 
 def test_uvicorns_own_format_gives_way(settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:

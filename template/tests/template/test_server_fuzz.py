@@ -20,7 +20,6 @@ from uvicorn.server import ServerState
 
 from app.http.draining import Drain
 from app.http.heads import MAX_HEAD_BYTES
-from app.http.request_log import RequestLog
 from app.http.server_protocol import ServerProtocol
 from app.middleware import LoadShedding, RequestContext
 from app.telemetry.metrics import Metrics
@@ -129,8 +128,7 @@ class Server:
         self.loop.set_exception_handler(self._failed)
         self.failures: list[Any] = []
         self.state = ServerState()
-        metrics, inside = Metrics(), LoadShedding(self._app, Drain(0), 10)
-        around = RequestContext(inside, Drain(0), metrics, RequestLog(metrics), MAX_HEAD_BYTES)
+        around = RequestContext(LoadShedding(self._app, Drain(0), 10), Drain(0), Metrics(), MAX_HEAD_BYTES)
         self.config = uvicorn.Config(
             around, interface="asgi3", proxy_headers=False, access_log=False, log_config=None, ws="none"
         )
