@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -73,7 +74,8 @@ class LoadShedding:
     def __init__(self, app: ASGIApp, drain: Drain, max_in_flight: int) -> None:
         self.app = app
         self.drain = drain
-        self.places = asyncio.Semaphore(max_in_flight)
+        self.free = max_in_flight
+        self.waiting: deque[asyncio.Future[None]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,26 +86,44 @@ class LoadShedding:
         if rejection or is_probe:
             await (problem_response(rejection, scope) if rejection else self.app)(scope, receive, send)
             return
-        if self.places.locked():
-            try:
-                async with asyncio.timeout(WAIT_FOR_PLACE):
-                    await self.places.acquire()
-            except TimeoutError:
-                overloaded = Overloaded("This server is overloaded. Try again in a moment.", retry_after=1)
-                await problem_response(overloaded, scope)(scope, receive, send)
-                return
-            except asyncio.CancelledError:
-                exchange = exchange_of(scope)
-                if exchange.aborted_by is None or exchange.client_left:
-                    raise
-                await problem_response(exchange.aborted_by, scope)(scope, receive, send)
-                return
-        else:
-            await self.places.acquire()  # returns at once, without a task switch
+        if self.free:
+            self.free -= 1
+        elif not await self._has_waited(scope, receive, send):
+            return
         try:
             await self.app(scope, receive, send)
         finally:
-            self.places.release()
+            self._leave()
+
+    async def _has_waited(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Wait for a place; return whether there was one in time. If not, the request has been answered."""
+        place = asyncio.get_running_loop().create_future()
+        self.waiting.append(place)
+        try:
+            async with asyncio.timeout(WAIT_FOR_PLACE):
+                await place
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if place.done() and not place.cancelled():
+                self._leave()  # it came too late
+            exchange = exchange_of(scope)
+            if isinstance(error, TimeoutError):
+                failure: AppError = Overloaded("This server is overloaded. Try again in a moment.", retry_after=1)
+            elif exchange.aborted_by is None or exchange.client_left:
+                raise
+            else:
+                failure = exchange.aborted_by
+        else:
+            return True
+        await problem_response(failure, scope)(scope, receive, send)
+        return False
+
+    def _leave(self) -> None:
+        """Give a place to who has waited longest."""
+        while self.waiting:
+            if not (place := self.waiting.popleft()).done():
+                place.set_result(None)
+                return
+        self.free += 1
 
     def _rejection(self, scope: Scope, *, is_probe: bool) -> AppError | HTTPException | None:
         error = head_error(scope)
