@@ -1,5 +1,7 @@
 """About how many tokens a request is, before its provider has counted them."""
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic_core import to_json
@@ -12,6 +14,9 @@ MOST_IMAGE_TOKENS = 1600
 """The same, for every other vendor."""
 LOW_DETAIL_TOKENS = 85
 """Tokens of an image with `detail: low` (OpenAI)."""
+IMAGES = ("image_url", "input_image", "image")
+OF_TOOLS = re.compile("tool|thinking|reasoning|result|call")
+"""In the types of parts that are neither text nor files: other dialects have them in a message's content."""
 SOUND_BYTES_A_TOKEN = 4000
 """Base64 of 16 kHz mono WAV, of which a second is ten tokens (OpenAI)."""
 
@@ -32,21 +37,19 @@ def estimate(fields: dict[str, Any], upstream: str = "") -> int:
     if isinstance(given, list) and not isinstance(given[0], str):  # tokens, or lists of tokens
         size -= len(to_json(given))
         tokens += sum(len(item) if isinstance(item, list) else 1 for item in given)
-    for message in fields.get("messages") or ():
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type")
-            if kind in ("image_url", "input_image"):
-                image = part.get("image_url")
-                detail = image.get("detail") if isinstance(image, dict) else part.get("detail")
-                tokens += LOW_DETAIL_TOKENS if detail == "low" else _image_tokens(upstream)
-                size -= len(to_json(image))
-            elif kind == "input_audio":
-                sound = len(to_json(part.get("input_audio")))
-                tokens += sound // SOUND_BYTES_A_TOKEN + 1
-                size -= sound
-            elif not any(name in part for name in TEXT_FIELDS):
-                tokens += MOST_IMAGE_TOKENS
+    for part in _parts(fields):
+        kind = part.get("type")
+        if kind in IMAGES:
+            image = part.get("source") if kind == "image" else part.get("image_url")
+            detail = image.get("detail") if isinstance(image, dict) else part.get("detail")
+            tokens += LOW_DETAIL_TOKENS if detail == "low" else _image_tokens(upstream)
+            size -= len(to_json(image))
+        elif kind == "input_audio":
+            sound = len(to_json(part.get("input_audio")))
+            tokens += sound // SOUND_BYTES_A_TOKEN + 1
+            size -= sound
+        elif not any(name in part for name in TEXT_FIELDS) and not OF_TOOLS.search(str(kind)):
+            tokens += MOST_IMAGE_TOKENS
     return max(0, size) // 4 + tokens
 
 
@@ -64,9 +67,21 @@ def most_tokens(fields: dict[str, Any], upstream: str, unset: int) -> tuple[int,
 
 def images_in(fields: dict[str, Any]) -> int:
     """Return how many images a request has."""
-    contents = (message.get("content") for message in fields.get("messages") or ())
-    parts = (part for content in contents if isinstance(content, list) for part in content)
-    return sum(part.get("type") in ("image_url", "input_image") for part in parts)
+    return sum(part.get("type") in IMAGES for part in _parts(fields))
+
+
+def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a request's messages, and of the results of tools in them, which another dialect has there."""
+    for message in fields.get("messages") or ():
+        yield from _parts_of(message)
+
+
+def _parts_of(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    content = message.get("content") or message.get("output")
+    for part in content if isinstance(content, list) else ():
+        yield part
+        if part.get("type") == "tool_result":
+            yield from _parts_of(part)
 
 
 def _image_tokens(upstream: str) -> int:

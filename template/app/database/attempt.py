@@ -64,7 +64,7 @@ async def make(
         fields = row.request | {"input": await input_of(store, row, given), "stream": True}
         kept = Kept(fields, stamp | {"background": True})
         llm = LLMClient(state.upstreams, _caller(state, row.caller), LoggedCalls(), prepaid={})
-        async with llm.open_stream(kept.chat, kept) as stream:
+        async with llm.open_stream(kept) as stream:
             for event in _events(kept.stamped(stream.first)):
                 tell(event)
             async for packet in stream.packets:

@@ -121,7 +121,8 @@ async def _begin(request: Request, llm: LLMClient, turn: Turn) -> Response:
     body = kept.begun("queued") | {"model": model}
     fields = {name: value for name, value in turn.fields.items() if name not in ("input", "stream")} | {"model": model}
     place: Body = {"previous": turn.previous, "conversation": turn.conversation}
-    is_streamed = bool(kept.chat.stream)
+    is_streamed = kept.stream
+    _ = kept.fields  # what chat can't read is refused now, and not in the background
     begun = [{"type": f"response.{kind}", "response": body} for kind in ("created", "queued")] if is_streamed else []
     await store.add(caller, body, turn.given, begun, request=fields, is_streamed=is_streamed, **place)
     turn.hold.is_held = False
@@ -152,10 +153,10 @@ async def _answer(
             with suppress(AppError):  # else it is left when the database answers again
                 await turn.hold.leave()
 
-    opening = llm.open_stream(asked.chat, asked)
-    if asked.chat.stream:
+    opening = llm.open_stream(asked)
+    if asked.stream:
         return EventStream(keeping(opening, asked, save) if isinstance(asked, Kept) else opening, asked)
-    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    answer = await llm.answer(asked, exchange_of(request.scope).held)
     body = answer.body[TRANSLATED]
     if isinstance(asked, Kept):
         body = (read_json(body) if isinstance(body, bytes) else body) | asked.stamp

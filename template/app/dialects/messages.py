@@ -47,6 +47,8 @@ class TokensRequest(Wire):
     system: str | Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)] | None = None
     stop_sequences: Annotated[list[str], Field(max_length=64, fail_fast=True)] | None = None
     stream: bool | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     tools: Annotated[list[dict[str, Any]], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
@@ -77,16 +79,15 @@ class Messages(Translation):
 
     def __init__(self, asked: TokensRequest, versions: dict[str, str] | None = None) -> None:
         super().__init__(asked, versions)
-        self.chat = self.chat_request(self._fields())
+        self._names: dict[str, str] = {}
 
     # --- The request --------------------------------------------------------------------------------------------------
 
     def _fields(self) -> dict[str, Any]:
         """Return chat's fields for the request's."""
         sent = self.sent
-        self._names: dict[str, str] = {}
         for name in sorted(HINTS.intersection(sent)):
-            self.leave_out(name, sent[name])
+            self.leave_out(name)
         fields = {name: value for name, value in sent.items() if name not in OTHERWISE}
         form = (sent.get("output_config") or {}).get("format") or sent.get("output_format")
         form = an_object(form, "output_config.format")
@@ -112,13 +113,13 @@ class Messages(Translation):
 
     def lower(self, limit: int) -> None:
         """Ask for at most so many tokens: `max_tokens` is required here, so clients send one that is large enough."""
-        self.fields["max_completion_tokens"] = self.sent["max_tokens"] = limit
+        self.sent["max_tokens"] = limit
         self.leave_out("max_tokens")
 
     def _tool(self, tool: dict[str, Any], param: str) -> dict[str, Any] | None:
         """Return chat's function for a tool; None for one that Anthropic runs or knows by its type alone."""
         if (tool.get("type") or "custom") != "custom":
-            self.leave_out(str(tool["type"]), tool)
+            self.leave_out(str(tool["type"]))
             return None
         name = text(tool.get("name"), f"{param}.name")
         self._names[flat_name(name)] = name
@@ -182,7 +183,7 @@ class Messages(Translation):
                 call_id = text(block.get("tool_use_id"), f"{where}.tool_use_id")
                 found.append({"type": kind, "id": call_id, "parts": parts})
             elif kind in ("thinking", "redacted_thinking"):
-                if thought := self.unseal(block.get("signature"), "thinking", block):
+                if thought := self.unseal(block.get("signature"), "thinking"):
                     found.append({"type": "thinking", "thought": thought})
             else:
                 found += self._part(block, where)
@@ -204,7 +205,7 @@ class Messages(Translation):
             title = f"{block.get('title')} ({block.get('source')})"
             return [{"type": "text", "text": title}, *self._parts(block.get("content"), f"{param}.content")]
         if kind not in ("image", "document"):
-            self.leave_out(str(kind), block)
+            self.leave_out(str(kind))
             return []
         source: dict[str, Any] = block["source"] if isinstance(block.get("source"), dict) else {}
         inner = {name: value for name, value in source.items() if name != "content"}  # which is looked at by itself
@@ -227,7 +228,7 @@ class Messages(Translation):
     # --- The answer ---------------------------------------------------------------------------------------------------
 
     def _begin(self) -> MessageEvents:
-        return MessageEvents(self._model, self._names)
+        return MessageEvents(self.model or "", self._names)
 
     @staticmethod
     def failed(error: AppError, request_id: str) -> bytes:

@@ -47,7 +47,10 @@ def resolved(given: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any
     carried: dict[Any, dict[str, Any]] = {}
     rest, values = [], 0
     for item in given:
-        found, more = opened(str(item.get("id")).removeprefix(PREFIX), _decode, most - values)
+        if not isinstance(told := item.get("id"), str):
+            rest.append(item)
+            continue
+        found, more = opened(told.removeprefix(PREFIX), _decode, most - values)
         values += more
         if found is None:
             rest.append(item)

@@ -4,11 +4,11 @@ Source: OpenAI's reference, and the open specification (openresponses.org), vers
 """
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.references import resolved
 from app.dialects.response_events import ResponseEvents
@@ -18,7 +18,7 @@ from app.dialects.translation import Translation
 from app.errors import AppError, UnsupportedParameter
 from app.llm.sse import DONE
 from app.llm.stream_state import StreamState
-from app.models import Name, Wire
+from app.models import AS_INTEGER, Name, Wire
 
 FIELDS = {
     "input", "instructions", "stream_options", "max_output_tokens", "tools", "tool_choice", "parallel_tool_calls",
@@ -51,6 +51,9 @@ class ResponsesRequest(Wire):
     input: str | Annotated[list[dict[str, Any]], Field(max_length=4096, fail_fast=True)]
     instructions: str | None = None
     stream: bool | None = None
+    max_output_tokens: Annotated[int, Field(ge=1), AS_INTEGER] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     tools: Annotated[list[dict[str, Any]], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     text: dict[str, Any] | None = None
@@ -88,8 +91,11 @@ class Responses(Translation):
             self.sent["input"], values = resolved(given, self._unsealed_values)
             self._unsealed_values -= values
         self._refers = refers and self.sent.get("store") is not False
-        self.tools = Tools(self)
-        self.chat = self.chat_request(self._fields())
+
+    @cached_property
+    def tools(self) -> Tools:
+        """The request's tools."""
+        return Tools(self)
 
     # --- The request --------------------------------------------------------------------------------------------------
 
@@ -102,7 +108,7 @@ class Responses(Translation):
             if sent.get(name):
                 self.cannot(f"{name}: {instead}", name)
         for name in sorted(HINTS.intersection(sent)):
-            self.leave_out(name, sent[name])
+            self.leave_out(name)
         if sent.get("truncation", "disabled") != "disabled":
             self.leave_out("truncation")
         choice = self.tools.choice()
@@ -163,12 +169,12 @@ class Responses(Translation):
             parts = self._parts(item.get("output"), f"{param}.output")
             chat.result(text(item.get("call_id"), f"{param}.call_id"), parts)
         elif kind == "reasoning":
-            if thought := self.unseal(item.get("encrypted_content"), "reasoning", item):
+            if thought := self.unseal(item.get("encrypted_content"), "reasoning"):
                 chat.think(thought)
         elif kind == "item_reference":
             self.cannot(f"{param}: {REFERENCE}", param)
         else:
-            self.leave_out(str(kind)[:64], item)
+            self.leave_out(str(kind)[:64])
 
     def _parts(self, content: Any, param: str) -> list[Part]:
         if isinstance(content, str):
@@ -197,7 +203,6 @@ class Responses(Translation):
         elif kind == "input_audio":
             return part
         else:
-            self.unseen.append(part)
             self.cannot(f"{param}: this model takes no part of type {str(kind)[:64]!r}.", param)
         return None
 
@@ -212,7 +217,7 @@ class Responses(Translation):
     def _begin(self) -> ResponseEvents:
         is_sealed = self._refers or "reasoning.encrypted_content" in self.sent.get("include", ())
         how = {"is_sealed": is_sealed, "is_carried": self._refers}
-        return ResponseEvents(self._skeleton(), self.tools, self._model, **how)
+        return ResponseEvents(self._skeleton(), self.tools, self.model or "", **how)
 
     def _skeleton(self) -> dict[str, Any]:
         return skeleton(self.sent, self.tools)
@@ -255,12 +260,12 @@ class Responses(Translation):
     def as_chat(body: dict[str, Any]) -> dict[str, Any]:
         """Return the outlines of a chat completion for a whole response."""
         usage: dict[str, Any] | None = None
-        if told := counts(body.get("usage")):
+        if isinstance(told := body.get("usage"), dict) and told:
             usage = {
                 "prompt_tokens": told.get("input_tokens"),
-                "prompt_tokens_details": body["usage"].get("input_tokens_details"),
+                "prompt_tokens_details": told.get("input_tokens_details"),
                 "completion_tokens": told.get("output_tokens"),
-                "completion_tokens_details": body["usage"].get("output_tokens_details"),
+                "completion_tokens_details": told.get("output_tokens_details"),
                 "total_tokens": told.get("total_tokens"),
             }
         reason = (body.get("incomplete_details") or {}).get("reason") or "stop"

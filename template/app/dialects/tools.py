@@ -54,7 +54,7 @@ class Tools:
             self.echo.append(tool)
             return
         if kind not in ("function", "custom"):
-            self._translation.leave_out(kind, tool)
+            self._translation.leave_out(kind)
             return
         name = text(tool.get("name"), f"{param}.name")
         flat = flat_name(name, namespace)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from app.access.limits import Admission, Held, Limiter, Turn
-from app.errors import AppError, BudgetUnavailable, ModelNotPriced, ProviderError, RateLimited
+from app.errors import AppError, BudgetUnavailable, InvalidRequest, ModelNotPriced, ProviderError, RateLimited
 from app.llm.call import Call, CallTotals
 from app.llm.stream_state import StreamState
 from app.llm.targets import Target
@@ -42,10 +42,10 @@ class Accounting:
         if target.exceeded(call.fields):
             return False
         turn: Turn = "retry" if target in call.tried else "fallback"
-        admission = self.limiter.admit(call.caller, target.name, target.entry, _sent(call, target), turn)
         try:
+            admission = self.limiter.admit(call.caller, target.name, target.entry, _sent(call, target), turn)
             await admission.__aenter__()
-        except (RateLimited, ModelNotPriced, BudgetUnavailable):
+        except (RateLimited, ModelNotPriced, BudgetUnavailable, InvalidRequest):
             return False
         call.admissions.append((target, admission))
         return True
@@ -179,11 +179,11 @@ async def _leave(admissions: list[Admission]) -> None:
 
 
 def _sent(call: Call, target: Target) -> dict[str, Any]:
-    """Return the fields that a provider gets, as far as they matter to limits."""
-    fields = target.fields(call.fields)
-    if call.translator and call.translator.dialect in target.speaks and call.translator.unseen:
-        fields["unseen"] = call.translator.unseen
-    return fields
+    """Return the fields that a provider gets, as far as they matter to limits; InvalidRequest if it can't get them."""
+    translator = call.translator
+    if translator is None or (is_passed := translator.dialect in target.speaks) == call.is_outlined:
+        return target.fields(call.fields)
+    return target.fields(translator.outlines() if is_passed else translator.fields)
 
 
 def _outcome(error: BaseException | None) -> str:

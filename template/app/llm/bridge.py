@@ -58,6 +58,11 @@ class Bridge:
 def _start(call: Call, translator: Translator | None) -> Translator:
     if translator is None:
         raise TypeError("a bridge needs a translator")
+    if call.is_outlined:  # by the model that was tried before
+        call.fields, call.is_outlined = dict(translator.fields), False
+        call.fields.pop("stream", None)
+        if call.stream:
+            call.fields["stream"] = True
     translator.check()
     translator.restart()
     call.left_out = translator.left_out

@@ -22,6 +22,7 @@ class Call:
         operation: what is asked for.
         target: the model that was asked for.
         fields: the request's fields, in OpenAI's terms.
+        is_outlined: whether these are only the translator's outlines, since its request is passed through.
         deadlines: the call's time limits.
         caller: who calls; None is the application itself.
         prepaid: as in `Admission`.
@@ -50,6 +51,7 @@ class Call:
     caller: Caller | None = None
     prepaid: dict[str, str] | None = None
     translator: Translator | None = None
+    is_outlined: bool = False
     left_out: list[str] = field(default_factory=list)
     tried: list[Target] = field(default_factory=list)
     began_at: float | None = None

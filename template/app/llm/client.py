@@ -84,22 +84,18 @@ class LLMClient(TypedCalls):
         target, caller = self._target(model), self._caller
         return [target.name, *(name for name in target.entry.fallbacks if caller is None or caller.may_use(name))]
 
-    async def answer(
-        self, request: ChatRequest, held: Held | None = None, translator: Translator | None = None
-    ) -> Answer:
+    async def answer(self, request: ChatRequest | Translator, held: Held | None = None) -> Answer:
         """Return OpenAI's chat completion as it came, and the call that brought it; errors as in `complete`.
 
         Args:
-            request: the request.
+            request: the request; of another dialect than chat, its translator: the body has the dialect's answer too.
             held: what is put into it gives back the call's places in flight, once the answer is sent; None gives them
                 back at once.
-            translator: of the dialect that it came in, if not chat; the body then has the dialect's answer too.
         """
-        if request.stream_options:
+        if isinstance(request, ChatRequest) and request.stream_options:
             raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
-        fields = _fields(request, translator)
-        fields.pop("stream", None)
-        call = self._call("chat", self._target(request.model), fields, translator)
+        call = self._chat(request)
+        call.fields.pop("stream", None)
         async with self._accounted(call, held) as span:
             with current(span):
                 body = await self._retries.run(call, lambda target: self._adapter(target, call).complete(call, target))
@@ -125,24 +121,21 @@ class LLMClient(TypedCalls):
         return Answer(body, call)
 
     @asynccontextmanager
-    async def open_stream(
-        self, request: ChatRequest, translator: Translator | None = None
-    ) -> AsyncIterator[OpenStream]:
+    async def open_stream(self, request: ChatRequest | Translator) -> AsyncIterator[OpenStream]:
         """Open a chat completion's stream of server-sent events; entering returns when its first event is there.
 
         Errors before the first event are raised on entering, later ones while the packets are read. Leaving closes the
         provider's connection.
 
         Args:
-            request: the request.
-            translator: of the dialect that it came in, if not chat; the packets are in that dialect.
+            request: the request; of another dialect than chat, its translator: the packets are in that dialect.
 
         Raises:
             AppError: as in `complete`.
         """
-        fields = _fields(request, translator) | {"stream": True}
-        call = self._call("chat", self._target(request.model), fields, translator)
-        wants_usage = request.wants_usage or translator is not None
+        call = self._chat(request)
+        call.fields["stream"] = True
+        wants_usage = not isinstance(request, ChatRequest) or request.wants_usage
         del request  # its messages are in the call
 
         async def begin(target: Target) -> tuple[bytes, AsyncGenerator[bytes, None]]:
@@ -160,13 +153,13 @@ class LLMClient(TypedCalls):
             async with aclosing(packets):
                 yield OpenStream(call, first, packets)
 
-    async def count_tokens(self, request: ChatRequest, translator: Translator) -> tuple[dict[str, Any], str]:
+    async def count_tokens(self, translator: Translator) -> tuple[dict[str, Any], str]:
         """Return `{"input_tokens": ...}` for a request that isn't sent, and who has counted: `provider` or `estimate`.
 
         Raises:
             AppError: as in `complete`.
         """
-        target = self._target(request.model)
+        target = self._target(translator.model)
         if translator.dialect in target.speaks:
             admission = self._upstreams.limiter.admit(self._caller, target.name, target.entry, {})
             admission.prepaid, self._prepaid = self._prepaid, None
@@ -175,8 +168,22 @@ class LLMClient(TypedCalls):
                 return await self._upstreams.native.count_tokens(translator, target, deadlines), "provider"
         return {"input_tokens": estimate(translator.fields, target.entry.upstream)}, "estimate"
 
+    def _chat(self, request: ChatRequest | Translator) -> Call:
+        target = self._target(request.model)
+        if isinstance(request, ChatRequest):
+            return self._call("chat", target, _fields(request))
+        is_passed = request.dialect in target.speaks
+        fields = request.outlines() if is_passed else dict(request.fields)
+        return self._call("chat", target, fields, request, is_outlined=is_passed)
+
     def _call(
-        self, operation: Operation, target: Target, fields: dict[str, Any], translator: Translator | None = None
+        self,
+        operation: Operation,
+        target: Target,
+        fields: dict[str, Any],
+        translator: Translator | None = None,
+        *,
+        is_outlined: bool = False,
     ) -> Call:
         while param := target.exceeded(fields):
             limit = target.entry.max_tokens_limit or 0
@@ -186,7 +193,7 @@ class LLMClient(TypedCalls):
             fields[param] = limit
         prepaid, self._prepaid = self._prepaid, None
         deadlines = Deadlines(self._upstreams.settings.timeouts)
-        return Call(operation, target, fields, deadlines, self._caller, prepaid, translator)
+        return Call(operation, target, fields, deadlines, self._caller, prepaid, translator, is_outlined)
 
     def _accounted(self, call: Call, held: Held | None = None) -> AccountedCall:
         return AccountedCall(self._upstreams.accounting, call, self._totals, held)
@@ -206,10 +213,8 @@ class LLMClient(TypedCalls):
         return target
 
 
-def _fields(request: ChatRequest | EmbeddingRequest, translator: Translator | None = None) -> dict[str, Any]:
+def _fields(request: ChatRequest | EmbeddingRequest) -> dict[str, Any]:
     """Return the fields that a request sets. A null at the top level is a field left out."""
-    if translator:
-        return dict(translator.fields)
     return {name: value for name, value in request.model_dump(exclude_unset=True).items() if value is not None}
 
 

@@ -19,11 +19,12 @@ class Translator(Protocol):
         end: the last event of a complete stream, as clients get it.
         needs: the field that every whole answer has.
         last_deltas: the last events that were passed on and not given to `pass_on`.
-        fields: the request's fields for chat.
+        model: the model that it asks for.
+        stream: whether it asks for a stream.
+        fields: the request's fields for chat; asking for them may raise InvalidRequest.
         sent: the request as it came, with the items that its references mean.
         versions: the dialect's own version and beta headers of the request, which an upstream gets.
         left_out: names of what chat can't express, and what was therefore left out.
-        unseen: what of it may be long, and is sent where the request is passed through.
     """
 
     dialect: str
@@ -31,11 +32,17 @@ class Translator(Protocol):
     end: bytes
     needs: str
     last_deltas: bytes
-    fields: dict[str, Any]
+    model: str | None
+    stream: bool
     sent: dict[str, Any]
     versions: dict[str, str]
     left_out: list[str]
-    unseen: list[Any]
+
+    @property
+    def fields(self) -> dict[str, Any]: ...
+
+    def outlines(self) -> dict[str, Any]:
+        """Return as much of the request as limits are counted by, in chat's terms; it may raise InvalidRequest."""
 
     def check(self) -> None:
         """Raise InvalidRequest if chat can't express this request at all."""

@@ -23,9 +23,9 @@ async def messages(request: Request) -> Response:
     """Answer in Anthropic's Messages API: the whole message, or with `stream` its events."""
     llm = await get_llm(request)
     asked = await _asked(request, MessagesRequest, llm)
-    if asked.chat.stream:
-        return EventStream(llm.open_stream(asked.chat, asked), asked)
-    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    if asked.stream:
+        return EventStream(llm.open_stream(asked), asked)
+    answer = await llm.answer(asked, exchange_of(request.scope).held)
     return JSONResponse(answer.body[TRANSLATED], answer.call.headers)
 
 
@@ -34,7 +34,7 @@ async def count_tokens(request: Request) -> Response:
     """Count the tokens of a request. The header `X-Counted-By` says who did: the provider, or an estimate."""
     llm = await get_llm(request)
     asked = await _asked(request, TokensRequest, llm)
-    body, counted_by = await llm.count_tokens(asked.chat, asked)
+    body, counted_by = await llm.count_tokens(asked)
     return JSONResponse(body, {"X-Counted-By": counted_by})
 
 

@@ -20,12 +20,12 @@ router = APIRouter(tags=["responses"], route_class=BytesRoute)
 @router.post("/v1/responses", **described(ResponsesRequest, ResponseObject, stream=True))
 async def responses(request: Request) -> Response:
     """Answer in OpenAI's Responses API: the whole response, or with `stream` its events. Nothing is stored."""
-    llm = await get_llm(request)
-    refers = REFERRING in dict(request.scope["headers"]).get(b"user-agent", b"")
+    llm, exchange = await get_llm(request), exchange_of(request.scope)
+    refers = REFERRING in exchange.headers.get(b"user-agent", b"")
     asked = Responses(await read_body(request, ResponsesRequest, llm), refers=refers)
-    if asked.chat.stream:
-        return EventStream(llm.open_stream(asked.chat, asked), asked)
-    answer = await llm.answer(asked.chat, exchange_of(request.scope).held, asked)
+    if asked.stream:
+        return EventStream(llm.open_stream(asked), asked)
+    answer = await llm.answer(asked, exchange.held)
     return JSONResponse(answer.body[TRANSLATED], answer.call.headers)
 
 

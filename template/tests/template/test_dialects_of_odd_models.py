@@ -76,7 +76,7 @@ def test_the_name_of_a_tool_may_be_longer_in_messages_than_in_chat() -> None:
     tools = [{"name": LONG, "input_schema": SCHEMA}, {"name": LONG + "2", "input_schema": SCHEMA}]
     translator = messages(messages=asked, tools=tools, tool_choice={"type": "tool", "name": LONG})
     translator.check()
-    chat = translator.chat.model_dump(exclude_unset=True)
+    chat = translator.fields
     first, second = (tool["function"]["name"] for tool in chat["tools"])
     assert len(first) == len(second) == 64
     assert first != second
@@ -93,7 +93,7 @@ def test_the_name_of_a_tool_may_be_longer_in_responses_than_in_chat() -> None:
     result = {"type": "function_call_output", "call_id": "1", "output": "."}
     tools = [{"type": "function", "name": LONG, "parameters": SCHEMA}]
     translator = responses(input=[item, result], tools=tools, tool_choice={"type": "function", "name": LONG})
-    chat = translator.chat.model_dump(exclude_unset=True)
+    chat = translator.fields
     name = chat["tools"][0]["function"]["name"]
     assert len(name) == 64
     assert chat["messages"][0]["tool_calls"][0]["function"]["name"] == name
@@ -104,7 +104,7 @@ def test_the_name_of_a_tool_may_be_longer_in_responses_than_in_chat() -> None:
 def test_a_tool_of_messages_may_have_no_type() -> None:
     translator = messages(tools=[{"type": None, "name": "look", "input_schema": SCHEMA}])
     assert translator.left_out == []
-    assert translator.chat.tools
+    assert translator.fields["tools"]
 
 
 @EACH
