@@ -83,39 +83,37 @@ class LoadShedding:
             return
         is_probe = scope["path"] in PROBES
         rejection = self._rejection(scope, is_probe=is_probe)
+        if not rejection and not is_probe:
+            if self.free:
+                self.free -= 1
+            else:
+                rejection = await self._wait(exchange_of(scope))
         if rejection or is_probe:
             await (problem_response(rejection, scope) if rejection else self.app)(scope, receive, send)
-            return
-        if self.free:
-            self.free -= 1
-        elif not await self._has_waited(scope, receive, send):
             return
         try:
             await self.app(scope, receive, send)
         finally:
             self._leave()
 
-    async def _has_waited(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Wait for a place; return whether there was one in time. If not, the request has been answered."""
+    async def _wait(self, exchange: Exchange) -> AppError | None:
+        """Wait for a place; return why there was none in time."""
         place = asyncio.get_running_loop().create_future()
         self.waiting.append(place)
         try:
             async with asyncio.timeout(WAIT_FOR_PLACE):
                 await place
         except (TimeoutError, asyncio.CancelledError) as error:
-            if place.done() and not place.cancelled():
+            if not place.cancelled():
                 self._leave()  # it came too late
-            exchange = exchange_of(scope)
+            elif place in self.waiting:
+                self.waiting.remove(place)
             if isinstance(error, TimeoutError):
-                failure: AppError = Overloaded("This server is overloaded. Try again in a moment.", retry_after=1)
-            elif exchange.aborted_by is None or exchange.client_left:
+                return Overloaded("This server is overloaded. Try again in a moment.", retry_after=1)
+            if exchange.aborted_by is None or exchange.client_left:
                 raise
-            else:
-                failure = exchange.aborted_by
-        else:
-            return True
-        await problem_response(failure, scope)(scope, receive, send)
-        return False
+            return exchange.aborted_by
+        return None
 
     def _leave(self) -> None:
         """Give a place to who has waited longest."""

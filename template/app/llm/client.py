@@ -172,18 +172,11 @@ class LLMClient(TypedCalls):
         target = self._target(request.model)
         if isinstance(request, ChatRequest):
             return self._call("chat", target, _fields(request))
-        is_passed = request.dialect in target.speaks
-        fields = request.outlines() if is_passed else dict(request.fields)
-        return self._call("chat", target, fields, request, is_outlined=is_passed)
+        fields = request.outlines() if request.dialect in target.speaks else dict(request.fields)
+        return self._call("chat", target, fields, request)
 
     def _call(
-        self,
-        operation: Operation,
-        target: Target,
-        fields: dict[str, Any],
-        translator: Translator | None = None,
-        *,
-        is_outlined: bool = False,
+        self, operation: Operation, target: Target, fields: dict[str, Any], translator: Translator | None = None
     ) -> Call:
         while param := target.exceeded(fields):
             limit = target.entry.max_tokens_limit or 0
@@ -193,6 +186,7 @@ class LLMClient(TypedCalls):
             fields[param] = limit
         prepaid, self._prepaid = self._prepaid, None
         deadlines = Deadlines(self._upstreams.settings.timeouts)
+        is_outlined = translator is not None and translator.dialect in target.speaks
         return Call(operation, target, fields, deadlines, self._caller, prepaid, translator, is_outlined)
 
     def _accounted(self, call: Call, held: Held | None = None) -> AccountedCall:

@@ -136,12 +136,7 @@ class Direct(Adapter):
             relay.failure = None  # its traceback refers to this frame, and so to the request
 
     async def _whole(
-        self,
-        target: Target,
-        packet: bytes,
-        response: Response,
-        deadlines: Deadlines,
-        relay: Relay,
+        self, target: Target, packet: bytes, response: Response, deadlines: Deadlines, relay: Relay
     ) -> bytes:
         """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
         response.watch(deadlines)

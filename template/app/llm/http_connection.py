@@ -37,26 +37,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "__weakref__",
-        "_headers",
-        "_held",
-        "_in_head",
-        "_is_over",
-        "_limit",
-        "_may_stay",
-        "_outer",
-        "_parser",
-        "_parts",
-        "_response",
-        "_timer",
-        "_until_close",
-        "_waiter",
-        "idle_since",
-        "keep",
-        "loop",
-        "on_body",
-        "origin",
-        "transport",
+        *("__weakref__", "_headers", "_held", "_in_head", "_is_over", "_limit", "_may_stay", "_outer", "_parser"),
+        *("_parts", "_response", "_timer", "_until_close", "_waiter"),
+        *("idle_since", "keep", "loop", "on_body", "origin", "transport"),
     )
 
     def __init__(self, origin: Origin, outer: "Connection | None" = None) -> None:

@@ -85,17 +85,8 @@ class Response:
     """
 
     __slots__ = (
-        "_connection",
-        "_decoder",
-        "_error",
-        "_is_complete",
-        "_packets",
-        "_unread",
-        "_waiter",
-        "headers",
-        "is_left",
-        "on_arrival",
-        "status",
+        *("_connection", "_decoder", "_error", "_is_complete", "_packets", "_unread", "_waiter"),
+        *("headers", "is_left", "on_arrival", "status"),
     )
 
     def __init__(self, connection: "Source", status: int, headers: Mapping[str, str]) -> None:

@@ -112,7 +112,11 @@ class Relay:
                 return b""  # a ping, or something else that is no chunk
             if complete_chunk(chunk):
                 event = b"data: " + to_json(chunk) + b"\n\n"
-            elif self._may_be_plain(event, data) and self._plain_chunks.learn(event, chunk):
+            elif (
+                self._state.chunks  # the first one has the role in it, so no other is like it
+                and event == b"data: %b\n\n" % data
+                and self._plain_chunks.learn(event, chunk)
+            ):
                 self._state.model = chunk.get("model")
                 self._count(event, 1)  # as the next ones that are like it
                 return event
@@ -120,10 +124,6 @@ class Relay:
             return event if self._state.see(chunk, len(event)) else b""
         except (ValueError, AttributeError, KeyError, TypeError):
             raise unreadable(self._target.name) from None
-
-    def _may_be_plain(self, event: bytes, data: bytes) -> bool:
-        """Return whether further chunks may be like this one: not like the first, which has the role in it."""
-        return self._state.chunks > 0 and event == b"data: %b\n\n" % data
 
     def _end(self, *, said_done: bool) -> None:
         """End the stream. It is complete if it says `[DONE]`, or if every choice has its finish reason."""

@@ -17,6 +17,7 @@ import pytest
 import structlog
 
 from app.access.callers import hash_key
+from app.access.estimate import estimate, images_in
 from app.config import Settings
 from app.dialects.messages import Messages, MessagesRequest
 from app.dialects.responses import Responses, ResponsesRequest
@@ -62,6 +63,7 @@ def served(upstream: Stub) -> Iterator[Ask]:
     models = {
         "bridged": row(upstream),
         "native": row(upstream, speaks=["responses", "messages"]),
+        "falls back": row(upstream, speaks=["responses", "messages"], fallbacks=["bridged"]),
         "falling back": row(upstream, speaks=["responses", "messages"], fallbacks=["bridged"]),
         "claude": {
             "upstream": "anthropic/claude-sonnet-4-5",
@@ -762,6 +764,48 @@ def test_files_on_this_machine_are_not_read(web: httpx2.Client, upstream: Stub, 
     for model in ("bridged", "native"):
         assert ask(web, path, model, **{key: [{"role": "user", "content": [part]}]}).status_code == 422
     assert upstream.requests == []
+
+
+@BOTH
+@pytest.mark.parametrize("model", ["bridged", "native"])
+def test_nor_those_that_a_tool_has_named(web: httpx2.Client, upstream: Stub, path: str, model: str) -> None:
+    image: Json = {"type": "input_image", "image_url": "FILE:/etc/passwd"}
+    fields: Json = {"input": [{"type": "function_call_output", "call_id": "1", "output": [image]}]}
+    if path == MESSAGES:
+        image = {"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}
+        result = {"type": "tool_result", "tool_use_id": "1", "content": [image]}
+        fields = {"messages": [{"role": "user", "content": [result]}]}
+    refused = ask(web, path, model, **fields)
+    assert refused.status_code == 422
+    assert "https:, http: or data:" in refused.text
+    assert upstream.requests == []
+
+
+@BOTH
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_goes_on_to_a_model_of_chat_is_translated_then(
+    web: httpx2.Client, upstream: Stub, path: str, stream: bool
+) -> None:
+    upstream.queue(Behaviour(status=401))  # which opens no circuit breaker
+    answer = ask(web, path, "falls back", stream=stream)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-model"] == "bridged"
+    assert (said(events(answer)) if stream else text_of(answer.json())) == TEXT
+    *failed, request = upstream.requests
+    assert {each.path for each in failed} == {path}
+    assert request.path == "/v1/chat/completions"
+    assert [message["role"] for message in request.body["messages"]] == ["user"]
+    assert bool(request.body.get("stream")) == stream
+    assert not request.body.keys() & {"rest", "input", "max_output_tokens"}
+
+
+def test_images_in_the_results_of_tools_are_counted_as_images() -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 100_000}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [image, image]}
+    used = {"type": "tool_use", "id": "1", "name": "look", "input": {}}
+    outlines = {"messages": [{"role": "assistant", "content": [used]}, {"role": "user", "content": [result]}]}
+    assert images_in(outlines) == 2
+    assert 2 * 1600 < estimate(outlines, "anthropic/claude") < 2 * 1600 + 200
 
 
 def test_documents_and_images_of_messages_reach_chat(web: httpx2.Client, upstream: Stub) -> None:
