@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, cast
 
 import structlog
 from fastapi import Depends
@@ -183,13 +183,19 @@ def unavailable() -> DatabaseUnavailable:
     return DatabaseUnavailable(message, retry_after=CHECK_EVERY)
 
 
+class HasEngine(Protocol):
+    """What is needed here of a Service, which imports this module."""
+
+    engine: Engine
+
+
 async def get_session(request: HTTPConnection) -> AsyncIterator[AsyncSession]:
     """Yield a session, for one request. What is not committed (`await session.commit()`) is rolled back at its end.
 
     Raises:
         DatabaseUnavailable: the database does not answer.
     """
-    engine: Engine = getattr(state_of(request).database, "engine")  # noqa: B009 - of a Service, which imports this
+    engine = cast(HasEngine, state_of(request).database).engine
     engine.check()
     try:
         async with engine.sessions() as session:

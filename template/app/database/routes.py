@@ -1,7 +1,7 @@
 """Responses and conversations with state. Source: OpenAI's reference, Responses and Conversations."""
 
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, cast
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
@@ -65,16 +65,21 @@ class NewMetadata(Wire):
     metadata: dict[str, Any]
 
 
+class HasStore(Protocol):
+    """What is needed here of a Service, which imports this module."""
+
+    store: Store
+    background: Background
+
+
 def store_of(request: HTTPConnection) -> Store:
     """Return the store of the application that a request is for."""
-    store: Store = getattr(state_of(request).database, "store")  # noqa: B009 - of a Service, which imports this
-    return store
+    return cast(HasStore, state_of(request).database).store
 
 
 def background_of(request: HTTPConnection) -> Background:
     """Return what makes the answers in the background of an application."""
-    background: Background = getattr(state_of(request).database, "background")  # noqa: B009 - as above
-    return background
+    return cast(HasStore, state_of(request).database).background
 
 
 async def create(request: Request) -> Response:
