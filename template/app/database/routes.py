@@ -110,8 +110,7 @@ async def _create(request: Request, llm: LLMClient, asked: StatefulRequest, hold
         state_of(request).bodies.hold(exchange_of(request.scope), 2 * size)
     if asked.background:
         return await _begin(request, llm, turn)
-    kept = Kept(turn.fields, turn.stamp())
-    return await _answer(request, llm, kept, (store, caller, turn))
+    return await _answer(request, llm, Kept(turn.fields, turn.stamp()), (store, caller, turn))
 
 
 async def _begin(request: Request, llm: LLMClient, turn: Turn) -> Response:
@@ -126,21 +125,19 @@ async def _begin(request: Request, llm: LLMClient, turn: Turn) -> Response:
     body = kept.begun("queued") | {"model": model}
     fields = {name: value for name, value in turn.fields.items() if name not in ("input", "stream")} | {"model": model}
     place: Body = {"previous": turn.previous, "conversation": turn.conversation}
-    is_streamed = kept.stream
     _ = kept.fields  # what chat can't read is refused now, and not in the background
-    begun = [{"type": f"response.{kind}", "response": body} for kind in ("created", "queued")] if is_streamed else []
-    await store.add(caller, body, turn.given, begun, request=fields, is_streamed=is_streamed, **place)
+    begun = [{"type": f"response.{kind}", "response": body} for kind in ("created", "queued")] if kept.stream else []
+    await store.add(caller, body, turn.given, begun, request=fields, is_streamed=kept.stream, **place)
     turn.hold.is_held = False
     with suppress(AppError):  # it is stored, so whoever looks after the jobs will hand it to the queue
         await background.submit(body["id"])
-    if is_streamed:
+    if kept.stream:
         return EventStream(background.events(body["id"], -1), kept)
     return Response(to_json(body), media_type="application/json")
 
 
 def _refers(asked: StatefulRequest) -> bool:
-    items = asked.input if isinstance(asked.input, list) else ()
-    return any(item.get("type") == "item_reference" for item in items)
+    return isinstance(asked.input, list) and any(item.get("type") == "item_reference" for item in asked.input)
 
 
 async def _answer(
