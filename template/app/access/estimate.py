@@ -34,7 +34,7 @@ def estimate(fields: dict[str, Any], upstream: str = "") -> int:
     """
     size, tokens = len(to_json(fields)), 0
     given = fields.get("input")
-    if isinstance(given, list) and not isinstance(given[0], str):  # tokens, or lists of tokens
+    if isinstance(given, list) and given and not isinstance(given[0], str):  # tokens, or lists of tokens
         size -= len(to_json(given))
         tokens += sum(len(item) if isinstance(item, list) else 1 for item in given)
     for part in _parts(fields):
@@ -77,11 +77,14 @@ def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _parts_of(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    content = message.get("content") or message.get("output")
-    for part in content if isinstance(content, list) else ():
-        yield part
-        if part.get("type") == "tool_result":
-            yield from _parts_of(part)
+    for content in (message.get("content"), message.get("output")):
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                yield part
+                if part.get("type") == "tool_result":
+                    yield from _parts_of(part)
+                elif part.get("type") == "document" and isinstance(source := part.get("source"), dict):
+                    yield from _parts_of(source)
 
 
 def _image_tokens(upstream: str) -> int:

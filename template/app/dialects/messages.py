@@ -9,6 +9,7 @@ from pydantic import Field, with_config
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
+from app.access.estimate import OF_TOOLS
 from app.dialects.chunks import counts
 from app.dialects.conversation import Conversation, Part, an_object, objects, text, web_only
 from app.dialects.message_events import END, MessageEvents, error_body, outlines
@@ -70,6 +71,7 @@ class Messages(Translation):
     history = "messages"
     needs = "content"
     bound = "max_tokens"
+    of_tools = OF_TOOLS
     names: ClassVar[dict[str, str]] = {
         "max_completion_tokens": "max_tokens",
         "response_format": "output_config.format",
@@ -110,6 +112,11 @@ class Messages(Translation):
             "stop": sent.get("stop_sequences") or None,
         }
         return fields | {name: value for name, value in translated.items() if value is not None}
+
+    def outlines(self) -> dict[str, Any]:
+        """Return as much of the request as limits are counted by, in chat's terms; its prompt is checked too."""
+        self._check_parts({"content": self.sent.get("system")}, "system")
+        return super().outlines()
 
     def lower(self, limit: int) -> None:
         """Ask for at most so many tokens: `max_tokens` is required here, so clients send one that is large enough."""

@@ -92,6 +92,10 @@ class Responses(Translation):
             self._unsealed_values -= values
         self._refers = refers and self.sent.get("store") is not False
 
+    def is_read(self, message: dict[str, Any]) -> bool:
+        """Return whether an item has parts as messages have them."""
+        return (message.get("type") or "message") in ("message", "function_call_output", "custom_tool_call_output")
+
     @cached_property
     def tools(self) -> Tools:
         """The request's tools."""
@@ -224,6 +228,8 @@ class Responses(Translation):
 
     def failed(self, error: AppError, request_id: str) -> bytes:
         """Return the events that end a stream which has begun and has failed."""
+        if self._seen and self._begun is None:  # passed through: nobody has looked at what the response echoes
+            self.sent = {"input": ""}
         stream: ResponseEvents = self._stream
         if self._seen:
             numbers = map(int, NUMBER.findall(self.last_deltas))

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from app.access.estimate import OF_TOOLS
 from app.dialects.chunks import Thought, as_chunk, chunks, unsealed
 from app.dialects.conversation import web_only
 from app.dialects.references import without_seals
@@ -21,7 +20,7 @@ MOST_LEFT_OUT = 32
 """Names of what is left out that a client is told."""
 MOST_UNSEALED = 50_000
 """Values that the reasoning in a request may have, like its other values."""
-TEXTS = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text", "refusal"})
+TEXTS = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text", "refusal", "compaction"})
 """Types of parts in which nothing is fetched by a server."""
 UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -40,6 +39,8 @@ class Translation(ABC):
     """The field that bounds an answer's tokens."""
     history: ClassVar[str]
     """The field that has the conversation."""
+    of_tools: ClassVar[re.Pattern[str] | None] = None
+    """In the types of parts that lead nowhere but may have parts of their own; None: there are none such."""
 
     def __init__(self, asked: Any, versions: dict[str, str] | None = None) -> None:
         given = vars(asked) | (asked.model_extra or {})  # plain JSON, so nothing is to be dumped
@@ -103,8 +104,13 @@ class Translation(ABC):
         said, bound = rest.pop(self.history, None), rest.pop(self.bound, None)
         messages = said if isinstance(said, list) else [{"content": said}]
         for index, message in enumerate(messages):
-            self._check_parts(message, f"{self.history}.{index}")
+            if self.is_read(message):
+                self._check_parts(message, f"{self.history}.{index}")
         return {"messages": messages, "rest": rest} | ({"max_completion_tokens": bound} if bound else {})
+
+    def is_read(self, message: dict[str, Any]) -> bool:
+        """Return whether an item of the history may have parts that lead a server somewhere."""
+        return True
 
     def _check_parts(self, of: dict[str, Any], param: str) -> None:
         """Check the parts of an item or a message, or of a tool's result in it."""
@@ -115,7 +121,7 @@ class Translation(ABC):
                 if not isinstance(part, dict):
                     raise InvalidRequest(f"{where}: Input should be an object", param=where)
                 kind = str(part.get("type"))
-                if OF_TOOLS.search(kind):
+                if self.of_tools and self.of_tools.search(kind):
                     self._check_parts(part, where)
                 elif kind not in TEXTS:
                     source = part.get("source")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import State
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -90,6 +91,8 @@ class App(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.middleware_stack and not self.state.settings.telemetry:
             scope["app"] = self
+            if self.root_path:
+                scope["root_path"] = self.root_path
             await self.middleware_stack(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -98,6 +101,7 @@ class App(FastAPI):
         """Return the middleware without what FastAPI puts around it: ErrorBoundary answers what nothing has handled."""
         stack: Any = super().build_middleware_stack()
         outermost: Any = self.user_middleware[0].cls
+        stack = stack.app if isinstance(stack, ServerErrorMiddleware) else stack
         while not self.state.settings.telemetry and isinstance(outermost, type) and not isinstance(stack, outermost):
             stack = stack.app
         return cast(ASGIApp, stack)

@@ -162,7 +162,10 @@ class ServerProtocol(HttpToolsProtocol):
         """Tell the application that the body is complete."""
         if not self.parser.should_upgrade():
             self._phase = "between"
-            self.receiving.stop()
+            if self.cycle.response_complete:  # before the body
+                self.receiving.start(self._timeouts.keep_alive)
+            else:
+                self.receiving.stop()
             super().on_message_complete()
 
     def _await_receiving(self) -> None:

@@ -92,9 +92,9 @@ class LLMClient(TypedCalls):
             held: what is put into it gives back the call's places in flight, once the answer is sent; None gives them
                 back at once.
         """
-        if isinstance(request, ChatRequest) and request.stream_options:
-            raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         call = self._chat(request)
+        if not call.is_outlined and call.fields.get("stream_options"):
+            raise InvalidRequest("stream_options: only where stream is true.", param="stream_options")
         call.fields.pop("stream", None)
         async with self._accounted(call, held) as span:
             with current(span):
@@ -161,6 +161,7 @@ class LLMClient(TypedCalls):
         """
         target = self._target(translator.model)
         if translator.dialect in target.speaks:
+            translator.outlines()  # by which it is checked
             admission = self._upstreams.limiter.admit(self._caller, target.name, target.entry, {})
             admission.prepaid, self._prepaid = self._prepaid, None
             deadlines = Deadlines(self._upstreams.settings.timeouts)

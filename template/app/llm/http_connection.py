@@ -136,6 +136,8 @@ class Connection(asyncio.Protocol):
             self._hand_over()
             self._fail(Unreadable)
             self.transport.abort()
+            if response:
+                response.tell()  # it may have been complete before what can't be read
             return
         if self._is_over and self.keep:
             if self._may_stay and not self.unsent():

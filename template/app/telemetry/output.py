@@ -60,11 +60,13 @@ class Output:
         with self._lock:
             # Not by a logger: one may be writing this very line, and holds a lock.
             told = _line("log lines were lost", lines=self._lost) if self._lost else ""
-            data = ("\n" * self._is_cut + told + text).encode("utf-8", "backslashreplace")
+            lines = text.encode("utf-8", "backslashreplace")
+            data = b"\n" * self._is_cut + told.encode() + lines
             try:
                 while data:
                     data = self._write(data)
-                self._lost = 0
+                    if len(data) <= len(lines):
+                        self._lost = 0  # they have been told
             except (OSError, ValueError) as error:
                 if not self._lost:
                     _tell(type(error).__name__)

@@ -41,6 +41,8 @@ EACH = pytest.mark.parametrize(("path", "model"), ALL)
 CALL = Behaviour(tool_calls=(("weather", '{"city": "Zürich"}'),))
 JSON = {"content-type": "application/json"}
 NAMESPACE = {"type": "namespace", "name": "web"}
+FILE = {"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}
+WEB = {"type": "image", "source": {"type": "url", "url": "https://a.example/x.png"}}
 TYPES = {"response.completed", "response.incomplete", "message_stop"}
 """Events that end a complete answer."""
 
@@ -806,6 +808,60 @@ def test_images_in_the_results_of_tools_are_counted_as_images() -> None:
     outlines = {"messages": [{"role": "assistant", "content": [used]}, {"role": "user", "content": [result]}]}
     assert images_in(outlines) == 2
     assert 2 * 1600 < estimate(outlines, "anthropic/claude") < 2 * 1600 + 200
+
+
+def test_tokens_of_a_file_on_a_server_are_not_counted_by_a_provider(web: httpx2.Client, upstream: Stub) -> None:
+    fields = {"messages": [{"role": "user", "content": [FILE]}]}
+    assert web.post(f"{MESSAGES}/count_tokens", json=ASKED[MESSAGES] | {"model": "native"} | fields).status_code == 422
+    assert upstream.requests == []
+
+
+def test_a_system_prompt_leads_nowhere_but_to_the_web(web: httpx2.Client, upstream: Stub) -> None:
+    assert ask(web, MESSAGES, "native", system=[FILE]).status_code == 422
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("kind", ["tool_image", "thinking", "function_call_output", "tool_result"])
+def test_no_type_of_a_part_leads_a_responses_server_to_a_file(web: httpx2.Client, upstream: Stub, kind: str) -> None:
+    part = {"type": kind, "image_url": "file:///etc/passwd"}
+    assert ask(web, RESPONSES, "native", input=[{"role": "user", "content": [part]}]).status_code == 422
+    assert upstream.requests == []
+
+
+def test_what_a_shell_or_a_summary_says_is_no_address(web: httpx2.Client) -> None:
+    said = {"stdout": "ssh://git@a.example/b\n", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}
+    item = {"type": "shell_call_output", "call_id": "c", "output": [said]}
+    assert ask(web, RESPONSES, "native", input=[item]).status_code == 200
+    block = {"type": "compaction", "content": "ssh://a.example is the remote"}
+    assert ask(web, MESSAGES, "native", messages=[{"role": "assistant", "content": [block]}]).status_code == 200
+
+
+def test_every_image_counts_wherever_it_is() -> None:
+    document: Json = {"type": "document", "source": {"type": "content", "content": [WEB] * 3}}
+    for block in (document, {"type": "tool_result", "tool_use_id": "t", "content": [document]}):
+        asked: Json = {"max_tokens": 9, "messages": [{"role": "user", "content": [block]}]}
+        assert images_in(Messages(MessagesRequest.model_validate(asked)).outlines()) == 3
+    image = {"type": "input_image", "image_url": "https://a.example/x.png"}
+    item = {"type": "function_call_output", "call_id": "c", "content": "x", "output": [image] * 2}
+    assert images_in(Responses(ResponsesRequest.model_validate({"input": [item]})).outlines()) == 2
+
+
+@pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"text": {"format": 5}}])
+def test_a_stream_that_is_cut_fails_as_ever_whatever_was_asked(
+    web: httpx2.Client, upstream: Stub, fields: Json
+) -> None:
+    upstream.default = Behaviour(cut_at=900)
+    response = ask(web, RESPONSES, "native", stream=True, **fields)
+    assert response.status_code == 422 or "response.failed" in response.text
+
+
+def test_options_of_a_stream_need_one(web: httpx2.Client) -> None:
+    assert ask(web, MESSAGES, "bridged", stream_options={"include_usage": True}).status_code == 422
+
+
+def test_an_empty_input_beside_messages_is_no_fault_of_ours(web: httpx2.Client) -> None:
+    fields = ASKED[MESSAGES] | {"model": "bridged", "input": []}
+    assert web.post(f"{MESSAGES}/count_tokens", json=fields).status_code < 500
 
 
 def test_documents_and_images_of_messages_reach_chat(web: httpx2.Client, upstream: Stub) -> None:

@@ -557,6 +557,10 @@ def test_a_server_is_held_back_while_nobody_reads() -> None:
     uvloop.run(run())
 
 
+def test_a_response_ends_though_more_comes_in_its_last_packet() -> None:
+    assert answered(Peer(OK + b"Content-Length: 5\r\n\r\nHel", b"lo" + OK, ends=True)) == [b"Hello"]
+
+
 # Time limits
 
 

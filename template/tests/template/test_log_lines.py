@@ -191,6 +191,30 @@ def test_every_one_of_many_lines_that_are_lost_is_counted() -> None:
     assert json.loads(told)["lines"] == 1000 - len(arrived)
 
 
+def test_lines_whose_loss_has_been_told_are_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    room = [0]
+
+    def write(_: int, data: bytes) -> int:
+        if not room[0]:
+            raise BlockingIOError
+        room[0] -= 1
+        written.append(data)
+        return len(data)
+
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(os, "write", write)
+        output = Output()
+        for may_write in (0, 1, 3, 100):
+            room[0] = may_write
+            output.write("a line\n" * 2000)
+    lines = b"".join(written).splitlines()
+    lost = sum(json.loads(line)["lines"] for line in lines if b"lost" in line)
+    assert lines.count(b"a line") + lost == 4 * 2000
+
+
 def test_uvicorns_own_format_gives_way(settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("uvicorn", "uvicorn.access"):
         logging.getLogger(name).addHandler(logging.StreamHandler(sys.stdout))

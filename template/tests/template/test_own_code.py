@@ -420,3 +420,15 @@ def test_draining_ends_another_event_stream_with_an_event(
 
     with serve(make(settings, monkeypatch, {}, public_routers=[router])) as url:
         assert '"code":"draining"' in read(url, "/aborted")[1]
+
+
+def test_a_root_path_of_the_application_is_that_of_every_request(settings: MakeSettings) -> None:
+    app = create_app(settings())
+    app.root_path = "/api"
+    app.add_api_route("/where", _root_path)
+    with TestClient(app) as client:
+        assert [client.get("/where").json() for _ in range(2)] == ["/api", "/api"]
+
+
+def _root_path(request: Request) -> str:
+    return str(request.scope["root_path"])

@@ -495,6 +495,15 @@ def test_a_body_that_makes_progress_is_waited_for(hasty: str, key: str) -> None:
         assert line.response().status in (200, 400)  # the padding is a field that some providers refuse
 
 
+@pytest.mark.parametrize("head", [b"Content-Length: 4", b"Transfer-Encoding: chunked"])
+def test_a_connection_ends_in_time_behind_a_body_that_came_after_its_answer(hasty: str, head: bytes) -> None:
+    with Line(hasty) as line:
+        line.send(b"POST /nope HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\n")
+        assert line.response().status == 404
+        line.send(b"body" if b"4" in head else b"0\r\n\r\n")
+        assert line.rest() == b""
+
+
 def test_the_rest_of_a_body_that_has_been_answered_is_not_waited_for(hasty: str) -> None:
     with Line(hasty) as line:
         line.send(b"POST /v1/models HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n")
