@@ -97,7 +97,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_PAUSE", 0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(STEPS)
 def test_a_budget_counts_what_is_charged_and_no_more_than_may_be(steps: list[tuple[str, Any, int]]) -> None:
     asyncio.run(play(steps))
