@@ -59,29 +59,32 @@ class Own(Adapter):
         """
         turn = Turn()
         totals = call.inner[target.name] = CallTotals()
-        async with aclosing(self._chunks(call, target, totals)) as chunks:
-            async for chunk, _ in chunks:
-                turn.add(chunk)
+        async with aclosing(self._choices(call, target, totals)) as choices:
+            async for choice, _ in choices:
+                turn.add(ChatChunk.model_validate({"choices": [choice]}))
         message = {"refusal": None, **turn.message}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": turn.reason}
-        return {**_head(target, "chat.completion"), "choices": [choice], "usage": _usage(totals)}
+        answered = {"index": 0, "message": message, "logprobs": None, "finish_reason": turn.reason}
+        return {**_head(target, "chat.completion"), "choices": [answered], "usage": _usage(totals)}
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield a stream's events, the usage chunk and `[DONE]` last; arguments and errors as in `complete`."""
         totals = call.inner[target.name] = CallTotals()
         head = _head(target, "chat.completion.chunk")
-        async with aclosing(self._chunks(call, target, totals)) as chunks:
-            async for chunk, extra in chunks:
-                body = {**head, **extra, "choices": [choice.model_dump(exclude_unset=True) for choice in chunk.choices]}
+        async with aclosing(self._choices(call, target, totals)) as choices:
+            async for choice, extra in choices:
+                body = {**head, **extra, "choices": [choice]}
                 state.see(body)
                 yield b"data: " + to_json(body) + b"\n\n"
         usage = {**head, "choices": [], "usage": _usage(totals)}
         yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
 
-    async def _chunks(
+    async def _choices(
         self, call: Call, target: Target, totals: CallTotals
-    ) -> AsyncGenerator[tuple[ChatChunk, dict[str, Any]], None]:
-        """Yield a chunk for each event of the function, and what is added to it; one with a finish reason last."""
+    ) -> AsyncGenerator[tuple[dict[str, Any], dict[str, Any]], None]:
+        """Yield a chunk's choice for each event of the function, and what the chunk has beside it.
+
+        The last one has the finish reason.
+        """
         if (call.fields.get("n") or 1) > 1:
             raise InvalidRequest(f"Model {target.name!r} gives one choice: leave out n.", param="n")
         begin, reason, called = True, "stop", False
@@ -89,23 +92,23 @@ class Own(Adapter):
             async for event in events:
                 if begin:  # not earlier: until the function's first event, a fallback may answer
                     begin = False
-                    yield _chunk({"role": "assistant", "content": ""}), {}
+                    yield _choice({"role": "assistant", "content": ""}), {}
                 if isinstance(event, str):
-                    yield _chunk({"content": event}), {}
+                    yield _choice({"content": event}), {}
                 elif isinstance(event, TextDelta):
-                    yield _chunk({"content": event.text}), {}
+                    yield _choice({"content": event.text}), {}
                 elif isinstance(event, ToolCall | ToolResult):  # not the client's tools: it has nothing to call
-                    yield _chunk({}), {"tool_event": event.model_dump()}
+                    yield _choice({}), {"tool_event": event.model_dump()}
                 elif isinstance(event, Done):
                     reason = event.reason if event.reason in REASONS else "length"
                 elif isinstance(event, ChatChunk):
                     for choice in event.choices[:1]:
                         reason = choice.finish_reason or reason
                         called = called or bool(choice.delta.tool_calls)
-                        yield _chunk(choice.delta.model_dump(exclude_unset=True, exclude={"role"})), {}
+                        yield _choice(choice.delta.model_dump(exclude_unset=True, exclude={"role"})), {}
                 else:
                     raise TypeError(f"own model {target.model!r} yielded {type(event).__name__}")
-        yield _chunk({}, "tool_calls" if called else reason), {}
+        yield _choice({}, "tool_calls" if called else reason), {}
 
     async def _events(self, call: Call, target: Target, totals: CallTotals) -> AsyncGenerator[Any, None]:
         """Yield what the function yields, within the call's time limit."""
@@ -154,8 +157,8 @@ def _head(target: Target, kind: str) -> dict[str, Any]:
     }
 
 
-def _chunk(delta: dict[str, Any], reason: str | None = None) -> ChatChunk:
-    return ChatChunk.model_validate({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "finish_reason": reason}
 
 
 def _usage(totals: CallTotals) -> dict[str, Any]:

@@ -150,6 +150,8 @@ def current(span: Span | None) -> AbstractContextManager[object]:
 def keep_current() -> Callable[[], AbstractContextManager[object]]:
     """Return what makes the span that is current now current again, at a later step of a generator."""
     span = trace.get_current_span()
+    if not span.get_span_context().is_valid:  # nobody traces
+        return nullcontext
     return partial(trace.use_span, span, record_exception=False, set_status_on_exception=False)
 
 
