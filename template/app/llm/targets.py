@@ -116,10 +116,10 @@ def _anthropic(target: Target, environ: Mapping[str, str]) -> Target:
     entry = target.entry
     base = (entry.api_base or _address(environ, ANTHROPIC.bases) or ANTHROPIC.base or "").rstrip("/")
     base = base if base.endswith(ANTHROPIC.path) else base + ANTHROPIC.path
-    key, header = _first(environ, [entry.api_key_env or ""]), "x-api-key"
+    key, header = _key(environ, [entry.api_key_env or ""]), "x-api-key"
     if entry.api_base is None and not entry.api_key_env:
-        key = _first(environ, ANTHROPIC.keys)
-        if key is None and (key := _first(environ, ["ANTHROPIC_AUTH_TOKEN"])):
+        key = _key(environ, ANTHROPIC.keys)
+        if key is None and (key := _key(environ, ["ANTHROPIC_AUTH_TOKEN"])):
             header = "Authorization"
     model = target.model.partition("/")[2]
     proxy = _proxy(base)
@@ -137,10 +137,10 @@ def _for_chat(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Targe
         return Target(name, provider, model, "own", entry)
     key, missing = None, None
     if entry.api_key_env:
-        key = _first(environ, [entry.api_key_env])
+        key = _key(environ, [entry.api_key_env])
         missing = None if key else entry.api_key_env
     vendor = VENDORS.get(provider)
-    is_direct = vendor is not None and (provider != "azure" or bool(entry.api_key_env or _first(environ, vendor.keys)))
+    is_direct = vendor is not None and (provider != "azure" or bool(entry.api_key_env or _key(environ, vendor.keys)))
     if (entry.protocol or ("openai" if is_direct else "litellm")) == "litellm":
         return _via_litellm(name, entry, provider, environ, key, missing)
     if vendor is None:
@@ -154,7 +154,7 @@ def _for_chat(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Targe
     if api_base is None:
         missing = vendor.bases[0]
     if entry.api_base is None and not entry.api_key_env:
-        key = _first(environ, vendor.keys)
+        key = _key(environ, vendor.keys)
         if vendor.needs_key and not key and api_base == vendor.base:
             missing = vendor.keys[0]
     base = (api_base or "").rstrip("/")
@@ -174,14 +174,26 @@ def _via_litellm(
     elif api_base:
         key = "none"  # else LiteLLM would send the vendor's own key there
     elif provider == "openai":
-        api_base, key = address, _first(environ, ["OPENAI_API_KEY"])
+        api_base, key = address, _key(environ, ["OPENAI_API_KEY"])
         missing = None if key or api_base else "OPENAI_API_KEY"
         key = key or "none"
-    elif not _first(environ, LITELLM_KEYS.get(provider, ())):
+    elif not _key(environ, LITELLM_KEYS.get(provider, ())):
         missing = next(iter(LITELLM_KEYS.get(provider, ())), None)
     return Target(
         name, provider, upstream, "litellm", entry, None, api_base, key or None, missing, _proxy(api_base or "")
     )
+
+
+def _key(environ: Mapping[str, str], names: Iterable[str]) -> str | None:
+    """Return the key in the first of these variables that is set.
+
+    Raises:
+        SettingsError: it can't be sent in a header.
+    """
+    for name in names:
+        if (value := _first(environ, [name])) and not (value.isascii() and value.isprintable()):
+            raise SettingsError(f"{name} has a character in it that no key has, such as a line break")
+    return _first(environ, names)
 
 
 def _first(environ: Mapping[str, str], names: Iterable[str]) -> str | None:

@@ -186,6 +186,28 @@ def test_a_vendors_address_without_a_scheme_or_with_a_password_is_refused(
     assert CANARY not in said
 
 
+@pytest.mark.parametrize(
+    "key", [f"sk-1\n{CANARY}", f"\ufeff{CANARY}", f"\u201c{CANARY}\u201d"], ids=["lines", "mark", "quotes"]
+)
+@pytest.mark.parametrize(
+    ("variable", "row"),
+    [
+        ("OPENAI_API_KEY", {"upstream": "openai/gpt-4o"}),
+        ("OPENAI_API_KEY", {"upstream": "openai/gpt-4o", "protocol": "litellm"}),
+        ("ANTHROPIC_AUTH_TOKEN", {"upstream": "anthropic/claude-sonnet-4-5"}),
+        ("TEAMS_KEY", {"upstream": "m", "api_base": "http://vllm/v1", "api_key_env": "TEAMS_KEY"}),
+    ],
+    ids=["direct", "via LiteLLM", "Anthropic", "own variable"],
+)
+def test_a_key_that_no_header_can_have_stops_the_start(variable: str, row: dict[str, str], key: str) -> None:
+    """Such as one that was pasted with its quotes, or with a second line: each call would fail, and say why to nobody."""
+    os.environ[variable] = key
+    os.environ["APP_MODELS"] = json.dumps({"m": row})
+    os.environ["APP_DEFAULT_MODEL"] = "m"
+    assert (said := refusal()) == f"{variable} has a character in it that no key has, such as a line break"
+    assert CANARY not in said
+
+
 def test_an_address_through_litellm_is_checked_as_well() -> None:
     with pytest.raises(SettingsError, match="OPENAI_BASE_URL"):
         resolve("m", ModelEntry(upstream="gpt-4o", protocol="litellm"), {"OPENAI_BASE_URL": "vllm:8000"})
