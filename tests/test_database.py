@@ -62,6 +62,8 @@ def test_the_examples_of_the_page_pass_their_tests_and_mypy(product: Path, check
     command = ("alembic", "revision", "--autogenerate", "--head", "own@head", "-m", "Add notes")
     assert f'uv run {" ".join(command[:-1])} "Add notes"' in PAGE
     run(PYTHON, "-m", *command, cwd=product, env=env)
+    for checked in ("format --check", "check"):  # as its CI does
+        run(PYTHON.with_name("ruff"), *checked.split(), "migrations", cwd=product)
     tests = [name for name in FILES if name.startswith("tests/")]
     run(PYTHON.with_name("pytest"), "-q", *tests, cwd=product, env=KEPT)
 

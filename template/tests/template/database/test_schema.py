@@ -166,7 +166,7 @@ def test_a_table_of_the_teams_gets_a_migration_on_the_teams_branch(
 
     run("alembic", "revision", "--autogenerate", "--head", "own@head", "-m", "Add notes")
     [made] = set((project / "migrations/own").glob("*.py")) - {project / "migrations/own/own_0.py"}
-    assert "create_table('notes'" in made.read_text()
+    assert 'create_table(\n        "notes"' in made.read_text()
     assert "kept_" not in made.read_text()
     run("app", "migrate")
     with closing(sqlite3.connect(file)) as connection, connection:
