@@ -219,19 +219,18 @@ class Kept(Responses):
 
     def broken(self, error: BaseException) -> Body | None:
         """Return the response as it is when something has ended it early; None if it had not begun."""
+        begun: ResponseEvents | None = self._begun
+        if begun is not None:
+            begun.break_off()
         body = self.outcome
         if body is None:
             return None
         known = error if isinstance(error, AppError) else AppError()
         told = {"code": known.code, "message": known.message}
         is_error = isinstance(error, Exception)
-        output = [
-            item | {"status": "incomplete"} if item.get("status") == "in_progress" else item for item in body["output"]
-        ]
         return body | {
             "status": "failed" if is_error else "cancelled",
             "error": told if is_error else None,
-            "output": output,
         }
 
 

@@ -115,13 +115,22 @@ class ResponseEvents:
         """End the response with an error. What has come so far stays in it, as incomplete."""
         if not self._number:
             self._begin(None)
+        self.break_off()
+        self.whole |= {"status": "failed", "error": {"code": code, "message": message}}
+        self._emit("response.failed", response=self.whole)
+        self._out.append(DONE)
+
+    def break_off(self) -> None:
+        """Put what open items have said into the response, and mark them as incomplete."""
+        said = "".join(self._said)
+        if self._part:
+            self._part["text" if self._part["type"] == "output_text" else "refusal"] = said
+        elif self._item and self._item.get("summary"):
+            self._item["summary"][0]["text"] = said
         output = self.whole.get("output")
         for item in output if isinstance(output, list) else ():
             if isinstance(item, dict) and item.get("status") == "in_progress":
                 item["status"] = "incomplete"
-        self.whole |= {"status": "failed", "error": {"code": code, "message": message}}
-        self._emit("response.failed", response=self.whole)
-        self._out.append(DONE)
 
     # --- Parts --------------------------------------------------------------------------------------------------------
 
