@@ -35,10 +35,6 @@ class _OwnMetrics(Collector):
             if not metric.name.startswith(("python_", "process_")):
                 yield metric
 
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: what there is may change."""
-        return iter(())
-
 
 class Metrics:
     """All metrics of one application, in a registry of their own.
