@@ -155,13 +155,14 @@ def test_dev_serves_every_model_without_a_key_and_reloads_until_signals_come_tog
     assert "Traceback" not in process.output
 
 
-def test_dev_watches_prompts_and_settings(tmp_path: Path) -> None:
+def test_dev_watches_prompts_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, settings = tmp_path / "app", tmp_path / "settings.toml"
     (folder / "prompts").mkdir(parents=True)
     for name in ("main.py", "prompts/support.md", "prompts/reply.jinja", "image.png"):
         (folder / name).touch()
     config = uvicorn.Config("app.main:app", reload=True, reload_dirs=[str(folder)])
-    reload = Reload(config, print, [], settings)
+    monkeypatch.setenv("APP_SETTINGS_FILE", str(settings))
+    reload = Reload(config, print, [])
     watched = {str(path.relative_to(tmp_path)) for path in reload.iter_py_files()}
     assert watched == {"settings.toml", "app/main.py", "app/prompts/support.md", "app/prompts/reply.jinja"}
 
