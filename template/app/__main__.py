@@ -140,7 +140,7 @@ def serve(options: dict[str, object]) -> int:
         options: settings given on the command line.
 
     Raises:
-        SettingsError: the settings are wrong.
+        SettingsError: the settings are wrong, or a port can't be listened on.
     """
     from app.access.shared_storage import SharedStorage
     from app.config import SettingsError
@@ -163,19 +163,15 @@ def serve(options: dict[str, object]) -> int:
     for name, value in options.items():  # the server's processes load the settings themselves
         os.environ[f"APP_{name.upper()}"] = str(value)
     listener = _listen(settings.host, settings.port, "--port")
-    if listener is None:
-        return 1
     if settings.metrics_port:
-        probe = _listen("127.0.0.1", settings.metrics_port, "APP_METRICS_PORT")
-        if probe is None:
-            return 1
-        probe.close()
+        _listen("127.0.0.1", settings.metrics_port, "APP_METRICS_PORT").close()
     if settings.log_format == "console":  # else every line is JSON
         _announce(settings, targets)
     return serve_until_signal(settings, listener)
 
 
-def _listen(host: str, port: int, option: str) -> "socket.socket | None":
+def _listen(host: str, port: int, option: str) -> "socket.socket":
+    from app.config import SettingsError
     from app.http.serving import listen
 
     try:
@@ -183,8 +179,7 @@ def _listen(host: str, port: int, option: str) -> "socket.socket | None":
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
         reason = f"the port is in use; choose another with {option}" if in_use else error.strerror
-        print(f"Can't listen on {host}:{port}: {reason}", file=sys.stderr)
-        return None
+        raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
 
 
 def _announce(settings: "Settings", targets: "list[Target]") -> None:

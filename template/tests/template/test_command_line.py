@@ -211,7 +211,7 @@ def test_a_busy_port_is_told(busy_port: str) -> None:
     code, lines = said_by("--port", busy_port)
     assert (code, lines) == (
         1,
-        [f"Can't listen on 127.0.0.1:{busy_port}: the port is in use; choose another with --port"],
+        [f"Settings: can't listen on 127.0.0.1:{busy_port}: the port is in use; choose another with --port"],
     )
 
 
@@ -219,7 +219,7 @@ def test_a_busy_port_is_told(busy_port: str) -> None:
 def test_a_host_that_is_not_this_machines_is_told(host: str) -> None:
     code, lines = said_by("--host", host, "--port", "0")
     assert (code, len(lines)) == (1, 1)
-    assert lines[0].startswith(f"Can't listen on {host}:0: ")
+    assert lines[0].startswith(f"Settings: can't listen on {host}:0: ")
     assert "Unknown error" not in lines[0]
 
 
