@@ -178,12 +178,9 @@ def _sentences(error: ValidationError, place: Sequence[str] = (), group: type[Ba
             names = _names_beside(location[len(place) :], group)
             near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
             yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
-            continue
-        message = found["msg"].removeprefix("Value error, ")
-        if not location:
-            yield message
-            continue
-        yield f"setting {name}: {message}"
+        else:
+            message = found["msg"].removeprefix("Value error, ")
+            yield f"setting {name}: {message}" if name else message
 
 
 def _names_beside(location: list[str], group: type[BaseModel]) -> list[str]:
