@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import pydantic_settings
-from dotenv import dotenv_values
+from dotenv import load_dotenv
 from pydantic import BaseModel, ValidationError
 
 from app.config import SETTINGS_FILE, TABLES, CallerEntry, Group, ModelEntry, Settings, SettingsError, settings_file
@@ -45,12 +45,9 @@ def load_settings(**overrides: Any) -> Settings:
     env_file = os.environ.get("APP_ENV_FILE", str(ENV_FILE))
     if env_file:
         try:
-            values = dotenv_values(env_file, encoding="utf-8-sig")
+            load_dotenv(env_file, encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(env_file, error) from None
-        for name, value in values.items():
-            if value is not None:
-                os.environ.setdefault(name, value)
     file = settings_file()
     if file != SETTINGS_FILE and (file.is_dir() or not file.exists()):
         raise SettingsError(f"APP_SETTINGS_FILE names {file}, which is no file")
