@@ -62,13 +62,6 @@ class ProcessStorage:
             left.append(total)
         return left
 
-    def read(self, windows: Sequence[Window]) -> list[int]:
-        """Return what is counted in each window of a day or a month."""
-        return [self._count(window, time.monotonic())[0] for window in windows]
-
-    async def close(self) -> None:
-        """Do nothing: there is no connection."""
-
     def _count(self, window: Window, now: float) -> Count:
         if window.unit == "requests":
             entries = self._entries.get(window.key)
