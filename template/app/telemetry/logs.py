@@ -47,15 +47,13 @@ def configure_logs(settings: Settings) -> None:
     _shown["messages"] = settings.dev
     output = cast(TextIO, STDOUT)
     level = getattr(logging, settings.log_level.upper())
-    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
+    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _with_time]
     if settings.log_format == "json":
-        shared.append(_with_time)
         render: list[Any] = [structlog.processors.JSONRenderer(serializer=_json)]
     else:
-        shared.append(_with_time_as_text)
         colors = sys.stdout.isatty()
         console = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=_write_traceback)
-        render = [_without_controls, console]
+        render = [_with_time_as_text, _without_controls, console]
     _processors[:] = [*shared, *render]
     structlog.configure(
         processors=_processors,
@@ -135,7 +133,7 @@ def _with_time(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
 
 
 def _with_time_as_text(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    event["timestamp"] = event.get("timestamp", datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+    event["timestamp"] = event["timestamp"].isoformat().replace("+00:00", "Z")
     return event
 
 
