@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, TextIO, cast
 
 import structlog
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
 from app.config import Settings, SettingsError
 from app.errors import AppError, OwnCallError
@@ -133,7 +133,7 @@ def _with_time(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
 
 
 def _with_time_as_text(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    event["timestamp"] = event["timestamp"].isoformat().replace("+00:00", "Z")
+    event["timestamp"] = to_jsonable_python(event["timestamp"], fallback=repr)
     return event
 
 
