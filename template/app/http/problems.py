@@ -149,7 +149,11 @@ def install_problem_handlers(app: FastAPI) -> None:
     """Make an application's errors problem details."""
 
     async def on_error(request: Request, error: Any) -> Response:
-        return problem_response(error, request.scope)
+        """Calls in an asyncio.TaskGroup fail with a group of errors: the first one is the answer."""
+        failure = as_app_error(error)
+        if failure is None:
+            raise error
+        return problem_response(failure, request.scope)
 
     async def on_invalid(request: Request, error: Any) -> Response:
         errors = error.errors()
@@ -157,14 +161,6 @@ def install_problem_handlers(app: FastAPI) -> None:
             return problem_response(InvalidJSON("The body is not valid JSON."), request.scope)
         return problem_response(invalid_request(errors), request.scope)
 
-    async def on_group(request: Request, group: Any) -> Response:
-        """Calls in an asyncio.TaskGroup fail with a group of errors: the first one is the answer."""
-        failure = as_app_error(group)
-        if failure is None:
-            raise group
-        return problem_response(failure, request.scope)
-
-    app.add_exception_handler(AppError, on_error)
-    app.add_exception_handler(ExceptionGroup, on_group)
-    app.add_exception_handler(HTTPException, on_error)
+    for kind in (AppError, ExceptionGroup, HTTPException):
+        app.add_exception_handler(kind, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
