@@ -165,9 +165,7 @@ class Admission:
             elif self.prepaid:
                 self.headers |= self.prepaid
         except BaseException as error:
-            self.leave_places()
-            if self._reserved and (shared := self._limiter.storage.settle(self._changes, self._settled)):
-                await shared
+            await self.__aexit__(type(error), error, None)
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise
