@@ -1,7 +1,7 @@
 """ProcessStorage: counts in this process's memory."""
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from app.access.windows import MINUTE, Count, Window
@@ -15,7 +15,7 @@ class ProcessStorage:
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[float, int]] = {}
-        self._entries: dict[str, deque[float]] = {}
+        self._entries: defaultdict[str, deque[float]] = defaultdict(deque)
         self._sweep_at = 0.0
 
     def __len__(self) -> int:
@@ -64,9 +64,7 @@ class ProcessStorage:
 
     def _count(self, window: Window, now: float) -> Count:
         if window.unit == "requests":
-            entries = self._entries.get(window.key)
-            if entries is None:
-                entries = self._entries[window.key] = deque()
+            entries = self._entries[window.key]
             while entries and entries[0] <= now - MINUTE:
                 entries.popleft()
             return len(entries), (entries[0] if entries else now) + MINUTE - now, 0
@@ -81,7 +79,6 @@ class ProcessStorage:
         if now >= self._sweep_at:
             self._sweep_at = now + MINUTE
             self._counts = {key: window for key, window in self._counts.items() if window[0] > now}
-            self._entries = {
-                key: entries for key, entries in self._entries.items() if entries and entries[-1] > now - MINUTE
-            }
+            kept = {key: entries for key, entries in self._entries.items() if entries and entries[-1] > now - MINUTE}
+            self._entries = defaultdict(deque, kept)
         return now
