@@ -18,9 +18,6 @@ class ProcessStorage:
         self._entries: defaultdict[str, deque[float]] = defaultdict(deque)
         self._sweep_at = 0.0
 
-    def __len__(self) -> int:
-        return len(self._counts) + len(self._entries)
-
     def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
         """Count a call in all windows, or in none, if one has too little room.
 
