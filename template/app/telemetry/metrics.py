@@ -5,7 +5,6 @@ of any worker adds them up.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -104,9 +103,9 @@ class Metrics:
         if not directory:
             return generate_latest(self._registry)
         for file in Path(directory).glob("gauge_live*.db"):
-            found = re.search(r"_(\d+)\.db$", file.name)
-            if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc").exists():
-                mark_process_dead(int(found[1]))
+            process = file.stem.rpartition("_")[2]
+            if Path("/proc").exists() and not Path("/proc", process).exists():
+                mark_process_dead(int(process))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return generate_latest(registry)
