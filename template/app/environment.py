@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from importlib.util import find_spec
@@ -51,8 +51,8 @@ def load_settings(**overrides: Any) -> Settings:
     file = settings_file()
     if file != SETTINGS_FILE and (file.is_dir() or not file.exists()):
         raise SettingsError(f"APP_SETTINGS_FILE names {file}, which is no file")
-    _tidy(os.environ)
-    _check_variable_names(os.environ)
+    _tidy_variables()
+    _check_variable_names()
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
@@ -97,27 +97,25 @@ def exit_if_settings_are_wrong() -> Iterator[None]:
         sys.exit(GIVE_UP if multiprocessing.parent_process() else 1)
 
 
-def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+def unknown_variables() -> list[str]:
     """Return the `APP_` variables that are no setting, for one warning at the start."""
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
     return sorted(
         name
-        for name, value in environ.items()
+        for name, value in os.environ.items()
         if (upper := name.upper()).startswith("APP_")
         and (upper not in known or is_injected(name, value))
         and not upper.startswith("APP_OWN__")
     )
 
 
-def _tidy(environ: MutableMapping[str, str]) -> None:
+def _tidy_variables() -> None:
     """Take surrounding blanks off secrets and addresses, and give proxies a scheme, for libraries as well."""
-    for name, value in list(environ.items()):
+    for name, value in list(os.environ.items()):
         if STRIPPED.search(name):
             new = value.strip()
-            if new and PROXY.fullmatch(name) and "://" not in new:
-                new = f"http://{new}"
-            if new != value:
-                environ[name] = new
+            is_bare = new and PROXY.fullmatch(name) and "://" not in new
+            os.environ[name] = f"http://{new}" if is_bare else new
 
 
 def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> SettingsError:
@@ -125,13 +123,13 @@ def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> Settin
     return SettingsError(f"{file} can't be read: {reason}")
 
 
-def _check_variable_names(environ: Mapping[str, str]) -> None:
+def _check_variable_names() -> None:
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
-    for name in unknown_variables(environ):
+    for name in unknown_variables():
         for table in TABLES:
             if name.upper().startswith(f"APP_{table.upper()}__"):
                 raise SettingsError(f"{name}: set this table as one JSON value, APP_{table.upper()}")
-        near = [] if is_injected(name, environ[name]) else [each for each in known if _is_slip(name.upper(), each)]
+        near = [] if is_injected(name, os.environ[name]) else [each for each in known if _is_slip(name.upper(), each)]
         if near:
             nearest = difflib.get_close_matches(name.upper(), near, n=1, cutoff=0)[0]
             raise SettingsError(f"{name} is not a setting; did you mean {nearest}?")
