@@ -96,8 +96,9 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(metrics_router.router)
     for router in getattr(own, "routers", ()):
         app.include_router(Closed(router))
-    for router in getattr(own, "public_routers", ()):  # after the others: one of them may take every path
-        app.include_public(router)
+    app.public = getattr(own, "public_routers", ())
+    for router in app.public:  # after the others: one of them may take every path
+        app.include_router(router)
     for router in [playground.start_page] if has_playground else ():  # unless the team has a page there
         app.include_router(router)
     return app
