@@ -114,12 +114,13 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     for target in state.upstreams.targets.values():
         if target.missing:
             log.warning("model is not configured", model=target.name, missing=target.missing)
-    settings, own_lifespan = state.settings, getattr(own, "lifespan", None)
+    port = state.settings.metrics_port if state.settings.metrics else None
+    own_lifespan = getattr(own, "lifespan", None)
     async with (
         failures_logged(),
         state.metrics.deferred.open(),
         state.upstreams,
-        metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
+        metrics_port(port, state.metrics) if port else nullcontext(),
         state.database.open(app) if state.database else nullcontext(),
         own_lifespan(app) if own_lifespan else nullcontext(),
     ):
