@@ -92,19 +92,18 @@ def write_prices(names: list[str], *, check: bool) -> int:
     from app.config import settings_file
     from app.environment import load_settings
 
+    file = settings_file()
     models = {name: row for name, row in load_settings().models.items() if not names or name in names}
     found = proposed(models, price_list())
     print("\n".join(changes(models, found)) or "No price differs from LiteLLM's list.")
     new = {name: price for name, price in found.items() if price and price != written(models[name])}
     if check or not new:
         return int(check and bool(new))
-    text, missing = with_prices(settings_file().read_bytes().decode(), new)
-    settings_file().write_bytes(text.encode())
+    text, missing = with_prices(file.read_bytes().decode(), new)
+    file.write_bytes(text.encode())
     for name in missing:
-        print(f"{name} has no row in {settings_file()}. Add this to its row: {as_toml(new[name])}")
-    print(
-        f"Written to {settings_file()}. Look at the change: a list may be wrong, and your contract may say otherwise."
-    )
+        print(f"{name} has no row in {file}. Add this to its row: {as_toml(new[name])}")
+    print(f"Written to {file}. Look at the change: a list may be wrong, and your contract may say otherwise.")
     return 0
 
 
