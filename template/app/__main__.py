@@ -92,19 +92,18 @@ def write_prices(names: list[str], *, check: bool) -> int:
     from app.config import settings_file
     from app.environment import load_settings
 
+    file = settings_file()
     models = {name: row for name, row in load_settings().models.items() if not names or name in names}
     found = proposed(models, price_list())
     print("\n".join(changes(models, found)) or "No price differs from LiteLLM's list.")
     new = {name: price for name, price in found.items() if price and price != written(models[name])}
     if check or not new:
         return int(check and bool(new))
-    text, missing = with_prices(settings_file().read_bytes().decode(), new)
-    settings_file().write_bytes(text.encode())
+    text, missing = with_prices(file.read_bytes().decode(), new)
+    file.write_bytes(text.encode())
     for name in missing:
-        print(f"{name} has no row in {settings_file()}. Add this to its row: {as_toml(new[name])}")
-    print(
-        f"Written to {settings_file()}. Look at the change: a list may be wrong, and your contract may say otherwise."
-    )
+        print(f"{name} has no row in {file}. Add this to its row: {as_toml(new[name])}")
+    print(f"Written to {file}. Look at the change: a list may be wrong, and your contract may say otherwise.")
     return 0
 
 
@@ -140,7 +139,7 @@ def serve(options: dict[str, object]) -> int:
         options: settings given on the command line.
 
     Raises:
-        SettingsError: the settings are wrong.
+        SettingsError: the settings are wrong, or a port can't be listened on.
     """
     from app.access.shared_storage import SharedStorage
     from app.config import SettingsError
@@ -163,19 +162,15 @@ def serve(options: dict[str, object]) -> int:
     for name, value in options.items():  # the server's processes load the settings themselves
         os.environ[f"APP_{name.upper()}"] = str(value)
     listener = _listen(settings.host, settings.port, "--port")
-    if listener is None:
-        return 1
     if settings.metrics_port:
-        probe = _listen("127.0.0.1", settings.metrics_port, "APP_METRICS_PORT")
-        if probe is None:
-            return 1
-        probe.close()
+        _listen("127.0.0.1", settings.metrics_port, "APP_METRICS_PORT").close()
     if settings.log_format == "console":  # else every line is JSON
         _announce(settings, targets)
     return serve_until_signal(settings, listener)
 
 
-def _listen(host: str, port: int, option: str) -> "socket.socket | None":
+def _listen(host: str, port: int, option: str) -> "socket.socket":
+    from app.config import SettingsError
     from app.http.serving import listen
 
     try:
@@ -183,8 +178,7 @@ def _listen(host: str, port: int, option: str) -> "socket.socket | None":
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
         reason = f"the port is in use; choose another with {option}" if in_use else error.strerror
-        print(f"Can't listen on {host}:{port}: {reason}", file=sys.stderr)
-        return None
+        raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
 
 
 def _announce(settings: "Settings", targets: "list[Target]") -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import pydantic_settings
-from dotenv import dotenv_values
+from dotenv import load_dotenv
 from pydantic import BaseModel, ValidationError
 
 from app.config import SETTINGS_FILE, TABLES, CallerEntry, Group, ModelEntry, Settings, SettingsError, settings_file
@@ -45,17 +45,14 @@ def load_settings(**overrides: Any) -> Settings:
     env_file = os.environ.get("APP_ENV_FILE", str(ENV_FILE))
     if env_file:
         try:
-            values = dotenv_values(env_file, encoding="utf-8-sig")
+            load_dotenv(env_file, encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(env_file, error) from None
-        for name, value in values.items():
-            if value is not None:
-                os.environ.setdefault(name, value)
     file = settings_file()
     if file != SETTINGS_FILE and (file.is_dir() or not file.exists()):
         raise SettingsError(f"APP_SETTINGS_FILE names {file}, which is no file")
-    _tidy(os.environ)
-    _check_variable_names(os.environ)
+    _tidy_variables()
+    _check_variable_names()
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
@@ -100,27 +97,25 @@ def exit_if_settings_are_wrong() -> Iterator[None]:
         sys.exit(GIVE_UP if multiprocessing.parent_process() else 1)
 
 
-def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+def unknown_variables() -> list[str]:
     """Return the `APP_` variables that are no setting, for one warning at the start."""
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
     return sorted(
         name
-        for name, value in environ.items()
+        for name, value in os.environ.items()
         if (upper := name.upper()).startswith("APP_")
         and (upper not in known or is_injected(name, value))
         and not upper.startswith("APP_OWN__")
     )
 
 
-def _tidy(environ: MutableMapping[str, str]) -> None:
+def _tidy_variables() -> None:
     """Take surrounding blanks off secrets and addresses, and give proxies a scheme, for libraries as well."""
-    for name, value in list(environ.items()):
+    for name, value in list(os.environ.items()):
         if STRIPPED.search(name):
             new = value.strip()
-            if new and PROXY.fullmatch(name) and "://" not in new:
-                new = f"http://{new}"
-            if new != value:
-                environ[name] = new
+            is_bare = new and PROXY.fullmatch(name) and "://" not in new
+            os.environ[name] = f"http://{new}" if is_bare else new
 
 
 def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> SettingsError:
@@ -128,13 +123,13 @@ def _unreadable(file: str | Path, error: OSError | UnicodeDecodeError) -> Settin
     return SettingsError(f"{file} can't be read: {reason}")
 
 
-def _check_variable_names(environ: Mapping[str, str]) -> None:
+def _check_variable_names() -> None:
     known = set(_variables(Settings, "APP_")) | FILE_VARIABLES
-    for name in unknown_variables(environ):
+    for name in unknown_variables():
         for table in TABLES:
             if name.upper().startswith(f"APP_{table.upper()}__"):
                 raise SettingsError(f"{name}: set this table as one JSON value, APP_{table.upper()}")
-        near = [] if is_injected(name, environ[name]) else [each for each in known if _is_slip(name.upper(), each)]
+        near = [] if is_injected(name, os.environ[name]) else [each for each in known if _is_slip(name.upper(), each)]
         if near:
             nearest = difflib.get_close_matches(name.upper(), near, n=1, cutoff=0)[0]
             raise SettingsError(f"{name} is not a setting; did you mean {nearest}?")
@@ -178,12 +173,9 @@ def _sentences(error: ValidationError, place: Sequence[str] = (), group: type[Ba
             names = _names_beside(location[len(place) :], group)
             near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
             yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
-            continue
-        message = found["msg"].removeprefix("Value error, ")
-        if not location:
-            yield message
-            continue
-        yield f"setting {name}: {message}"
+        else:
+            message = found["msg"].removeprefix("Value error, ")
+            yield f"setting {name}: {message}" if name else message
 
 
 def _names_beside(location: list[str], group: type[BaseModel]) -> list[str]:

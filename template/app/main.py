@@ -96,8 +96,9 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(metrics_router.router)
     for router in getattr(own, "routers", ()):
         app.include_router(Closed(router))
-    for router in getattr(own, "public_routers", ()):  # after the others: one of them may take every path
-        app.include_public(router)
+    app.public = getattr(own, "public_routers", ())
+    for router in app.public:  # after the others: one of them may take every path
+        app.include_router(router)
     for router in [playground.start_page] if has_playground else ():  # unless the team has a page there
         app.include_router(router)
     return app
@@ -113,12 +114,13 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     for target in state.upstreams.targets.values():
         if target.missing:
             log.warning("model is not configured", model=target.name, missing=target.missing)
-    settings, own_lifespan = state.settings, getattr(own, "lifespan", None)
+    port = state.settings.metrics_port if state.settings.metrics else None
+    own_lifespan = getattr(own, "lifespan", None)
     async with (
         failures_logged(),
         state.metrics.deferred.open(),
         state.upstreams,
-        metrics_port(settings.metrics_port if settings.metrics else None, state.metrics),
+        metrics_port(port, state.metrics) if port else nullcontext(),
         state.database.open(app) if state.database else nullcontext(),
         own_lifespan(app) if own_lifespan else nullcontext(),
     ):

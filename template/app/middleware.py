@@ -45,7 +45,7 @@ class RequestContext:
             return
         started = time.perf_counter()
         exchange = scope["app.exchange"] = Exchange(scope, receive, send, self.max_body_bytes)
-        self.drain.enter(exchange)
+        self.drain.in_flight.add(exchange)
         self.metrics.requests_in_flight.inc()
         try:
             await self.app(scope, exchange.receive, exchange.send)

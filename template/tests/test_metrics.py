@@ -181,5 +181,5 @@ def test_their_own_port_is_looked_at_before_the_start() -> None:
         with Process(env={"APP_METRICS_PORT": str(port)}, ready=False) as process:
             assert process.wait(60) == 1
     assert process.lines == [
-        f"Can't listen on 127.0.0.1:{port}: the port is in use; choose another with APP_METRICS_PORT"
+        f"Settings: can't listen on 127.0.0.1:{port}: the port is in use; choose another with APP_METRICS_PORT"
     ]

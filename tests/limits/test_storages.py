@@ -73,7 +73,11 @@ async def played(storage: Any, name: str, calls: list[tuple[list[str], int, int]
             if reserved:
                 seen.append(await told(storage.settle(reserved)))
     money = [window(unit, name, 0) for unit in ("day", "month")]
-    return [*seen, await told(storage.read(money))]
+    _, counts = await told(storage.reserve(money))
+    left = [before for before, _, _ in counts]
+    if isinstance(storage, SharedStorage):
+        assert await storage.read(money) == left
+    return [*seen, left]
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -32,6 +32,8 @@ Reserved = Callable[[Storage, list[Window], int | None, list[Count]], None]
 """Takes what a storage has counted, in which windows, or which has too little room. It may raise RateLimited."""
 Changes = Callable[[Storage], list[Change]]
 Settled = Callable[[list[Change], list[int]], None]
+
+T = TypeVar("T")
 
 log = structlog.get_logger("app.limits")
 
@@ -76,7 +78,7 @@ class LimitStorage:
             RateLimited: as `reserved` does.
         """
         if self.shared:
-            return _to_its_end(self._reserve_shared(self.shared, windows, reserved))
+            return to_its_end(self._reserve_shared(self.shared, windows, reserved))
         reserved(self.own, windows, *self.own.reserve(windows))
         return None
 
@@ -88,7 +90,7 @@ class LimitStorage:
             settled: is told what was corrected, and what is counted in each window now.
         """
         if self.shared:
-            return _to_its_end(self._settle_shared(self.shared, changes, settled))
+            return to_its_end(self._settle_shared(self.shared, changes, settled))
         self._settle_own(changes, settled)
         return None
 
@@ -153,13 +155,19 @@ class LimitStorage:
             log.info("limit storage is back")
 
 
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do work; if this is cancelled, to its end nevertheless."""
-    doing = asyncio.create_task(work)
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return what work returns. Whoever is cancelled meanwhile waits for its end, and is cancelled then."""
+    task = asyncio.create_task(work)
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        task.exception()  # seen, so not logged
+        raise cancelled
     try:
-        await asyncio.shield(doing)
-    except asyncio.CancelledError:
-        await asyncio.wait([doing])
-        if not doing.cancelled():
-            doing.exception()  # has been seen
-        raise
+        return task.result()
+    finally:
+        del task  # with its exception's traceback, it would be a circle

@@ -110,13 +110,10 @@ class Limiter:
             limits = caller.limits if turn == "first" or not caller.limits else caller.limits.money
             if limits and limits.any:
                 scopes.append(("caller", caller.name, limits))
-            if caller.budgets:
-                scopes += caller.budgets
-        if turn == "retry":
-            if entry.money:
-                scopes.append(("model", model, entry.money))
-        elif entry.any:
-            scopes.append(("model", model, entry))
+            scopes += caller.budgets
+        limits = entry.money if turn == "retry" else entry
+        if limits and limits.any:
+            scopes.append(("model", model, limits))
         if self.service:
             scopes.append(("service", "all", self.service))
         return Admission(self, scopes, fields, entry)
@@ -165,9 +162,7 @@ class Admission:
             elif self.prepaid:
                 self.headers |= self.prepaid
         except BaseException as error:
-            self.leave_places()
-            if self._reserved and (shared := self._limiter.storage.settle(self._changes, self._settled)):
-                await shared
+            await self.__aexit__(type(error), error, None)
             if isinstance(error, RateLimited):
                 self._limiter.metrics.decisions(self._refused_by, "refused").inc()
             raise

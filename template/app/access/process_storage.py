@@ -1,7 +1,7 @@
 """ProcessStorage: counts in this process's memory."""
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from app.access.windows import MINUTE, Count, Window
@@ -15,11 +15,8 @@ class ProcessStorage:
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[float, int]] = {}
-        self._entries: dict[str, deque[float]] = {}
+        self._entries: defaultdict[str, deque[float]] = defaultdict(deque)
         self._sweep_at = 0.0
-
-    def __len__(self) -> int:
-        return len(self._counts) + len(self._entries)
 
     def reserve(self, windows: Sequence[Window]) -> tuple[int | None, list[Count]]:
         """Count a call in all windows, or in none, if one has too little room.
@@ -62,18 +59,9 @@ class ProcessStorage:
             left.append(total)
         return left
 
-    def read(self, windows: Sequence[Window]) -> list[int]:
-        """Return what is counted in each window of a day or a month."""
-        return [self._count(window, time.monotonic())[0] for window in windows]
-
-    async def close(self) -> None:
-        """Do nothing: there is no connection."""
-
     def _count(self, window: Window, now: float) -> Count:
         if window.unit == "requests":
-            entries = self._entries.get(window.key)
-            if entries is None:
-                entries = self._entries[window.key] = deque()
+            entries = self._entries[window.key]
             while entries and entries[0] <= now - MINUTE:
                 entries.popleft()
             return len(entries), (entries[0] if entries else now) + MINUTE - now, 0
@@ -88,7 +76,6 @@ class ProcessStorage:
         if now >= self._sweep_at:
             self._sweep_at = now + MINUTE
             self._counts = {key: window for key, window in self._counts.items() if window[0] > now}
-            self._entries = {
-                key: entries for key, entries in self._entries.items() if entries and entries[-1] > now - MINUTE
-            }
+            kept = {key: entries for key, entries in self._entries.items() if entries and entries[-1] > now - MINUTE}
+            self._entries = defaultdict(deque, kept)
         return now

@@ -46,12 +46,8 @@ def spend(settings: Settings, caller: str | None) -> list[str]:
         raise SettingsError(f"limit_storage can't be read: {type(error).__name__}") from None
     lines = []
     for window, count in zip(windows, counts, strict=True):
+        whose = f"{window.kind} {window.name}"
+        spent = f"{count / MICRO:12.6f} of {window.limit / MICRO:.2f} USD  {count / window.limit:5.0%}"
         end = f"{datetime.fromtimestamp(window.end, UTC):%Y-%m-%d %H:%M} UTC"
-        whose, parts = (
-            f"{window.kind} {window.name}".strip(),
-            (count / MICRO, window.limit / MICRO, count / window.limit),
-        )
-        lines.append(
-            "{0:24} {1:6}  {3:12.6f} of {4:.2f} USD  {5:5.0%}  until {2}".format(whose, window.unit, end, *parts)
-        )
+        lines.append(f"{whose:24} {window.unit:6}  {spent}  until {end}")
     return lines

@@ -1,11 +1,11 @@
 """App: FastAPI with a typed `state`, and with an OpenAPI page that knows about keys."""
 
 import os
-from collections.abc import Collection
-from functools import cached_property
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import State
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -58,9 +58,14 @@ class AppState(State):
 
 
 class App(FastAPI):
-    """FastAPI whose OpenAPI page says that a key is needed, except where a route is open to all."""
+    """FastAPI whose OpenAPI page says that a key is needed, except where a route is open to all.
+
+    Attributes:
+        public: routers that need no key. Each is included too.
+    """
 
     state: AppState
+    public: Sequence[APIRouter] = ()
 
     def llm_for(self, caller: str) -> LLMClient:
         """Return a client of the models for code outside a request: a job, or what runs at the start.
@@ -77,16 +82,6 @@ class App(FastAPI):
         if found is None:
             raise SettingsError(f"llm_for({caller!r}): there is no such caller in the table of callers")
         return LLMClient(self.state.upstreams, found, LoggedCalls())
-
-    def include_public(self, router: APIRouter) -> None:
-        """Include a router that needs no key."""
-        self.include_router(router)
-        self._public.include_router(router)
-
-    @cached_property
-    def _public(self) -> FastAPI:
-        """What is public alone, so that the OpenAPI page can tell it from the rest."""
-        return FastAPI()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.middleware_stack and not self.state.settings.telemetry:
@@ -111,7 +106,8 @@ class App(FastAPI):
         page = super().openapi()
         page.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         page["security"] = [{"key": []}]
-        for path, operations in self._public.openapi().get("paths", {}).items():
+        public = [route for router in self.public for route in router.routes]
+        for path, operations in get_openapi(title="public", version="", routes=public)["paths"].items():
             for method in operations:
                 page["paths"][path][method].setdefault("security", [])
         return page

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
+from app.access.limit_storage import to_its_end
 from app.errors import InvalidJSON, InvalidRequest, Overloaded, unfit
 from app.http.exchange import Exchange, exchange_of
 from app.models import Wire
@@ -35,7 +36,6 @@ OVERFLOW = re.compile(rb"[eE]\+?0*[1-9][0-9]{2}")
 """A number from 1e100 on, such as 1e999, which is infinite and would be one error each."""
 
 W = TypeVar("W", bound=Wire)
-T = TypeVar("T")
 
 
 class BodyMemory:
@@ -99,27 +99,10 @@ async def read_json(request: Request, kind: type[W], memory: BodyMemory) -> W:
         parsed, taken = _parse_large(parts, kind, check=False)
     else:
         async with memory.parsing:
-            work = asyncio.to_thread(_parse_large, parts, kind, check=True)
-            parsed, taken = await _to_its_end(asyncio.create_task(work))
+            # Whoever is cancelled waits too: nothing can stop a thread.
+            parsed, taken = await to_its_end(asyncio.to_thread(_parse_large, parts, kind, check=True))
     memory.hold(exchange, size + taken)
     return parsed
-
-
-async def _to_its_end(task: asyncio.Task[T]) -> T:
-    """Return what a thread returns. Whoever is cancelled meanwhile waits for its end: nothing can stop it."""
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled:
-        task.exception()  # seen, so not logged
-        raise cancelled
-    try:
-        return task.result()
-    finally:
-        del task  # with its exception's traceback, it would be a circle
 
 
 def _parse_large(parts: list[bytes], kind: type[W], *, check: bool) -> tuple[W, int]:

@@ -31,7 +31,7 @@ class Drain:
 
     Attributes:
         draining: whether the server is shutting down.
-        in_flight: those requests.
+        in_flight: those requests. Who adds one calls `leave` when it has ended.
     """
 
     def __init__(self, grace: float) -> None:
@@ -41,10 +41,6 @@ class Drain:
         self._idle = asyncio.Event()
         self._previous: dict[int, Any] = {}
         self._task: asyncio.Task[None] | None = None
-
-    def enter(self, request: Exchange) -> None:
-        """A request has arrived."""
-        self.in_flight.add(request)
 
     def leave(self, request: Exchange) -> None:
         """A request has ended."""

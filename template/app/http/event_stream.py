@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.errors import AppError
 from app.http.exchange import exchange_of
+from app.http.json_response import raw
 from app.http.own_events import OwnStream, named_error_event, open_events
 from app.http.problems import error_event, told_error
 from app.llm.call import OpenStream
@@ -58,8 +59,7 @@ class EventStream(Response):
         else:
             self._opening, self._error = open_events(events), error or named_error_event
         self._end = translator.end if translator else DONE
-        more = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
-        self.raw_headers = [*STREAM_HEADERS, *more]
+        self.raw_headers = [*STREAM_HEADERS, *raw(headers or {})]
         self.background: BackgroundTask | None = None
         self._started = False
         self._done_sent = False
@@ -83,7 +83,7 @@ class EventStream(Response):
         self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
         try:
             async with self._opening as stream:
-                self.raw_headers += [(k.lower().encode(), v.encode("latin-1")) for k, v in stream.headers.items()]
+                self.raw_headers += raw(stream.headers)
                 await self._pass_on(stream.first, stream)
                 with suppress(StopAsyncIteration):
                     while True:

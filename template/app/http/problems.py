@@ -57,25 +57,23 @@ class HTTPFailure(AppError):
         self.details = None if isinstance(detail, str) else to_jsonable_python(detail, fallback=str)
 
 
-def problem_response(
-    error: AppError | HTTPException, scope: Mapping[str, Any] | None, request_id: str = "none"
-) -> Response:
+def problem_response(error: AppError | HTTPException, scope: Mapping[str, Any], request_id: str = "none") -> Response:
     """Return the response for an error: problem details with OpenAI's error in it; on /v1/messages, it is Anthropic's.
 
     Args:
         error: one of ours, or an HTTPException of FastAPI, Starlette or an endpoint.
-        scope: the request's ASGI scope, or as much of it as is known; None outside a request.
+        scope: the request's ASGI scope, or as much of it as is known.
         request_id: the id of what is no request that the application has met.
     """
-    exchange = scope.get("app.exchange") if scope else None
+    exchange = scope.get("app.exchange")
     error = HTTPFailure(error) if isinstance(error, HTTPException) else error
     if exchange:
         exchange.error = error.code
-    request_id = exchange.request_id if exchange else request_id
+        request_id = exchange.request_id
     body = _problem(error, request_id).model_dump()
     if isinstance(error, HTTPFailure) and error.details is not None:
         body["details"] = error.details
-    if scope and _is_anthropics(scope):
+    if _is_anthropics(scope):
         body |= {"type": "error", "request_id": request_id}
         body["error"]["type"] = error_type(error.status)
     return Response(to_json(body), error.status, error.headers, PROBLEM_JSON)
@@ -149,7 +147,11 @@ def install_problem_handlers(app: FastAPI) -> None:
     """Make an application's errors problem details."""
 
     async def on_error(request: Request, error: Any) -> Response:
-        return problem_response(error, request.scope)
+        """Calls in an asyncio.TaskGroup fail with a group of errors: the first one is the answer."""
+        failure = as_app_error(error)
+        if failure is None:
+            raise error
+        return problem_response(failure, request.scope)
 
     async def on_invalid(request: Request, error: Any) -> Response:
         errors = error.errors()
@@ -157,14 +159,6 @@ def install_problem_handlers(app: FastAPI) -> None:
             return problem_response(InvalidJSON("The body is not valid JSON."), request.scope)
         return problem_response(invalid_request(errors), request.scope)
 
-    async def on_group(request: Request, group: Any) -> Response:
-        """Calls in an asyncio.TaskGroup fail with a group of errors: the first one is the answer."""
-        failure = as_app_error(group)
-        if failure is None:
-            raise group
-        return problem_response(failure, request.scope)
-
-    app.add_exception_handler(AppError, on_error)
-    app.add_exception_handler(ExceptionGroup, on_group)
-    app.add_exception_handler(HTTPException, on_error)
+    for kind in (AppError, ExceptionGroup, HTTPException):
+        app.add_exception_handler(kind, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

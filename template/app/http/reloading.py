@@ -1,15 +1,14 @@
 """Reloading, for `--dev`: the server restarts when code, settings or a prompt changes."""
 
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-import uvicorn
 from uvicorn.supervisors.statreload import StatReload
 
+from app.config import settings_file
 from app.http.signals import end_signals
 
 WATCHED = frozenset({".jinja", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"})
@@ -26,19 +25,9 @@ class Reload(StatReload):
         config: the server's; its `reload_dirs` are watched.
         target: serves, in a process of its own.
         sockets: where it listens.
-        settings: the settings file, which may be elsewhere.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        target: Callable[[list[socket.socket] | None], None],
-        sockets: list[socket.socket],
-        settings: Path,
-    ) -> None:
-        super().__init__(config, target, sockets)
-        self._settings = settings
-        self._asked_to_end = False
+    _asked_to_end = False
 
     def startup(self) -> None:
         """Start the server, and handle SIGHUP too."""
@@ -47,8 +36,8 @@ class Reload(StatReload):
         super().startup()
 
     def iter_py_files(self) -> Iterator[Path]:
-        """Yield every file that is watched."""
-        yield self._settings
+        """Yield every file that is watched: those of the project, and the settings file, which may be elsewhere."""
+        yield settings_file()
         for folder in self.config.reload_dirs:
             yield from (path for path in folder.rglob("*") if path.suffix in WATCHED)
 

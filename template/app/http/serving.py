@@ -21,7 +21,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-from app.config import Settings, SettingsError, settings_file
+from app.config import Settings, SettingsError
 from app.http.signals import END_SIGNALS, end_signals
 from app.network import with_mapped
 from app.telemetry.logs import capture_output, configure_logs
@@ -92,7 +92,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     if settings.dev:
         from app.http.reloading import Reload
 
-        Reload(config, partial(serve_in_child, Server(config), settings), [listener], settings_file()).run()
+        Reload(config, partial(serve_in_child, Server(config), settings), [listener]).run()
         return 0
     if settings.workers > 1:
         return Supervisor(config, listener, settings).serve()

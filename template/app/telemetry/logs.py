@@ -10,14 +10,15 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TextIO, cast
 
 import structlog
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
+from structlog.typing import EventDict
 
 from app.config import Settings, SettingsError
 from app.errors import AppError, OwnCallError
@@ -47,15 +48,13 @@ def configure_logs(settings: Settings) -> None:
     _shown["messages"] = settings.dev
     output = cast(TextIO, STDOUT)
     level = getattr(logging, settings.log_level.upper())
-    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
+    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _with_time]
     if settings.log_format == "json":
-        shared.append(_with_time)
         render: list[Any] = [structlog.processors.JSONRenderer(serializer=_json)]
     else:
-        shared.append(_with_time_as_text)
         colors = sys.stdout.isatty()
         console = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=_write_traceback)
-        render = [_without_controls, console]
+        render = [_with_time_as_text, _without_controls, console]
     _processors[:] = [*shared, *render]
     structlog.configure(
         processors=_processors,
@@ -127,15 +126,15 @@ def _log_uncaught(error: BaseException | None) -> None:
         structlog.get_logger("app").critical("uncaught", **reason, **exception_fields(error))
 
 
-def _with_time(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _with_time(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """Add the time, if there is none: as an object, since pydantic writes it several times faster than Python does."""
     if "timestamp" not in event:
         event["timestamp"] = datetime.now(UTC)
     return event
 
 
-def _with_time_as_text(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    event["timestamp"] = event.get("timestamp", datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+def _with_time_as_text(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    event["timestamp"] = to_jsonable_python(event["timestamp"], fallback=repr)
     return event
 
 
@@ -159,7 +158,7 @@ def _printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
-def _without_controls(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _without_controls(_logger: Any, _method: str, event: EventDict) -> EventDict:
     safe: dict[str, Any] = {}
     for name, value in event.items():
         text = value if isinstance(value, str) else repr(value)
@@ -221,9 +220,7 @@ def _and_causes(error: BaseException | None, depth: int = 0) -> Iterator[BaseExc
             yield from _and_causes(each, depth + 1)
 
 
-def _without_message_of_exception(
-    _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _without_message_of_exception(_logger: Any, _method: str, event: EventDict) -> EventDict:
     event["event"] = USER_IN_ADDRESS.sub("", str(event["event"]))
     found = event.pop("exc_info", None)
     error = found[1] if isinstance(found, tuple) else found

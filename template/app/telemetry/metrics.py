@@ -5,10 +5,10 @@ of any worker adds them up.
 """
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -19,6 +19,8 @@ from app.telemetry.deferred import Deferred
 
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 CHUNK_PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class _OwnMetrics(Collector):
@@ -31,10 +33,6 @@ class _OwnMetrics(Collector):
         for metric in REGISTRY.collect():
             if not metric.name.startswith(("python_", "process_")):
                 yield metric
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: what there is may change."""
-        return iter(())
 
 
 class Metrics:
@@ -51,74 +49,52 @@ class Metrics:
         self.deferred = Deferred()
         self._registry = CollectorRegistry()
         self._registry.register(_OwnMetrics())
-        counter = partial(Counter, registry=self._registry)
-        gauge = partial(Gauge, registry=self._registry, multiprocess_mode="livesum")
-        histogram = partial(Histogram, registry=self._registry, buckets=DURATIONS)
-        self.requests_in_flight = gauge("http_requests_in_flight", "HTTP requests being answered now.")
-        self.storage_up = gauge("limit_storage_up", "1 while the limit storage answers.", multiprocess_mode="livemin")
+        sums = partial(Gauge, registry=self._registry, multiprocess_mode="livesum")
+        self.requests_in_flight = sums("http_requests_in_flight", "HTTP requests being answered now.")
+        self.storage_up = sums("limit_storage_up", "1 while the limit storage answers.", multiprocess_mode="livemin")
         self.storage_up.set(1)
-        self.requests = cache(
-            histogram(
-                "http_request_duration_seconds",
-                "From a request's arrival to the last byte of its response.",
-                ["route", "status", "model"],
-            ).labels
+        counter = partial(self._labelled, Counter)
+        gauge = partial(self._labelled, sums)
+        budget = partial(gauge, labelnames=["scope", "name", "window"], multiprocess_mode="livemostrecent")
+        duration = partial(self._labelled, Histogram, buckets=DURATIONS)
+        pause = partial(self._labelled, Histogram, buckets=CHUNK_PAUSES)
+        self.requests = duration(
+            "http_request_duration_seconds",
+            "From a request's arrival to the last byte of its response.",
+            ["route", "status", "model"],
         )
-        self.disconnects = cache(
-            counter(
-                "client_disconnects", "Requests whose client left before the end of the response.", ["route"]
-            ).labels
+        self.disconnects = counter(
+            "client_disconnects", "Requests whose client left before the end of the response.", ["route"]
         )
-        self.stream_errors = cache(
-            counter(
-                "http_stream_errors", "Responses that an error ended after they had begun.", ["route", "code"]
-            ).labels
+        self.stream_errors = counter(
+            "http_stream_errors", "Responses that an error ended after they had begun.", ["route", "code"]
         )
-        self.first_chunk = cache(
-            histogram(
-                "llm_time_to_first_chunk_seconds", "From a call's start to the first chunk of its stream.", ["model"]
-            ).labels
+        self.first_chunk = duration(
+            "llm_time_to_first_chunk_seconds", "From a call's start to the first chunk of its stream.", ["model"]
         )
-        self.per_chunk = cache(
-            histogram(
-                "llm_time_per_chunk_seconds",
-                "Mean time between two chunks of a stream.",
-                ["model"],
-                buckets=CHUNK_PAUSES,
-            ).labels
+        self.per_chunk = pause("llm_time_per_chunk_seconds", "Mean time between two chunks of a stream.", ["model"])
+        self.tokens = counter("llm_tokens", "Tokens, counted or estimated.", ["model", "caller", "direction"])
+        self.cost = counter("llm_cost_usd", "What calls cost, in US dollars.", ["model", "caller"])
+        self.budget_limit = budget("llm_budget_limit_usd", "Budgets, in US dollars.")
+        self.budget_used = budget("llm_budget_used_usd", "What is spent or reserved of a budget.")
+        self.budget_ends = budget("llm_budget_ends_timestamp_seconds", "When a budget's window ends.")
+        self.budget_refusals = counter(
+            "llm_budget_refusals", "Calls refused because of a budget.", ["scope", "name", "window"]
         )
-        self.tokens = cache(
-            counter("llm_tokens", "Tokens, counted or estimated.", ["model", "caller", "direction"]).labels
-        )
-        self.cost = cache(counter("llm_cost_usd", "What calls cost, in US dollars.", ["model", "caller"]).labels)
-        recent = partial(gauge, labelnames=["scope", "name", "window"], multiprocess_mode="livemostrecent")
-        self.budget_limit = cache(recent("llm_budget_limit_usd", "Budgets, in US dollars.").labels)
-        self.budget_used = cache(recent("llm_budget_used_usd", "What is spent or reserved of a budget.").labels)
-        self.budget_ends = cache(recent("llm_budget_ends_timestamp_seconds", "When a budget's window ends.").labels)
-        self.budget_refusals = cache(
-            counter("llm_budget_refusals", "Calls refused because of a budget.", ["scope", "name", "window"]).labels
-        )
-        self.calls_in_flight = cache(gauge("llm_calls_in_flight", "Calls of a model going on now.", ["model"]).labels)
-        self.upstream_calls = cache(
-            counter(
-                "llm_upstream_calls", "Attempts by outcome: ok, cancelled, or an error.", ["model", "outcome"]
-            ).labels
+        self.calls_in_flight = gauge("llm_calls_in_flight", "Calls of a model going on now.", ["model"])
+        self.upstream_calls = counter(
+            "llm_upstream_calls", "Attempts by outcome: ok, cancelled, or an error.", ["model", "outcome"]
         )
         about = "Calls in other dialects than chat: passed_through or translated."
-        self.dialects = cache(counter("llm_dialect_calls", about, ["model", "dialect", "way"]).labels)
-        self.retries = cache(counter("llm_retries", "Attempts after the first one.", ["model"]).labels)
-        self.fallbacks = cache(
-            counter("llm_fallbacks", "Calls passed on to a fallback, by the model that failed.", ["model"]).labels
-        )
-        self.truncated = cache(
-            counter("llm_streams_truncated", "Streams that their provider cut off.", ["model"]).labels
-        )
-        self.decisions = cache(
-            counter("limiter_decisions", "Calls that were admitted or refused.", ["scope", "decision"]).labels
-        )
-        self.circuit_open = cache(
-            gauge("llm_model_cooling", "Workers whose circuit breaker for a model is open.", ["model"]).labels
-        )
+        self.dialects = counter("llm_dialect_calls", about, ["model", "dialect", "way"])
+        self.retries = counter("llm_retries", "Attempts after the first one.", ["model"])
+        self.fallbacks = counter("llm_fallbacks", "Calls passed on to a fallback, by the model that failed.", ["model"])
+        self.truncated = counter("llm_streams_truncated", "Streams that their provider cut off.", ["model"])
+        self.decisions = counter("limiter_decisions", "Calls that were admitted or refused.", ["scope", "decision"])
+        self.circuit_open = gauge("llm_model_cooling", "Workers whose circuit breaker for a model is open.", ["model"])
+
+    def _labelled(self, kind: Callable[..., M], *about: Any, **options: Any) -> Callable[..., M]:
+        return cache(kind(*about, registry=self._registry, **options).labels)
 
     def render(self) -> bytes:
         """Return the numbers of all workers in Prometheus' text format."""
@@ -127,9 +103,9 @@ class Metrics:
         if not directory:
             return generate_latest(self._registry)
         for file in Path(directory).glob("gauge_live*.db"):
-            found = re.search(r"_(\d+)\.db$", file.name)
-            if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc").exists():
-                mark_process_dead(int(found[1]))
+            process = file.stem.rpartition("_")[2]
+            if Path("/proc").exists() and not Path("/proc", process).exists():
+                mark_process_dead(int(process))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return generate_latest(registry)

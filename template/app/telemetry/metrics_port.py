@@ -20,21 +20,18 @@ ANSWER_WITHIN = 10.0
 
 
 @contextlib.asynccontextmanager
-async def metrics_port(port: int | None, metrics: Metrics) -> AsyncIterator[None]:
+async def metrics_port(port: int, metrics: Metrics) -> AsyncIterator[None]:
     """Answer `GET /metrics` on a port of 127.0.0.1 while the context is entered.
 
     Several workers share the port, and whichever is asked has the sum of all.
 
     Args:
-        port: the port; None answers nobody.
+        port: the port.
         metrics: what is shown.
 
     Raises:
         OSError: the port is in use.
     """
-    if port is None:
-        yield
-        return
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError, TimeoutError, asyncio.LimitOverrunError):

@@ -155,13 +155,14 @@ def test_dev_serves_every_model_without_a_key_and_reloads_until_signals_come_tog
     assert "Traceback" not in process.output
 
 
-def test_dev_watches_prompts_and_settings(tmp_path: Path) -> None:
+def test_dev_watches_prompts_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, settings = tmp_path / "app", tmp_path / "settings.toml"
     (folder / "prompts").mkdir(parents=True)
     for name in ("main.py", "prompts/support.md", "prompts/reply.jinja", "image.png"):
         (folder / name).touch()
     config = uvicorn.Config("app.main:app", reload=True, reload_dirs=[str(folder)])
-    reload = Reload(config, print, [], settings)
+    monkeypatch.setenv("APP_SETTINGS_FILE", str(settings))
+    reload = Reload(config, print, [])
     watched = {str(path.relative_to(tmp_path)) for path in reload.iter_py_files()}
     assert watched == {"settings.toml", "app/main.py", "app/prompts/support.md", "app/prompts/reply.jinja"}
 
@@ -210,7 +211,7 @@ def test_a_busy_port_is_told(busy_port: str) -> None:
     code, lines = said_by("--port", busy_port)
     assert (code, lines) == (
         1,
-        [f"Can't listen on 127.0.0.1:{busy_port}: the port is in use; choose another with --port"],
+        [f"Settings: can't listen on 127.0.0.1:{busy_port}: the port is in use; choose another with --port"],
     )
 
 
@@ -218,7 +219,7 @@ def test_a_busy_port_is_told(busy_port: str) -> None:
 def test_a_host_that_is_not_this_machines_is_told(host: str) -> None:
     code, lines = said_by("--host", host, "--port", "0")
     assert (code, len(lines)) == (1, 1)
-    assert lines[0].startswith(f"Can't listen on {host}:0: ")
+    assert lines[0].startswith(f"Settings: can't listen on {host}:0: ")
     assert "Unknown error" not in lines[0]
 
 

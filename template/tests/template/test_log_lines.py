@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -83,6 +84,17 @@ def test_every_value_becomes_json(settings: MakeSettings, capsys: pytest.Capture
     [line] = capsys.readouterr().out.splitlines()
     read = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert read["event"] == "with a value"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("given", ["yesterday", 7, datetime(2026, 11, 29)])  # noqa: DTZ001 - as own code may
+def test_a_line_may_tell_a_time_of_its_own(
+    settings: MakeSettings, capsys: pytest.CaptureFixture[str], log_format: str, given: Any
+) -> None:
+    configure_logs(settings(log_format=log_format))
+    structlog.get_logger("app").error("measured", timestamp=given)
+    [line] = capsys.readouterr().out.splitlines()
+    assert str(given).replace(" ", "T") in line
 
 
 def test_no_library_logs_the_user_of_an_address(settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:

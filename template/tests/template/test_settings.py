@@ -105,6 +105,13 @@ def test_env_file_goes_into_the_environment_and_overrides_nothing(env_file: Writ
     assert os.environ["ANTHROPIC_API_KEY"] == "also from the file"
 
 
+def test_env_file_refers_to_the_value_that_is_in_force(env_file: Write) -> None:
+    os.environ["VLLM_HOST"] = "vllm:8000"
+    env_file("VLLM_HOST=localhost:8000\nOPENAI_BASE_URL=http://${VLLM_HOST}/v1\n")
+    load_settings()
+    assert os.environ["OPENAI_BASE_URL"] == "http://vllm:8000/v1"
+
+
 def test_env_file_is_read_by_the_loader_alone(env_file: Write) -> None:
     env_file("APP_NAME=Ours\nOPENAI_API_KEY=ours\n")
     assert Settings().name == "AI backend"
