@@ -1,6 +1,7 @@
-"""The events and the object of Anthropic's message, made from chat's chunks; and Anthropic's errors."""
+"""The events and the object of Anthropic's message, made from chat's chunks; and what its clients expect beside them."""
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -22,6 +23,18 @@ ERROR_TYPES = {
     504: "timeout_error",
 }
 """Anthropic's types of an error, by its status; other statuses are `invalid_request_error`, or `api_error`."""
+
+
+def is_anthropics(scope: Mapping[str, Any]) -> bool:
+    """Return whether a request is one of Anthropic's API: its errors and the header with its id are then as there.
+
+    Args:
+        scope: the request's ASGI scope.
+    """
+    path = scope["path"]
+    if path.startswith("/v1/models"):  # OpenAI's API has this path too
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return bool(path.startswith("/v1/messages"))
 
 
 def error_type(status: int) -> str:

@@ -10,7 +10,8 @@ from app.http.exchange import exchange_of
 from app.http.problems import problem_response
 
 EXPOSED_HEADERS = [
-    *("X-Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "X-Cost-USD", "Retry-After", "X-Should-Retry"),
+    *("X-Request-ID", "Request-ID", "X-Model", "X-Left-Out", "X-Counted-By", "X-Cost-USD"),
+    *("Retry-After", "X-Should-Retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]
 

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from app.access.limits import Held
+from app.dialects.message_events import is_anthropics
 from app.errors import AppError
 from app.http.connection import Connection
 from app.llm.call import CallTotals
@@ -53,6 +54,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if REQUEST_ID.fullmatch(given) else new_request_id()
+        self._id_names = (b"x-request-id", b"request-id") if is_anthropics(scope) else (b"x-request-id",)
         self.caller: str | None = None
         self.totals = CallTotals()
         self.status = 0
@@ -118,7 +120,8 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
+            ids = [(name, self.request_id.encode()) for name in self._id_names]
+            headers = [*message.get("headers", ()), *ids, *SECURITY_HEADERS]
             self.sends_events = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
             message["headers"] = headers
         elif self.sends_events and not message.get("more_body") and not message.get("body"):

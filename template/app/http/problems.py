@@ -11,7 +11,7 @@ from pydantic_core import to_json, to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.dialects.message_events import error_type
+from app.dialects.message_events import error_type, is_anthropics
 from app.errors import AppError, InvalidJSON, invalid_request
 from app.llm.sse import DONE
 from app.models import ErrorMember, Problem
@@ -73,7 +73,7 @@ def problem_response(error: AppError | HTTPException, scope: Mapping[str, Any], 
     body = _problem(error, request_id).model_dump()
     if isinstance(error, HTTPFailure) and error.details is not None:
         body["details"] = error.details
-    if _is_anthropics(scope):
+    if is_anthropics(scope):
         body |= {"type": "error", "request_id": request_id}
         body["error"]["type"] = error_type(error.status)
     return Response(to_json(body), error.status, error.headers, PROBLEM_JSON)
@@ -105,12 +105,6 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Client Error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Server Error"
-
-
-def _is_anthropics(scope: Mapping[str, Any]) -> bool:
-    """Return whether the client of a request expects Anthropic's errors."""
-    versions = [name for name, _ in scope["headers"] if name == b"anthropic-version"]
-    return bool(scope["path"].startswith(("/v1/messages", "/v1/models") if versions else "/v1/messages"))
 
 
 def cause_of(error: BaseException) -> BaseException:

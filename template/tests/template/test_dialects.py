@@ -289,7 +289,14 @@ def test_an_error_of_ours_is_anthropics_on_its_path(web: httpx2.Client, case: st
     response = provoke(web)
     assert response.status_code == status
     assert (response.json()["type"], response.json()["error"]["type"]) == ("error", kind)
-    assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert response.json()["request_id"] == response.headers["x-request-id"] == response.headers["request-id"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_anthropics_clients_find_the_request_id_under_its_name_there(web: httpx2.Client, stream: bool) -> None:
+    response = ask(web, MESSAGES, "demo", stream=stream)
+    assert response.headers["request-id"] == response.headers["x-request-id"]
+    assert "request-id" not in ask(web, RESPONSES, "demo", stream=stream).headers
 
 
 def test_without_a_key_the_error_is_anthropics_too(web: httpx2.Client) -> None:
