@@ -87,6 +87,7 @@ def messages(client: anthropic.Anthropic) -> None:
         answer: Any = client.messages.create(model=model, **hello)
         assert (answer.content[0].text, answer.stop_reason) == (text, "end_turn")
         assert answer.usage.output_tokens > 0
+        assert answer._request_id  # noqa: SLF001 - its documented name
         with client.messages.stream(model=model, **hello) as events:
             deltas = list(events.text_stream)
             final: Any = events.get_final_message()
@@ -125,7 +126,7 @@ def messages_errors(client: anthropic.Anthropic) -> None:
         error = caught(kind, lambda model=model: once.messages.create(model=model, **hello))
         assert error.body["type"] == "error"
         assert error.body["error"]["type"] == error.type
-        assert error.body["request_id"]
+        assert error.body["request_id"] == error.request_id
     cut = caught(anthropic.APIStatusError, lambda: list(once.messages.create(model="cut", stream=True, **hello)))
     assert "cut off" in str(cut.body)
 

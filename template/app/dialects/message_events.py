@@ -1,4 +1,4 @@
-"""The events and the object of Anthropic's message, made from chat's chunks; and what its clients expect beside them."""
+"""The events and the object of Anthropic's message, made from chat's chunks; and how its clients are answered."""
 
 import secrets
 from collections.abc import Mapping
