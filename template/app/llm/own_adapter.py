@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -39,16 +39,18 @@ class Own(Adapter):
 
     Args:
         functions: by the names that stand behind `own/` in the model table.
+        targets: the rows of the model table that lead to one.
+
+    Raises:
+        SettingsError: a row leads to no function.
     """
 
-    def __init__(self, functions: Mapping[str, Answer]) -> None:
+    def __init__(self, functions: Mapping[str, Answer], targets: Sequence[Target]) -> None:
         self._functions = functions
-
-    def check(self, target: Target) -> None:
-        """Raise SettingsError if a row of the model table leads to no function."""
-        if target.model not in self._functions:
-            there = ", ".join(self._functions) or "none"
-            raise SettingsError(f"models.{target.name}: app/own.py has no model {target.model!r} in `models` ({there})")
+        for target in targets:
+            if target.model not in functions:
+                there = f"in `models` ({', '.join(functions) or 'none'})"
+                raise SettingsError(f"models.{target.name}: app/own.py has no model {target.model!r} {there}")
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments as in `Direct.complete`.
