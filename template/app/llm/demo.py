@@ -57,11 +57,9 @@ class Demo(Adapter):
         for delta in (*deltas, {}):
             choice = {"delta": delta, "logprobs": None, **({"finish_reason": None} if delta else ending)}
             chunk = {**head, "choices": [{"index": i, **choice} for i in range(fields.get("n") or 1)]}
-            state.see(chunk)
-            yield b"data: " + to_json(chunk) + b"\n\n"
+            yield state.event(chunk)
             await asyncio.sleep(PAUSE)
-        usage = {**head, "choices": [], "usage": _usage(fields, message)}
-        yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
+        yield state.event({**head, "choices": [], "usage": _usage(fields, message)}) + DONE
 
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """Return embeddings: for each input a unit vector that depends on that input only."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
-from pydantic_core import to_json
 
 from app.access.callers import Caller
 from app.config import SettingsError
@@ -75,10 +74,8 @@ class Own(Adapter):
         async with aclosing(self._chunks(call, target, totals)) as chunks:
             async for chunk, extra in chunks:
                 body = {**head, **extra, "choices": [choice.model_dump(exclude_unset=True) for choice in chunk.choices]}
-                state.see(body)
-                yield b"data: " + to_json(body) + b"\n\n"
-        usage = {**head, "choices": [], "usage": _usage(totals)}
-        yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
+                yield state.event(body)
+        yield state.event({**head, "choices": [], "usage": _usage(totals)}) + DONE
 
     async def _chunks(
         self, call: Call, target: Target, totals: CallTotals

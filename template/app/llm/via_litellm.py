@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 import structlog
-from pydantic_core import to_json
 
 from app.config import Timeouts
 from app.errors import AppError, InvalidRequest, ProviderNotConfigured
@@ -130,8 +129,7 @@ class ViaLiteLLM(Adapter):
                 if any(choice["finish_reason"] for choice in body["choices"]):
                     _check_end(target, wire, stream, said)
                 usage_is_told = _forget_chunks(stream)
-                event = b"data: " + to_json(body) + b"\n\n"
-                if ("usage" not in body or usage_is_told) and state.see(body, len(event)):
+                if ("usage" not in body or usage_is_told) and (event := state.event(body)):
                     yield event
                 call.deadlines.next_event()
             if wire.is_broken:
