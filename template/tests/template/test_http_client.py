@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from app.config import ModelEntry, Timeouts
 from app.errors import ProviderError
-from app.llm import http_client, http_response
+from app.llm import http_client, http_connection, http_response
 from app.llm.call import Call
 from app.llm.deadlines import Deadlines
 from app.llm.direct import Direct
@@ -174,8 +174,19 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
     uvloop.run(run())
 
 
+def test_a_connection_that_the_server_has_closed_is_not_held() -> None:
+    async def run() -> int:
+        async with talking(Peer(HELLO, ends=True)) as post:
+            assert await whole(await post()) == b"Hello"
+            await asyncio.sleep(0.3)
+            gc.collect()
+            return sum(type(each) is http_connection.Connection for each in gc.get_objects())
+
+    assert uvloop.run(run()) == 0
+
+
 def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "KEEP", 0.2)
+    monkeypatch.setattr(http_connection, "KEEP", 0.2)
     peer = Peer(HELLO)
 
     async def run() -> None:
@@ -297,7 +308,7 @@ def test_a_server_that_speaks_before_it_is_asked_is_no_fault_of_ours(caplog: pyt
 
 
 def test_a_call_that_is_over_after_its_client_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "KEEP", 0.2)
+    monkeypatch.setattr(http_connection, "KEEP", 0.2)
     peer = Peer(OK + b"Content-Length: 5\r\n\r\n", b"Hello")
 
     async def run() -> None:
