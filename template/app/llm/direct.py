@@ -121,7 +121,9 @@ class Direct(Adapter):
                 else:
                     packet = await packets.read()
                     if is_first and packet.lstrip()[:1] in (b"{", b"["):
-                        yield await self._whole(target, packet, response, deadlines, relay)
+                        response.watch(deadlines)
+                        body = packet + await read_body(target, response)
+                        yield relay.whole(parse_answer(target, body))
                         return
                     is_first = is_first and not packet.strip()
                     out = relay.feed(packet)
@@ -134,14 +136,6 @@ class Direct(Adapter):
             packets.stop()
             response.close()
             relay.failure = None  # its traceback refers to this frame, and so to the request
-
-    async def _whole(
-        self, target: Target, packet: bytes, response: Response, deadlines: Deadlines, relay: Relay
-    ) -> bytes:
-        """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
-        response.watch(deadlines)
-        body = packet + await read_body(target, response)
-        return relay.whole(parse_answer(target, body))
 
     async def _answer(
         self,
