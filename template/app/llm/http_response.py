@@ -42,15 +42,13 @@ class Unreadable(HttpError):
 class Limit(Protocol):
     """Until when a response may take."""
 
-    @property
-    def deadline(self) -> float:
-        """A time of the event loop's clock; it may move to later."""
-        ...
+    deadline: float
+    """A time of the event loop's clock; it may move to later."""
 
     def expired(self) -> Exception: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rest:
     """Until when a response may take to end that nobody reads any more."""
 
