@@ -133,7 +133,6 @@ class Direct(Adapter):
                 raise relay.failure
             response.leave(AFTER_DONE)
         finally:
-            packets.stop()
             response.close()
             relay.failure = None  # its traceback refers to this frame, and so to the request
 

@@ -190,5 +190,6 @@ class Response:
 
     def close(self) -> None:
         """Read no more of it. Its connection ends, unless the response is complete, or was left."""
+        self.on_arrival = None
         if not self.is_left:
             self._connection.drop(self)
