@@ -41,12 +41,11 @@ def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
         prompt = total - completion if total > completion > 0 else min(asked, total or asked)
     call.prompt_tokens = prompt
     call.completion_tokens = max(0, completion, total - prompt) or seen()
-    if call.answered_by.entry.price:
-        call.cost = _cost(call, told)
+    call.cost = _cost(call, told)
 
 
 def _cost(call: Call, told: dict[str, Any]) -> int | None:
-    """Return what a call costs, in micro-dollars; None if its model has only a price of embeddings."""
+    """Return what a call costs, in micro-dollars; None if its model has no price, or only one of embeddings."""
     price = call.answered_by.entry.price
     if price is None or (price.output is None and call.operation == "chat"):
         return None
