@@ -53,7 +53,7 @@ class Turn:
     def __init__(self) -> None:
         self.text = ""
         self.reason = "stop"
-        self.usage: Usage | None = None
+        self.usage = Usage()
         self._calls: list[dict[str, Any]] = []
         self._places: dict[Any, int] = {}
 
@@ -170,8 +170,6 @@ async def _until(end: float, result: Awaitable[T]) -> T:
         return await result
 
 
-def _sum(one: Usage, other: Usage | None) -> Usage:
-    if other is None:
-        return one
+def _sum(one: Usage, other: Usage) -> Usage:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     return Usage(**{name: getattr(one, name) + getattr(other, name) for name in names})
