@@ -80,7 +80,7 @@ class Upstreams:
 
     def translated(self, adapter: ChatAdapter, target: Target, translator: Translator) -> ChatAdapter:
         """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""
-        return self.native if translator.dialect in target.speaks else Bridge(adapter)
+        return self.native if translator.dialect in target.speaks else Bridge(adapter, translator)
 
     def failing(self) -> list[str]:
         """Return what is not ready yet, one sentence each."""
