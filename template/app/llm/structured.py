@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from app.errors import MOST_ERRORS, InvalidRequest, ProviderRefused, UnfitAnswer
+from app.errors import InvalidRequest, ProviderRefused, UnfitAnswer
 from app.llm.call import Answer, CallTotals
 from app.llm.failures import unreadable
+from app.llm.tools import faults_in
 from app.models import Usage
 
 M = TypeVar("M", bound=BaseModel)
@@ -103,15 +104,7 @@ async def _by_one_model(
 
 def _repair(text: str, error: ValidationError) -> list[dict[str, Any]]:
     """Return the messages that show a model its answer and what is wrong with it."""
-    few = error.error_count() <= MOST_ERRORS  # each takes a kilobyte
-    faults = (
-        "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
-            for fault in (error.errors(include_url=False, include_input=False) if few else ())
-        )
-        or "nothing in it does"
-    )
-    request = f"That does not fit the schema ({faults}). Answer again, with JSON that does and nothing else."
+    request = f"That does not fit the schema ({faults_in(error)}). Answer again, with JSON that does and nothing else."
     return [{"role": "assistant", "content": text}, {"role": "user", "content": request}]
 
 

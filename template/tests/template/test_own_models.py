@@ -345,6 +345,18 @@ async def test_arguments_are_validated_and_become_objects() -> None:
 
 
 @pytest.mark.anyio
+async def test_very_many_faults_in_arguments_are_told_in_a_few_words() -> None:
+    async def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    [result] = results(await collect(FakeLLM(tool("add", numbers=["one"] * 1000), "So."), [add]))
+    assert (result.is_error, result.result) == (
+        True,
+        "The arguments do not fit: more than 100 values are invalid.",
+    )
+
+
+@pytest.mark.anyio
 async def test_calls_are_made_at_the_same_time() -> None:
     llm = FakeLLM(Calls([("slow", {"seconds": 0.3}), ("slow", {"seconds": 0.2}), ("slow", {"seconds": 0.1})]), "So.")
     started = time.monotonic()
