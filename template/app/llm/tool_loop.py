@@ -136,13 +136,13 @@ async def run(
             break
         for call in turn.calls:
             yield call
-        results: dict[str, ToolResult] = {}
+        results: dict[int, ToolResult] = {}  # by place: some providers give no ids, or the same one twice
         async with aclosing(_results(tools, turn.calls, end)) as ended:
-            async for result in ended:
-                results[result.id] = result
+            async for place, result in ended:
+                results[place] = result
                 yield result
-        for call in turn.calls:
-            told = results[call.id].result if call.id in results else "Not finished: the time was over."
+        for place, call in enumerate(turn.calls):
+            told = results[place].result if place in results else "Not finished: the time was over."
             content = told if isinstance(told, str) else to_json(told).decode()
             said.append({"role": "tool", "tool_call_id": call.id, "content": content})
         if len(results) < len(turn.calls):
@@ -151,9 +151,13 @@ async def run(
     yield Done(reason=reason, text=turn.text, turns=turns, usage=usage, messages=said)
 
 
-async def _results(tools: Tools, calls: Sequence[ToolCall], end: float) -> AsyncGenerator[ToolResult, None]:
-    """Make all calls at once; yield each result when it is there. Those that are not at the deadline are cancelled."""
-    tasks = [asyncio.create_task(tools.call(call)) for call in calls]
+async def _results(tools: Tools, calls: Sequence[ToolCall], end: float) -> AsyncGenerator[tuple[int, ToolResult], None]:
+    """Make all calls at once; yield each one's place and result when it is there, and cancel the rest at the end."""
+
+    async def make(place: int) -> tuple[int, ToolResult]:
+        return place, await tools.call(calls[place])
+
+    tasks = [asyncio.create_task(make(place)) for place in range(len(calls))]
     try:
         for ended in asyncio.as_completed(tasks):
             yield await _until(end, ended)

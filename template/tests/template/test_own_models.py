@@ -475,6 +475,23 @@ async def test_calls_that_come_in_pieces_are_joined(stub: Stub, name: str) -> No
     assert done(events).text == TEXT
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("given", [{}, {"id": "weather"}], ids=["none", "the name of the function"])
+async def test_calls_whose_ids_are_not_their_own_are_all_answered(stub: Stub, given: dict[str, str]) -> None:
+    calls = [
+        {"index": index, **given, "function": {"name": "weather", "arguments": json.dumps({"city": city})}}
+        for index, city in enumerate("AB")
+    ]
+    chunk = {"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": "tool_calls"}]}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    stub.queue(Behaviour(body=body.encode(), headers={"content-type": "text/event-stream"}))
+    async with upstreams({"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1")}) as llm:
+        end = done(await collect(llm, [weather]))
+    assert (end.reason, end.text, end.turns) == ("stop", TEXT, 2)
+    told = [message["content"] for message in end.messages if message["role"] == "tool"]
+    assert told == ["Sun in A", "Sun in B"]
+
+
 @contextlib.asynccontextmanager
 async def upstreams(models: dict[str, ModelEntry]) -> AsyncIterator[LLMClient]:
     async with Upstreams(Settings(models=models, default_model=next(iter(models)), retries=0)) as upstreams:
