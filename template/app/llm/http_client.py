@@ -129,7 +129,7 @@ class HttpClient:
         except (OSError, UnicodeError, HttpError) as error:  # TimeoutError is an OSError; a proxy's name may be none
             if limit and is_late and isinstance(error, TimeoutError):
                 raise limit.expired() from None
-            reason = error.reason if isinstance(error, Unreached) else type(error).__name__
+            reason = str(error) if isinstance(error, Unreached) else type(error).__name__
         raise Unreached(reason)
 
     async def _open(self, origin: Origin) -> Connection:

@@ -20,15 +20,7 @@ class HttpError(Exception):
 
 
 class Unreached(HttpError):
-    """No connection could be made: nothing has been sent.
-
-    Args:
-        reason: name of the exception that tells why.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """No connection could be made: nothing has been sent. Its text is the name of the exception that tells why."""
 
 
 class Disconnected(HttpError):
