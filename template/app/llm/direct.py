@@ -6,7 +6,6 @@ A whole answer is parsed once. A stream's events are checked, and passed on byte
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import to_json
@@ -32,7 +31,7 @@ ERROR_WITHIN = 2.0
 """Seconds that a provider may take to send an error's body."""
 
 PROXY_REFUSES = 407
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class Direct(Adapter):

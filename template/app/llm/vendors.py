@@ -5,10 +5,9 @@ Source: the vendors' API references, and LiteLLM's table of providers, which a t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
-MAX_TOKENS: Mapping[str, str] = MappingProxyType({"max_completion_tokens": "max_tokens"})
+MAX_TOKENS: Mapping[str, str] = {"max_completion_tokens": "max_tokens"}
 """For vendors that know only the older of the two names."""
 
 
