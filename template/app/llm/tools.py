@@ -93,7 +93,7 @@ class Tools:
         """Make a call, and return its result, or its error as the model is told it. Never raises one."""
         try:
             async with asyncio.timeout(self._timeout):
-                result = await self._call(asked)
+                result = to_jsonable_python(await self._call(asked), fallback=str)
         except ToolError as error:
             return _failed(asked, str(error))
         except AppError as error:
@@ -103,7 +103,7 @@ class Tools:
         except Exception as error:
             log.error("a tool failed", tool=asked.name, **exception_fields(error))
             return _failed(asked, f"{asked.name} failed: {type(error).__name__}.")
-        return ToolResult(id=asked.id, name=asked.name, result=to_jsonable_python(result, fallback=str))
+        return ToolResult(id=asked.id, name=asked.name, result=result)
 
     async def _call(self, asked: ToolCall) -> Any:
         tool = self._tools.get(asked.name)

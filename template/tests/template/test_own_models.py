@@ -387,6 +387,16 @@ async def test_the_error_of_a_tool_is_told_to_the_model(kind: str, told: str) ->
 
 
 @pytest.mark.anyio
+async def test_a_result_that_is_no_json_is_an_error_of_its_tool() -> None:
+    def picture() -> bytes:
+        return b"\xff"
+
+    [result] = results(await collect(FakeLLM(tool("picture"), "So."), [picture]))
+    assert result.is_error
+    assert str(result.result).startswith("picture failed: ")
+
+
+@pytest.mark.anyio
 async def test_a_tool_that_is_not_there_is_told_to_the_model() -> None:
     [result] = results(await collect(FakeLLM(tool("nothing"), "So."), [weather]))
     assert result.is_error
