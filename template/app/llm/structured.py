@@ -112,13 +112,13 @@ def _json_of(answer: Answer) -> str:
     """Return an answer's JSON: its tool call's arguments, else its text.
 
     Raises:
-        ProviderError: it has neither where OpenAI's protocol puts them.
+        ProviderError: a call has no arguments where OpenAI's protocol puts them.
     """
-    message = answer.body["choices"][0]["message"]
+    message = answer.body["choices"][0].get("message") or {}
+    if not message.get("tool_calls"):
+        return str(answer.body["content"] or "")
     try:
-        if message.get("tool_calls"):
-            return str(message["tool_calls"][0]["function"]["arguments"])
-        return str(message.get("content") or "")
+        return str(message["tool_calls"][0]["function"]["arguments"])
     except (LookupError, TypeError):
         raise unreadable(answer.call.answered_by.name) from None
 
