@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 from pydantic_core import to_json
 
+from app.llm.failures import unreadable
 from app.llm.tools import Event, ToolCall, ToolResult, Tools
 from app.models import ChatChunk, Usage, as_sent
 
@@ -58,13 +59,20 @@ class Turn:
         self._places: dict[Any, int] = {}
 
     def add(self, chunk: ChatChunk) -> None:
-        """Add a chunk. A tool call comes in pieces: its id and name once, its arguments bit by bit."""
+        """Add a chunk. A tool call comes in pieces: its id and name once, its arguments bit by bit.
+
+        Raises:
+            ProviderError: a piece does not follow OpenAI's protocol.
+        """
         self.usage = chunk.usage or self.usage
         for choice in chunk.choices[:1]:
             self.text += choice.delta.content or ""
             self.reason = choice.finish_reason or self.reason
-            for piece in choice.delta.tool_calls or ():
-                self._add_call(piece)
+            try:
+                for piece in choice.delta.tool_calls or ():
+                    self._add_call(piece)
+            except (AttributeError, TypeError):
+                raise unreadable(chunk.model) from None
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
         key = piece.get("index")

@@ -175,6 +175,24 @@ async def test_a_chunk_that_can_not_be_read_is_the_providers_error(llm: LLMClien
         [chunk async for chunk in llm.stream(messages=MESSAGES, **options)]
 
 
+async def greet(word: str) -> str:
+    return word
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "asked",
+    [{"function": {"name": "greet", "arguments": {"word": "Hi"}}}, {"function": "greet"}, {"index": []}],
+    ids=str,
+)
+async def test_a_call_of_a_tool_that_can_not_be_read_is_the_providers_error(
+    llm: LLMClient, stub: Stub, asked: Any
+) -> None:
+    stub.queue(stream(piece({"tool_calls": [asked]}, "tool_calls")))
+    with pytest.raises(ProviderError, match="can't be read"):
+        [event async for event in llm.run(messages=MESSAGES, tools=[greet])]
+
+
 NUMBERS = [10**400, 10**30, -(10**30), 2**64, -1, 1.5, "7", True, None, [], {}]
 
 
