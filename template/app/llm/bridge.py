@@ -24,17 +24,19 @@ class Bridge:
 
     Args:
         adapter: the model's own adapter.
+        translator: of the dialect that is asked for.
     """
 
-    def __init__(self, adapter: ChatAdapter) -> None:
+    def __init__(self, adapter: ChatAdapter, translator: Translator) -> None:
         self._adapter = adapter
+        self._translator = translator
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion, and under TRANSLATED the dialect's answer; the rest is as in `Direct.complete`."""
-        translator = _start(call, call.translator)
+        self._start(call)
         body = await self._adapter.complete(call, target)
         try:
-            return {**body, TRANSLATED: translator.answer(body)}
+            return {**body, TRANSLATED: self._translator.answer(body)}
         except MISREAD:
             raise unreadable(target.name) from None
         except BrokenOff:
@@ -42,11 +44,11 @@ class Bridge:
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
         """Yield the dialect's events; arguments and errors as in `Direct.stream`."""
-        translator = _start(call, call.translator)
+        self._start(call)
         async with aclosing(self._adapter.stream(call, target, state)) as packets:
             async for packet in packets:
                 try:
-                    events = translator.feed(packet)
+                    events = self._translator.feed(packet)
                 except MISREAD:
                     raise unreadable(target.name) from None
                 except BrokenOff:
@@ -54,18 +56,15 @@ class Bridge:
                 if events:
                     yield events
 
-
-def _start(call: Call, translator: Translator | None) -> Translator:
-    if translator is None:
-        raise TypeError("a bridge needs a translator")
-    if call.is_outlined:  # by the model that was tried before
-        call.fields, call.is_outlined = dict(translator.fields), False
-        call.fields.pop("stream", None)
-        if call.stream:
-            call.fields["stream"] = True
-    translator.check()
-    translator.restart()
-    call.left_out = translator.left_out
-    if call.left_out:
-        call.headers[LEFT_OUT] = ", ".join(call.left_out)
-    return translator
+    def _start(self, call: Call) -> None:
+        translator = self._translator
+        if call.is_outlined:  # by the model that was tried before
+            call.fields, call.is_outlined = dict(translator.fields), False
+            call.fields.pop("stream", None)
+            if call.stream:
+                call.fields["stream"] = True
+        translator.check()
+        translator.restart()
+        call.left_out = translator.left_out
+        if call.left_out:
+            call.headers[LEFT_OUT] = ", ".join(call.left_out)

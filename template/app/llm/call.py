@@ -76,8 +76,7 @@ class Call:
     def spent(self, target: Target) -> None:
         """Note that an attempt may have used tokens, and money, that nobody has told."""
         self.unsettled.add(target.name)
-        if self.admissions:
-            self.admissions[-1][1].spent = True
+        self.admissions[-1][1].spent = True
 
     @property
     def answered_by(self) -> Target:

@@ -41,10 +41,8 @@ class Demo(Adapter):
         """
         fields = call.fields
         message, ending = _answer(fields)
-        choices = [
-            {"index": i, "message": {"refusal": None, **message}, "logprobs": None, **ending}
-            for i in range(fields.get("n") or 1)
-        ]
+        choice = {"message": {"refusal": None, **message}, "logprobs": None, **ending}
+        choices = [{"index": i, **choice} for i in range(fields.get("n") or 1)]
         return {**_head(target, message, "chat.completion"), "choices": choices, "usage": _usage(fields, message)}
 
     async def stream(self, call: Call, target: Target, state: StreamState) -> AsyncGenerator[bytes, None]:
@@ -56,22 +54,12 @@ class Demo(Adapter):
         for i, tool_call in enumerate(message.get("tool_calls") or ()):
             deltas.append({"tool_calls": [{"index": i, **tool_call}]})
         deltas += [{"content": word} for word in _words(message["content"] or "")]
-        for number, delta in enumerate([*deltas, {}]):
-            choices = [
-                {
-                    "index": i,
-                    "delta": delta,
-                    "logprobs": None,
-                    **(ending if number == len(deltas) else {"finish_reason": None}),
-                }
-                for i in range(fields.get("n") or 1)
-            ]
-            chunk = {**head, "choices": choices}
-            state.see(chunk)
-            yield b"data: " + to_json(chunk) + b"\n\n"
+        for delta in (*deltas, {}):
+            choice = {"delta": delta, "logprobs": None, **({"finish_reason": None} if delta else ending)}
+            chunk = {**head, "choices": [{"index": i, **choice} for i in range(fields.get("n") or 1)]}
+            yield state.event(chunk)
             await asyncio.sleep(PAUSE)
-        usage = {**head, "choices": [], "usage": _usage(fields, message)}
-        yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
+        yield state.event({**head, "choices": [], "usage": _usage(fields, message)}) + DONE
 
     async def embed(self, call: Call, target: Target) -> dict[str, Any]:
         """Return embeddings: for each input a unit vector that depends on that input only."""

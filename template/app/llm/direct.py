@@ -6,7 +6,6 @@ A whole answer is parsed once. A stream's events are checked, and passed on byte
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import to_json
@@ -32,7 +31,7 @@ ERROR_WITHIN = 2.0
 """Seconds that a provider may take to send an error's body."""
 
 PROXY_REFUSES = 407
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class Direct(Adapter):
@@ -121,7 +120,9 @@ class Direct(Adapter):
                 else:
                     packet = await packets.read()
                     if is_first and packet.lstrip()[:1] in (b"{", b"["):
-                        yield await self._whole(target, packet, response, deadlines, relay)
+                        response.watch(deadlines)
+                        body = packet + await read_body(target, response)
+                        yield relay.whole(parse_answer(target, body))
                         return
                     is_first = is_first and not packet.strip()
                     out = relay.feed(packet)
@@ -131,17 +132,8 @@ class Direct(Adapter):
                 raise relay.failure
             response.leave(AFTER_DONE)
         finally:
-            packets.stop()
             response.close()
             relay.failure = None  # its traceback refers to this frame, and so to the request
-
-    async def _whole(
-        self, target: Target, packet: bytes, response: Response, deadlines: Deadlines, relay: Relay
-    ) -> bytes:
-        """Return the events for a whole answer that came in place of a stream; its first packet has been read."""
-        response.watch(deadlines)
-        body = packet + await read_body(target, response)
-        return relay.whole(parse_answer(target, body))
 
     async def _answer(
         self,

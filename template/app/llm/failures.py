@@ -139,18 +139,13 @@ def parse_body(body: bytes) -> Any:
         return body.decode("utf-8", "replace")
 
 
-def provider_failure(
-    target: Target,
-    status: int,
-    body: Any = None,
-    headers: Mapping[str, str] | None = None,
-) -> ProviderError:
+def provider_failure(target: Target, status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProviderError:
     """Return our error for a provider's error response: this decides whose fault it was.
 
     Args:
         target: the model.
         status: the provider's HTTP status.
-        body: the response's body, as JSON or text; or the `error` object of an event.
+        body: the response's body, as JSON or text; or the `error` object of an event; None if nothing could be read.
         headers: the provider's response headers, for `Retry-After`.
     """
     model, words = target.name, words_of(body)

@@ -20,8 +20,6 @@ from aiohappyeyeballs import start_connection
 from app.llm.http_connection import Connection, Origin
 from app.llm.http_response import HttpError, Limit, Response, Unreached
 
-KEEP = 30.0
-"""Seconds that an idle connection is kept."""
 RESOLVED_FOR = 10.0
 """Seconds that the addresses of a host are used before they are looked up again."""
 NEXT_ADDRESS = 0.25
@@ -75,8 +73,8 @@ class HttpClient:
         self._connect_within = connect
         self._loop = asyncio.get_running_loop()
         self._connections: WeakSet[Connection] = WeakSet()
-        self._idle: dict[Origin, list[Connection]] = {}
-        self._sweep: asyncio.TimerHandle | None = None
+        self._idle: dict[Origin, dict[Connection, None]] = {}
+        """Connections that may be used again, in the order in which they became idle; each takes itself out."""
         self._lookups: dict[tuple[str, int], tuple[float, asyncio.Task[list[AddressInfo]]]] = {}
 
     async def post(
@@ -107,43 +105,20 @@ class HttpClient:
 
     async def close(self) -> None:
         """Close every connection that nobody reads from; one that becomes idle later is closed as ever."""
-        if self._sweep:
-            self._sweep.cancel()
-        self._sweep = None
         for _, lookup in self._lookups.values():
             lookup.cancel()
         for connection in [each for each in self._connections if each.is_free]:
             connection.transport.abort()
-        self._idle.clear()
 
     # Connections
 
     def _kept(self, origin: Origin) -> Connection | None:
         connections = self._idle.get(origin)
         while connections:
-            connection = connections.pop()
+            connection, _ = connections.popitem()
             if not connection.transport.is_closing():
                 return connection
         return None
-
-    def keep(self, connection: Connection) -> None:
-        """Take back a connection whose response is complete."""
-        connection.idle_since = self._loop.time()
-        self._idle.setdefault(connection.origin, []).append(connection)
-        self._sweep = self._sweep or self._loop.call_later(KEEP, self._close_old)
-
-    def _close_old(self) -> None:
-        self._sweep = None
-        oldest = self._loop.time() - KEEP
-        for origin, connections in list(self._idle.items()):
-            for connection in connections:
-                if connection.idle_since <= oldest:
-                    connection.transport.close()
-            self._idle[origin] = [each for each in connections if not each.transport.is_closing()]
-            if not self._idle[origin]:
-                del self._idle[origin]
-        if self._idle:
-            self._sweep = self._loop.call_later(KEEP / 4, self._close_old)
 
     async def _connect(self, origin: Origin, limit: Limit | None) -> Connection:
         end = self._loop.time() + self._connect_within
@@ -154,7 +129,7 @@ class HttpClient:
         except (OSError, UnicodeError, HttpError) as error:  # TimeoutError is an OSError; a proxy's name may be none
             if limit and is_late and isinstance(error, TimeoutError):
                 raise limit.expired() from None
-            reason = error.reason if isinstance(error, Unreached) else type(error).__name__
+            reason = str(error) if isinstance(error, Unreached) else type(error).__name__
         raise Unreached(reason)
 
     async def _open(self, origin: Origin) -> Connection:
@@ -171,7 +146,7 @@ class HttpClient:
         except BaseException:
             connection.transport.abort()
             raise
-        connection.keep = self.keep
+        connection.idle = self._idle.setdefault(origin, {})
         self._connections.add(connection)
         return connection
 

@@ -9,6 +9,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from app.llm.http_response import Disconnected, Limit, Response, Unreached, Unreadable
 from app.llm.timers import Timer
 
+KEEP = 30.0
+"""Seconds that an idle connection is kept."""
 MAX_HEAD_BYTES = 64 * 1024
 """Of a response: no more headers are read, and no more bytes between two parts of a body."""
 HAVE_NO_BODY = frozenset({204, 304})
@@ -33,13 +35,13 @@ class Connection(asyncio.Protocol):
         outer: the connection that this one is encrypted on, if it is.
 
     Attributes:
-        keep: takes the connection when a response is complete and another request may follow; None leaves it as it is.
+        idle: where the connection waits for another request when a response is complete; None leaves it as it is.
     """
 
     __slots__ = (
         *("__weakref__", "_headers", "_held", "_in_head", "_is_over", "_limit", "_may_stay", "_outer", "_parser"),
         *("_parts", "_response", "_timer", "_until_close", "_waiter"),
-        *("idle_since", "keep", "loop", "on_body", "origin", "transport"),
+        *("idle", "loop", "on_body", "origin", "transport"),
     )
 
     def __init__(self, origin: Origin, outer: "Connection | None" = None) -> None:
@@ -48,8 +50,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         if outer:
             self.transport = outer.transport  # until encryption is agreed on: a server may speak before
-        self.idle_since = 0.0
-        self.keep: Callable[[Connection], None] | None = None
+        self.idle: dict[Connection, None] | None = None
         self._outer = outer
         self._until_close = False
         self._waiter: asyncio.Future[Response] | None = None
@@ -139,10 +140,11 @@ class Connection(asyncio.Protocol):
             if response:
                 response.tell()  # it may have been complete before what can't be read
             return
-        if self._is_over and self.keep:
+        if self._is_over and self.idle is not None:
             if self._may_stay and not self.unsent():
                 self.transport.resume_reading()
-                self.keep(self)
+                self.idle[self] = None
+                self._timer.start(KEEP)
             else:
                 self.transport.abort()
         if response:
@@ -155,6 +157,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End what waits."""
         self._timer.close()
+        if self.idle:
+            self.idle.pop(self, None)
         response = self._response
         if self._until_close and response and exc is None:
             self._complete()
@@ -192,6 +196,8 @@ class Connection(asyncio.Protocol):
         elif limit:
             self._fail(limit.expired)
             self.transport.abort()
+        else:
+            self.transport.close()  # it has been idle for too long
 
     def _hand_over(self) -> None:
         """Hand over what was parsed of a body."""

@@ -20,15 +20,7 @@ class HttpError(Exception):
 
 
 class Unreached(HttpError):
-    """No connection could be made: nothing has been sent.
-
-    Args:
-        reason: name of the exception that tells why.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """No connection could be made: nothing has been sent. Its text is the name of the exception that tells why."""
 
 
 class Disconnected(HttpError):
@@ -42,15 +34,13 @@ class Unreadable(HttpError):
 class Limit(Protocol):
     """Until when a response may take."""
 
-    @property
-    def deadline(self) -> float:
-        """A time of the event loop's clock; it may move to later."""
-        ...
+    deadline: float
+    """A time of the event loop's clock; it may move to later."""
 
     def expired(self) -> Exception: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rest:
     """Until when a response may take to end that nobody reads any more."""
 
@@ -192,5 +182,6 @@ class Response:
 
     def close(self) -> None:
         """Read no more of it. Its connection ends, unless the response is complete, or was left."""
+        self.on_arrival = None
         if not self.is_left:
             self._connection.drop(self)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from pydantic_core import to_json
-
 from app.llm.failures import cut_off, unreadable
 from app.llm.sse import DONE
 from app.llm.stream_state import StreamState
@@ -43,10 +41,9 @@ def stream_of(answer: dict[str, Any], state: StreamState, model: str) -> bytes:
         chunks: list[dict[str, Any]] = [{**head, "choices": choices}]
         if answer.get("usage"):
             chunks.append({**head, "choices": [], "usage": answer["usage"]})
-        events = [(chunk, b"data: " + to_json(chunk) + b"\n\n") for chunk in chunks]
-        passed = [event for chunk, event in events if state.see(chunk, len(event))]
+        events = b"".join(map(state.event, chunks))
     except (AttributeError, KeyError, TypeError):
         raise unreadable(model) from None
     if not state.finished:
         raise cut_off(model)
-    return b"".join(passed) + DONE
+    return events + DONE

@@ -2,13 +2,12 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import structlog
-from pydantic_core import to_json
 
 from app.access.callers import Caller
 from app.config import SettingsError
@@ -39,16 +38,18 @@ class Own(Adapter):
 
     Args:
         functions: by the names that stand behind `own/` in the model table.
+        targets: the rows of the model table that lead to one.
+
+    Raises:
+        SettingsError: a row leads to no function.
     """
 
-    def __init__(self, functions: Mapping[str, Answer]) -> None:
+    def __init__(self, functions: Mapping[str, Answer], targets: Sequence[Target]) -> None:
         self._functions = functions
-
-    def check(self, target: Target) -> None:
-        """Raise SettingsError if a row of the model table leads to no function."""
-        if target.model not in self._functions:
-            there = ", ".join(self._functions) or "none"
-            raise SettingsError(f"models.{target.name}: app/own.py has no model {target.model!r} in `models` ({there})")
+        for target in targets:
+            if target.model not in functions:
+                there = f"in `models` ({', '.join(functions) or 'none'})"
+                raise SettingsError(f"models.{target.name}: app/own.py has no model {target.model!r} {there}")
 
     async def complete(self, call: Call, target: Target) -> dict[str, Any]:
         """Return a chat completion; arguments as in `Direct.complete`.
@@ -72,11 +73,8 @@ class Own(Adapter):
         head = _head(target, "chat.completion.chunk")
         async with aclosing(self._choices(call, target, totals)) as choices:
             async for choice, extra in choices:
-                body = {**head, **extra, "choices": [choice]}
-                state.see(body)
-                yield b"data: " + to_json(body) + b"\n\n"
-        usage = {**head, "choices": [], "usage": _usage(totals)}
-        yield (b"data: " + to_json(usage) + b"\n\n" if state.see(usage) else b"") + DONE
+                yield state.event({**head, **extra, "choices": [choice]})
+        yield state.event({**head, "choices": [], "usage": _usage(totals)}) + DONE
 
     async def _choices(
         self, call: Call, target: Target, totals: CallTotals

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping
-from functools import partial
 from typing import Any
 
 from app.access.callers import Caller
@@ -35,29 +34,23 @@ def connect(upstreams: Upstreams, models: Mapping[str, OwnModel], app: Any = Non
     Raises:
         SettingsError: what stands in `models` can be no model.
     """
-    return {name: partial(_answer, name, _with_two(name, model, app), upstreams) for name, model in models.items()}
+    return {name: _connected(name, model, upstreams, app) for name, model in models.items()}
 
 
-def _with_two(name: str, model: Any, app: Any) -> Callable[[ChatRequest, LLMClient], Any]:
-    """Return a function that takes a request and a client, for one that may need the application too."""
+def _connected(name: str, model: Any, upstreams: Upstreams, app: Any) -> Answer:
+    """Return one function as the adapter calls it; it gets the application if it needs it."""
     is_wrong = inspect.iscoroutinefunction(model) or inspect.isgeneratorfunction(model) or not callable(model)
     needed = () if is_wrong else inspect.signature(model).parameters.values()
     count = sum(each.default is each.empty and each.kind in (0, 1) for each in needed)
     if count not in (2, 3):
         takes = "that yields, and takes a ChatRequest, an LLMClient and, if it likes, the App"
         raise SettingsError(f"`models` of app/own.py: {name!r} must be an async function {takes}")
-    return model if count == 2 else lambda request, llm: model(request, llm, app)
+    more = [app] if count == 3 else []
 
+    def answer(request: ChatRequest, caller: Caller | None, totals: CallTotals) -> Events:
+        events: Events = model(request, LLMClient(upstreams, caller, totals), *more)
+        if not hasattr(events, "aclose"):
+            raise OwnCallError(f"own model {name!r} returned {type(events).__name__}, and no async generator")
+        return events
 
-def _answer(
-    name: str,
-    model: Callable[[ChatRequest, LLMClient], Any],
-    upstreams: Upstreams,
-    request: ChatRequest,
-    caller: Caller | None,
-    totals: CallTotals,
-) -> Events:
-    events: Events = model(request, LLMClient(upstreams, caller, totals))
-    if not hasattr(events, "aclose"):
-        raise OwnCallError(f"own model {name!r} returned {type(events).__name__}, and no async generator")
-    return events
+    return answer

@@ -67,10 +67,6 @@ class Packets:
         self._response.watch(None)
         return out
 
-    def stop(self) -> None:
-        """Read no more."""
-        self._response.on_arrival = None
-
     def _on_arrival(self) -> None:
         """Pass on what has arrived, and wait for more; or wake the task."""
         self._response.on_arrival = None  # reading may bring more at once, which must not overtake this

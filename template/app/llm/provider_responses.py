@@ -72,7 +72,7 @@ def not_answered(target: Target, error: HttpError, connect: float) -> ProviderEr
     """
     if isinstance(error, Unreadable):
         return unreadable(target.name)
-    reason = error.reason if isinstance(error, Unreached) else type(error).__name__
+    reason = str(error) if isinstance(error, Unreached) else type(error).__name__
     failure = unreachable(target, reason, unreached=isinstance(error, Unreached))
     if reason == "TimeoutError":
         within = f"within {connect:g} s (timeouts.connect)"

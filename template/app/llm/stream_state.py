@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic_core import to_json
+
 LONGEST_FRAME = 512
 """Bytes of an event that are taken for no text at the most."""
 
@@ -57,6 +59,11 @@ class StreamState:
             if choice.get("finish_reason"):
                 self.finish_reasons[choice.get("index") or 0] = str(choice["finish_reason"])
         return True
+
+    def event(self, chunk: dict[str, Any]) -> bytes:
+        """Record a chunk that did not come as an event; return its event, or nothing if it is not passed on."""
+        event = b"data: " + to_json(chunk) + b"\n\n"
+        return event if self.see(chunk, len(event)) else b""
 
     @property
     def seen(self) -> int:

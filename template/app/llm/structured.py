@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from app.errors import MOST_ERRORS, InvalidRequest, ProviderRefused, UnfitAnswer
+from app.errors import InvalidRequest, ProviderRefused, UnfitAnswer
 from app.llm.call import Answer, CallTotals
 from app.llm.failures import unreadable
+from app.llm.tools import faults_in
 from app.models import Usage
 
 M = TypeVar("M", bound=BaseModel)
@@ -103,15 +104,7 @@ async def _by_one_model(
 
 def _repair(text: str, error: ValidationError) -> list[dict[str, Any]]:
     """Return the messages that show a model its answer and what is wrong with it."""
-    few = error.error_count() <= MOST_ERRORS  # each takes a kilobyte
-    faults = (
-        "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
-            for fault in (error.errors(include_url=False, include_input=False) if few else ())
-        )
-        or "nothing in it does"
-    )
-    request = f"That does not fit the schema ({faults}). Answer again, with JSON that does and nothing else."
+    request = f"That does not fit the schema ({faults_in(error)}). Answer again, with JSON that does and nothing else."
     return [{"role": "assistant", "content": text}, {"role": "user", "content": request}]
 
 
@@ -119,13 +112,13 @@ def _json_of(answer: Answer) -> str:
     """Return an answer's JSON: its tool call's arguments, else its text.
 
     Raises:
-        ProviderError: it has neither where OpenAI's protocol puts them.
+        ProviderError: a call has no arguments where OpenAI's protocol puts them.
     """
-    message = answer.body["choices"][0]["message"]
+    message = answer.body["choices"][0].get("message") or {}
+    if not message.get("tool_calls"):
+        return str(answer.body["content"] or "")
     try:
-        if message.get("tool_calls"):
-            return str(message["tool_calls"][0]["function"]["arguments"])
-        return str(message.get("content") or "")
+        return str(message["tool_calls"][0]["function"]["arguments"])
     except (LookupError, TypeError):
         raise unreadable(answer.call.answered_by.name) from None
 

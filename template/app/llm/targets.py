@@ -149,7 +149,7 @@ def _for_chat(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Targe
         if entry.api_base is None:
             raise SettingsError(f'models.{name}: protocol = "openai" for {entry.upstream!r} needs api_base')
         base = entry.api_base.rstrip("/")
-        return Target(name, provider, model, "direct", entry, None, base, key or None, missing, _proxy(base))
+        return Target(name, provider, model, "direct", entry, None, base, key, missing, _proxy(base))
     api_base = entry.api_base or _address(environ, vendor.bases) or vendor.base
     if api_base is None:
         missing = vendor.bases[0]
@@ -160,7 +160,7 @@ def _for_chat(name: str, entry: ModelEntry, environ: Mapping[str, str]) -> Targe
     base = (api_base or "").rstrip("/")
     if not base.endswith(vendor.path):
         base += vendor.path
-    return Target(name, provider, model, "direct", entry, vendor, base, key or None, missing, _proxy(base))
+    return Target(name, provider, model, "direct", entry, vendor, base, key, missing, _proxy(base))
 
 
 def _via_litellm(
@@ -179,9 +179,7 @@ def _via_litellm(
         key = key or "none"
     elif not _key(environ, LITELLM_KEYS.get(provider, ())):
         missing = next(iter(LITELLM_KEYS.get(provider, ())), None)
-    return Target(
-        name, provider, upstream, "litellm", entry, None, api_base, key or None, missing, _proxy(api_base or "")
-    )
+    return Target(name, provider, upstream, "litellm", entry, None, api_base, key, missing, _proxy(api_base or ""))
 
 
 def _key(environ: Mapping[str, str], names: Iterable[str]) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 from pydantic_core import to_json
 
+from app.llm.failures import unreadable
 from app.llm.tools import Event, ToolCall, ToolResult, Tools
 from app.models import ChatChunk, Usage, as_sent
 
@@ -53,18 +54,25 @@ class Turn:
     def __init__(self) -> None:
         self.text = ""
         self.reason = "stop"
-        self.usage: Usage | None = None
+        self.usage = Usage()
         self._calls: list[dict[str, Any]] = []
         self._places: dict[Any, int] = {}
 
     def add(self, chunk: ChatChunk) -> None:
-        """Add a chunk. A tool call comes in pieces: its id and name once, its arguments bit by bit."""
+        """Add a chunk. A tool call comes in pieces: its id and name once, its arguments bit by bit.
+
+        Raises:
+            ProviderError: a piece does not follow OpenAI's protocol.
+        """
         self.usage = chunk.usage or self.usage
         for choice in chunk.choices[:1]:
             self.text += choice.delta.content or ""
             self.reason = choice.finish_reason or self.reason
-            for piece in choice.delta.tool_calls or ():
-                self._add_call(piece)
+            try:
+                for piece in choice.delta.tool_calls or ():
+                    self._add_call(piece)
+            except (AttributeError, TypeError):
+                raise unreadable(chunk.model) from None
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
         key = piece.get("index")
@@ -136,13 +144,13 @@ async def run(
             break
         for call in turn.calls:
             yield call
-        results: dict[str, ToolResult] = {}
+        results: dict[int, ToolResult] = {}  # by place: some providers give no ids, or the same one twice
         async with aclosing(_results(tools, turn.calls, end)) as ended:
-            async for result in ended:
-                results[result.id] = result
+            async for place, result in ended:
+                results[place] = result
                 yield result
-        for call in turn.calls:
-            told = results[call.id].result if call.id in results else "Not finished: the time was over."
+        for place, call in enumerate(turn.calls):
+            told = results[place].result if place in results else "Not finished: the time was over."
             content = told if isinstance(told, str) else to_json(told).decode()
             said.append({"role": "tool", "tool_call_id": call.id, "content": content})
         if len(results) < len(turn.calls):
@@ -151,9 +159,13 @@ async def run(
     yield Done(reason=reason, text=turn.text, turns=turns, usage=usage, messages=said)
 
 
-async def _results(tools: Tools, calls: Sequence[ToolCall], end: float) -> AsyncGenerator[ToolResult, None]:
-    """Make all calls at once; yield each result when it is there. Those that are not at the deadline are cancelled."""
-    tasks = [asyncio.create_task(tools.call(call)) for call in calls]
+async def _results(tools: Tools, calls: Sequence[ToolCall], end: float) -> AsyncGenerator[tuple[int, ToolResult], None]:
+    """Make all calls at once; yield each one's place and result when it is there, and cancel the rest at the end."""
+
+    async def make(place: int) -> tuple[int, ToolResult]:
+        return place, await tools.call(calls[place])
+
+    tasks = [asyncio.create_task(make(place)) for place in range(len(calls))]
     try:
         for ended in asyncio.as_completed(tasks):
             yield await _until(end, ended)
@@ -170,8 +182,6 @@ async def _until(end: float, result: Awaitable[T]) -> T:
         return await result
 
 
-def _sum(one: Usage, other: Usage | None) -> Usage:
-    if other is None:
-        return one
+def _sum(one: Usage, other: Usage) -> Usage:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     return Usage(**{name: getattr(one, name) + getattr(other, name) for name in names})

@@ -10,7 +10,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, create_model
 from pydantic_core import from_json, to_jsonable_python
 
-from app.errors import AppError
+from app.errors import MOST_ERRORS, AppError
 from app.telemetry.logs import exception_fields
 
 Tool = Callable[..., Any]
@@ -93,7 +93,7 @@ class Tools:
         """Make a call, and return its result, or its error as the model is told it. Never raises one."""
         try:
             async with asyncio.timeout(self._timeout):
-                result = await self._call(asked)
+                result = to_jsonable_python(await self._call(asked), fallback=str)
         except ToolError as error:
             return _failed(asked, str(error))
         except AppError as error:
@@ -103,7 +103,7 @@ class Tools:
         except Exception as error:
             log.error("a tool failed", tool=asked.name, **exception_fields(error))
             return _failed(asked, f"{asked.name} failed: {type(error).__name__}.")
-        return ToolResult(id=asked.id, name=asked.name, result=to_jsonable_python(result, fallback=str))
+        return ToolResult(id=asked.id, name=asked.name, result=result)
 
     async def _call(self, asked: ToolCall) -> Any:
         tool = self._tools.get(asked.name)
@@ -120,6 +120,14 @@ def _failed(asked: ToolCall, words: str) -> ToolResult:
     return ToolResult(id=asked.id, name=asked.name, result=words, is_error=True)
 
 
+def faults_in(error: ValidationError) -> str:
+    """Return where a model's JSON does not fit its schema, and why. Of very many faults, none is told."""
+    if error.error_count() > MOST_ERRORS:  # each takes a kilobyte
+        return f"more than {MOST_ERRORS} values are invalid"
+    faults = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}" for fault in faults)
+
+
 def _described(function: Tool) -> SchemaTool:
     """Return a function as a tool: its arguments are validated by their types."""
     fields: dict[str, Any] = {}
@@ -134,8 +142,7 @@ def _described(function: Tool) -> SchemaTool:
         try:
             validated = kind.model_validate(given)
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-            raise ToolError(f"The arguments do not fit: {'; '.join(faults)}.") from None
+            raise ToolError(f"The arguments do not fit: {faults_in(error)}.") from None
         arguments = {name: getattr(validated, name) for name in fields}
         if inspect.iscoroutinefunction(function):
             return await function(**arguments)

@@ -20,9 +20,7 @@ class Translator(Protocol):
         needs: the field that every whole answer has.
         last_deltas: the last events that were passed on and not given to `pass_on`.
         model: the model that it asks for.
-        stream: whether it asks for a stream.
         fields: the request's fields for chat; asking for them may raise InvalidRequest.
-        sent: the request as it came, with the items that its references mean.
         versions: the dialect's own version and beta headers of the request, which an upstream gets.
         left_out: names of what chat can't express, and what was therefore left out.
     """
@@ -33,8 +31,6 @@ class Translator(Protocol):
     needs: str
     last_deltas: bytes
     model: str | None
-    stream: bool
-    sent: dict[str, Any]
     versions: dict[str, str]
     left_out: list[str]
 

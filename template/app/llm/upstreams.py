@@ -59,9 +59,10 @@ class Upstreams:
         self.limiter = Limiter(settings, self.metrics)
         self.accounting = Accounting(self.limiter, self.metrics, Tracing() if settings.telemetry else None)
         self.retries = Retries(self.targets, settings.retries, self.metrics, self.accounting.admit_again)
-        self._own = Own(own(self))
+        functions = own(self)
         self.native = Native(settings.timeouts, traced=settings.telemetry)
-        self.adapters = {name: self._adapter(name) for name in {target.adapter for target in self.targets.values()}}
+        names = {target.adapter for target in self.targets.values()}
+        self.adapters = {name: self._adapter(name, functions) for name in names}
 
     async def __aenter__(self) -> Self:
         """Open what the adapters need. LiteLLM goes on loading in a thread; `failing` tells when it is there."""
@@ -79,22 +80,17 @@ class Upstreams:
 
     def translated(self, adapter: ChatAdapter, target: Target, translator: Translator) -> ChatAdapter:
         """Return the adapter that answers another dialect: passed through where the target speaks it, else bridged."""
-        return self.native if translator.dialect in target.speaks else Bridge(adapter)
+        return self.native if translator.dialect in target.speaks else Bridge(adapter, translator)
 
     def failing(self) -> list[str]:
         """Return what is not ready yet, one sentence each."""
         return [sentence for adapter in self.adapters.values() for sentence in adapter.failing()]
 
-    def _adapter(self, name: AdapterName) -> Adapter:
+    def _adapter(self, name: AdapterName, functions: Mapping[str, Answer]) -> Adapter:
         timeouts, traced = self.settings.timeouts, self.settings.telemetry
+        targets = [target for target in self.targets.values() if target.adapter == name]
         if name == "direct":
             return Direct(timeouts, traced=traced)
         if name == "litellm":
-            targets = [target for target in self.targets.values() if target.adapter == "litellm"]
             return ViaLiteLLM(targets, timeouts, self.settings.image_hosts, traced=traced)
-        if name == "own":
-            for target in self.targets.values():
-                if target.adapter == "own":
-                    self._own.check(target)
-            return self._own
-        return Demo()
+        return Own(functions, targets) if name == "own" else Demo()

@@ -41,30 +41,25 @@ def count_tokens(call: Call, usage: object, seen: Callable[[], int]) -> None:
         prompt = total - completion if total > completion > 0 else min(asked, total or asked)
     call.prompt_tokens = prompt
     call.completion_tokens = max(0, completion, total - prompt) or seen()
-    if call.answered_by.entry.price:
-        call.cost = _cost(call, told)
+    call.cost = _cost(call, told)
 
 
 def _cost(call: Call, told: dict[str, Any]) -> int | None:
-    """Return what a call costs, in micro-dollars; None if its model has only a price of embeddings."""
+    """Return what a call costs, in micro-dollars; None if its model has no price, or only one of embeddings."""
     price = call.answered_by.entry.price
     if price is None or (price.output is None and call.operation == "chat"):
         return None
-    asked, answered = _details(told, "prompt"), _details(told, "completion")
+    asked = told.get("prompt_tokens_details")
+    asked = asked if isinstance(asked, dict) else {}
     written = (told.get("cache_creation_input_tokens"), asked.get("cache_write_tokens"))
     return price.cost(
         call.prompt_tokens,
         call.completion_tokens if call.operation == "chat" else 0,
-        cached=_count(asked.get("cached_tokens")),
+        cached=call.details.get("cached_tokens", 0),
         written=max(map(_count, (*written, asked.get("cache_creation_tokens")))),
-        reasoning=_count(answered.get("reasoning_tokens")),
+        reasoning=call.details.get("reasoning_tokens", 0),
         images=images_in(call.fields) if price.image else 0,
     )
-
-
-def _details(told: dict[str, Any], of: str) -> dict[str, Any]:
-    details = told.get(f"{of}_tokens_details")
-    return details if isinstance(details, dict) else {}
 
 
 def _count(told: Any) -> int:

@@ -5,9 +5,9 @@ Source: the vendors' API references, and LiteLLM's table of providers, which a t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from typing import Any
 
-MAX_TOKENS: Mapping[str, str] = MappingProxyType({"max_completion_tokens": "max_tokens"})
+MAX_TOKENS: Mapping[str, str] = {"max_completion_tokens": "max_tokens"}
 """For vendors that know only the older of the two names."""
 
 
@@ -36,77 +36,56 @@ class Vendor:
     speaks: frozenset[str] = frozenset()
 
 
+def _vendor(prefix: str, base: str | None, *, more_keys: tuple[str, ...] = (), **more: Any) -> Vendor:
+    """Return a vendor whose variables are called as most are: `PREFIX_API_KEY` and `PREFIX_API_BASE`."""
+    return Vendor((f"{prefix}_API_KEY", *more_keys), base, (f"{prefix}_API_BASE",), **more)
+
+
 RESPONSES = frozenset({"responses"})
 NO_STREAM_OPTIONS = frozenset({"stream_options"})
 """Of vendors that send a stream's usage without being asked, and refuse to be asked."""
 
 VENDORS: Mapping[str, Vendor] = {
     "openai": Vendor(("OPENAI_API_KEY",), "https://api.openai.com/v1", ("OPENAI_BASE_URL",), speaks=RESPONSES),
-    "azure": Vendor(("AZURE_API_KEY",), None, ("AZURE_API_BASE",), path="/openai/v1", speaks=RESPONSES),
-    "cerebras": Vendor(
-        ("CEREBRAS_API_KEY",),
-        "https://api.cerebras.ai/v1",
-        ("CEREBRAS_API_BASE",),
-        renames=MAX_TOKENS,
-        refuses=NO_STREAM_OPTIONS,
-    ),
-    "dashscope": Vendor(
-        ("DASHSCOPE_API_KEY",), "https://dashscope.aliyuncs.com/compatible-mode/v1", ("DASHSCOPE_API_BASE",)
-    ),
-    "deepseek": Vendor(("DEEPSEEK_API_KEY",), "https://api.deepseek.com/beta", ("DEEPSEEK_API_BASE",)),
-    "fireworks_ai": Vendor(
-        ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN"),
+    "azure": _vendor("AZURE", None, path="/openai/v1", speaks=RESPONSES),
+    "cerebras": _vendor("CEREBRAS", "https://api.cerebras.ai/v1", renames=MAX_TOKENS, refuses=NO_STREAM_OPTIONS),
+    "dashscope": _vendor("DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
+    "deepseek": _vendor("DEEPSEEK", "https://api.deepseek.com/beta"),
+    "fireworks_ai": _vendor(
+        "FIREWORKS",
         "https://api.fireworks.ai/inference/v1",
-        ("FIREWORKS_API_BASE",),
+        more_keys=("FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN"),
         renames=MAX_TOKENS,
     ),
-    "gemini": Vendor(
-        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-        "https://generativelanguage.googleapis.com/v1beta/openai",
-        ("GEMINI_API_BASE",),
+    "gemini": _vendor(
+        "GEMINI", "https://generativelanguage.googleapis.com/v1beta/openai", more_keys=("GOOGLE_API_KEY",)
     ),
-    "github": Vendor(
-        ("GITHUB_API_KEY",), "https://models.inference.ai.azure.com", ("GITHUB_API_BASE",), renames=MAX_TOKENS
+    "github": _vendor("GITHUB", "https://models.inference.ai.azure.com", renames=MAX_TOKENS),
+    "groq": _vendor("GROQ", "https://api.groq.com/openai/v1", renames=MAX_TOKENS),
+    "mistral": _vendor(
+        "MISTRAL", "https://api.mistral.ai/v1", renames={**MAX_TOKENS, "seed": "random_seed"}, refuses=NO_STREAM_OPTIONS
     ),
-    "groq": Vendor(("GROQ_API_KEY",), "https://api.groq.com/openai/v1", ("GROQ_API_BASE",), renames=MAX_TOKENS),
-    "mistral": Vendor(
-        ("MISTRAL_API_KEY",),
-        "https://api.mistral.ai/v1",
-        ("MISTRAL_API_BASE",),
-        renames={**MAX_TOKENS, "seed": "random_seed"},
-        refuses=NO_STREAM_OPTIONS,
-    ),
-    "moonshot": Vendor(("MOONSHOT_API_KEY",), "https://api.moonshot.ai/v1", ("MOONSHOT_API_BASE",), renames=MAX_TOKENS),
-    "nvidia_nim": Vendor(
-        ("NVIDIA_NIM_API_KEY",), "https://integrate.api.nvidia.com/v1", ("NVIDIA_NIM_API_BASE",), renames=MAX_TOKENS
-    ),
-    "openrouter": Vendor(
-        ("OPENROUTER_API_KEY", "OR_API_KEY"), "https://openrouter.ai/api/v1", ("OPENROUTER_API_BASE",)
-    ),
+    "moonshot": _vendor("MOONSHOT", "https://api.moonshot.ai/v1", renames=MAX_TOKENS),
+    "nvidia_nim": _vendor("NVIDIA_NIM", "https://integrate.api.nvidia.com/v1", renames=MAX_TOKENS),
+    "openrouter": _vendor("OPENROUTER", "https://openrouter.ai/api/v1", more_keys=("OR_API_KEY",)),
     "perplexity": Vendor(
         ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
         "https://api.perplexity.ai",
         ("PERPLEXITY_API_BASE",),
         refuses=NO_STREAM_OPTIONS,
     ),
-    "sambanova": Vendor(
-        ("SAMBANOVA_API_KEY",), "https://api.sambanova.ai/v1", ("SAMBANOVA_API_BASE",), renames=MAX_TOKENS
-    ),
+    "sambanova": _vendor("SAMBANOVA", "https://api.sambanova.ai/v1", renames=MAX_TOKENS),
     "together_ai": Vendor(
         ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHER_AI_TOKEN"),
         "https://api.together.ai/v1",
         ("TOGETHER_AI_API_BASE",),
     ),
-    "xai": Vendor(("XAI_API_KEY",), "https://api.x.ai/v1", ("XAI_API_BASE",), renames=MAX_TOKENS, speaks=RESPONSES),
+    "xai": _vendor("XAI", "https://api.x.ai/v1", renames=MAX_TOKENS, speaks=RESPONSES),
     # Servers of one's own.
-    "hosted_vllm": Vendor(("HOSTED_VLLM_API_KEY",), None, ("HOSTED_VLLM_API_BASE",), path="/v1", needs_key=False),
-    "lm_studio": Vendor(
-        ("LM_STUDIO_API_KEY",), "http://localhost:1234", ("LM_STUDIO_API_BASE",), path="/v1", needs_key=False
-    ),
-    "ollama": Vendor(("OLLAMA_API_KEY",), "http://localhost:11434", ("OLLAMA_API_BASE",), path="/v1", needs_key=False),
-    "ollama_chat": Vendor(
-        ("OLLAMA_API_KEY",), "http://localhost:11434", ("OLLAMA_API_BASE",), path="/v1", needs_key=False
-    ),
+    "hosted_vllm": _vendor("HOSTED_VLLM", None, path="/v1", needs_key=False),
+    "lm_studio": _vendor("LM_STUDIO", "http://localhost:1234", path="/v1", needs_key=False),
+    "ollama": _vendor("OLLAMA", "http://localhost:11434", path="/v1", needs_key=False),
+    "ollama_chat": _vendor("OLLAMA", "http://localhost:11434", path="/v1", needs_key=False),
 }
 
 ANTHROPIC = Vendor(

@@ -24,12 +24,13 @@ LONGEST_MARK = 256
 
 END = re.compile(
     rb'"(?:finish_reason|finishReason|stop_reason|stopReason|done_reason|blockReason)"\s*:\s*'
-    rb'"(?!not_finished|FINISH_REASON_UNSPECIFIED|BLOCK(?:ED)?_REASON_UNSPECIFIED|(?i:error)")(?P<tools>(?i:tool))?[^"]'
+    rb'"(?!not_finished|FINISH_REASON_UNSPECIFIED|BLOCK(?:ED)?_REASON_UNSPECIFIED|(?i:error)")(?P<tools>(?i:tool))?[^"]+"'
     rb'|"done"\s*:\s*true|"is_finished"\s*:\s*true|data:\s*\[DONE\]|"type"\s*:\s*"message_stop"'
 )
 """How providers end a stream: OpenAI and those like it, Anthropic, Google, Bedrock, Ollama, Cohere, IBM.
 
-What a model says can't look like this: inside a JSON string, each quote has a backslash before it."""
+What a model says can't look like this: inside a JSON string, each quote has a backslash before it. A reason counts with
+its last quote: a packet may end within it, after which it could still be another one."""
 
 ERROR = re.compile(rb'"error"', re.IGNORECASE)
 LINES = re.compile(r"ndjson|jsonl|stream\+json")

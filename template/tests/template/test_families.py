@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.llm.wire import Wire
 from tests.stub import PROMPT_TOKENS, TEXT, Behaviour, Stub
 from tests.stub.gemini import RETRY_AFTER
 from tests.template.running import Ask, running
@@ -208,6 +209,26 @@ def test_an_end_for_a_tool_whose_call_is_lost_is_an_error(ask: Ask, provider: St
     provider.default = Behaviour(body=body.encode(), headers={"content-type": f"text/{kind}"})
     found = outcome(ask(family, stream=True, tools=TOOLS))
     assert (found.reasons, found.error) == ([], "provider_error")
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ('"finish_reason": "tool_calls"', (True, True)),
+        ('"stopReason":"tool_use"', (True, True)),
+        ('"finish_reason": "stop"', (True, False)),
+        ('"stop_reason": "not_finished"', (False, False)),
+        ('"finishReason": "FINISH_REASON_UNSPECIFIED"', (False, False)),
+    ],
+)
+def test_a_providers_end_is_known_wherever_its_packets_are_cut(end: str, told: tuple[bool, bool]) -> None:
+    stream = f'data: {{"id": "a", {end}}}\n\n'.encode()
+    for cut in range(len(stream)):
+        wire = Wire()
+        wire.responds(200, {"content-type": "text/event-stream"}, None)
+        wire.receives(stream[:cut])
+        wire.receives(stream[cut:])
+        assert (wire.ended, wire.calls_tools) == told, stream[:cut]
 
 
 @KINDS

@@ -345,6 +345,18 @@ async def test_arguments_are_validated_and_become_objects() -> None:
 
 
 @pytest.mark.anyio
+async def test_very_many_faults_in_arguments_are_told_in_a_few_words() -> None:
+    async def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    [result] = results(await collect(FakeLLM(tool("add", numbers=["one"] * 1000), "So."), [add]))
+    assert (result.is_error, result.result) == (
+        True,
+        "The arguments do not fit: more than 100 values are invalid.",
+    )
+
+
+@pytest.mark.anyio
 async def test_calls_are_made_at_the_same_time() -> None:
     llm = FakeLLM(Calls([("slow", {"seconds": 0.3}), ("slow", {"seconds": 0.2}), ("slow", {"seconds": 0.1})]), "So.")
     started = time.monotonic()
@@ -372,6 +384,16 @@ async def test_the_error_of_a_tool_is_told_to_the_model(kind: str, told: str) ->
     [result] = results(await collect(llm, [failing]))
     assert (result.is_error, result.result) == (True, told)
     assert llm.requests[1]["messages"][2]["content"] == told
+
+
+@pytest.mark.anyio
+async def test_a_result_that_is_no_json_is_an_error_of_its_tool() -> None:
+    def picture() -> bytes:
+        return b"\xff"
+
+    [result] = results(await collect(FakeLLM(tool("picture"), "So."), [picture]))
+    assert result.is_error
+    assert str(result.result).startswith("picture failed: ")
 
 
 @pytest.mark.anyio
@@ -461,6 +483,23 @@ async def test_calls_that_come_in_pieces_are_joined(stub: Stub, name: str) -> No
         events = await collect(llm, [weather])
     assert {(result.id, result.result) for result in results(events)} == {("a", "Sun in A"), ("b", "Sun in B")}
     assert done(events).text == TEXT
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("given", [{}, {"id": "weather"}], ids=["none", "the name of the function"])
+async def test_calls_whose_ids_are_not_their_own_are_all_answered(stub: Stub, given: dict[str, str]) -> None:
+    calls = [
+        {"index": index, **given, "function": {"name": "weather", "arguments": json.dumps({"city": city})}}
+        for index, city in enumerate("AB")
+    ]
+    chunk = {"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": "tool_calls"}]}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    stub.queue(Behaviour(body=body.encode(), headers={"content-type": "text/event-stream"}))
+    async with upstreams({"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1")}) as llm:
+        end = done(await collect(llm, [weather]))
+    assert (end.reason, end.text, end.turns) == ("stop", TEXT, 2)
+    told = [message["content"] for message in end.messages if message["role"] == "tool"]
+    assert told == ["Sun in A", "Sun in B"]
 
 
 @contextlib.asynccontextmanager

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from app.config import ModelEntry, Settings
-from app.errors import ProviderError
+from app.errors import ProviderError, UnfitAnswer
 from app.llm.client import LLMClient
 from app.llm.upstreams import Upstreams
 from app.models import ChatChunk
@@ -78,6 +79,24 @@ async def test_a_choice_may_have_no_message(llm: LLMClient, stub: Stub, choice: 
     answer = await llm.complete(messages=MESSAGES)
     assert answer.content is None
     assert answer.choices[0].message.content is None
+
+
+class Greeting(BaseModel):
+    word: str
+
+
+@pytest.mark.anyio
+async def test_a_list_of_parts_is_parsed_as_its_text(llm: LLMClient, stub: Stub) -> None:
+    stub.queue(whole(GOOD | {"message": {"content": [{"type": "thinking"}, {"text": '{"word": '}, {"text": '"Hi"}'}]}}))
+    assert await llm.parse(Greeting, messages=MESSAGES, repairs=0) == Greeting(word="Hi")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("choice", [{"index": 0, "finish_reason": "content_filter"}, {"message": None}])
+async def test_a_choice_without_a_message_fits_no_type(llm: LLMClient, stub: Stub, choice: Any) -> None:
+    stub.queue(whole(choice))
+    with pytest.raises(UnfitAnswer):
+        await llm.parse(Greeting, messages=MESSAGES, repairs=0)
 
 
 STREAMS = {
@@ -154,6 +173,24 @@ async def test_a_chunk_that_can_not_be_read_is_the_providers_error(llm: LLMClien
     options: Any = {"stream_options": {"include_usage": True}}
     with pytest.raises(ProviderError, match="can't be read"):
         [chunk async for chunk in llm.stream(messages=MESSAGES, **options)]
+
+
+async def greet(word: str) -> str:
+    return word
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "asked",
+    [{"function": {"name": "greet", "arguments": {"word": "Hi"}}}, {"function": "greet"}, {"index": []}],
+    ids=str,
+)
+async def test_a_call_of_a_tool_that_can_not_be_read_is_the_providers_error(
+    llm: LLMClient, stub: Stub, asked: Any
+) -> None:
+    stub.queue(stream(piece({"tool_calls": [asked]}, "tool_calls")))
+    with pytest.raises(ProviderError, match="can't be read"):
+        [event async for event in llm.run(messages=MESSAGES, tools=[greet])]
 
 
 NUMBERS = [10**400, 10**30, -(10**30), 2**64, -1, 1.5, "7", True, None, [], {}]
