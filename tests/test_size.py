@@ -8,7 +8,7 @@ from workspace import ROOT
 
 APP = ROOT / "template/app"
 LINES_OF_A_MODULE = 300
-LINES_OF_CODE = 8_000
+LINES_OF_CODE = 7_800
 LINES_OF_THE_DATABASE = 1470
 CLOSED_ROOMS = ("database", "dialects")
 """Rooms that a reader may leave closed. They don't count."""

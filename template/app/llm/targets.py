@@ -10,6 +10,9 @@ from app.errors import ProviderNotConfigured
 from app.llm.vendors import ANTHROPIC, LITELLM_KEYS, VENDORS, Vendor
 from app.network import ADDRESS, HOST, proxy_for
 
+BOUNDS = ("max_tokens", "max_completion_tokens")
+"""The names that the bound of an answer has had in OpenAI's API. A request has one of them."""
+
 AdapterName = Literal["direct", "litellm", "demo", "own"]
 
 
@@ -58,14 +61,14 @@ class Target:
         """
         fields = {**self.entry.defaults, **sent, "model": self.model}
         for name in self.entry.defaults.keys() - sent.keys() if self.entry.defaults else ():
-            if (known is not None and name not in known) or (name == "max_tokens" and "max_completion_tokens" in sent):
+            if (known is not None and name not in known) or (name in BOUNDS and any(bound in sent for bound in BOUNDS)):
                 del fields[name]
         return self.in_vendors_terms(fields)
 
     def exceeded(self, sent: dict[str, Any]) -> str | None:
         """Return the field by which a chat request asks for more tokens than this model's bound, if there is one."""
         if (limit := self.entry.max_tokens_limit) and "messages" in sent:
-            for name in ("max_tokens", "max_completion_tokens"):
+            for name in BOUNDS:
                 if sent.get(name, 0) > limit:
                     return name
         return None
@@ -76,6 +79,16 @@ class Target:
             return fields
         renames, refuses = self.vendor.renames, self.vendor.refuses
         return {renames.get(name, name): value for name, value in fields.items() if name not in refuses}
+
+    def bounded(self) -> "Target":
+        """Return this target with `max_tokens_limit` as the bound of each answer for which a request names none."""
+        entry, vendor, name = self.entry, self.vendor, "max_tokens"  # which every server knows
+        if any(bound in entry.defaults for bound in BOUNDS):
+            return self
+        if vendor and (entry.api_base is None or vendor.base is None):
+            name = vendor.bound
+        defaults = {**entry.defaults, name: entry.max_tokens_limit}
+        return replace(self, entry=entry.model_copy(update={"defaults": defaults}))
 
     def with_secrets(self, secrets: frozenset[str]) -> "Target":
         """Return this target with the keys that are removed from what its provider says."""

@@ -48,11 +48,7 @@ class Upstreams:
     ) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
-        bound = {"max_tokens_limit": settings.max_tokens_limit}
-        targets = {
-            name: resolve(name, entry if entry.max_tokens_limit else entry.model_copy(update=bound), environ)
-            for name, entry in settings.models.items()
-        }
+        targets = {name: _target(name, settings, environ) for name in settings.models}
         ways = [way for target in targets.values() for way in (target, target.native) if way]
         secrets = frozenset(key for way in ways if len(key := way.key or "") >= SHORTEST_KEY)
         self.targets = {name: target.with_secrets(secrets) for name, target in targets.items()}
@@ -94,3 +90,12 @@ class Upstreams:
         if name == "litellm":
             return ViaLiteLLM(targets, timeouts, self.settings.image_hosts, traced=traced)
         return Own(functions, targets) if name == "own" else Demo()
+
+
+def _target(name: str, settings: Settings, environ: Mapping[str, str]) -> Target:
+    """Return the target of a model, with the bounds of its answers."""
+    entry, bound = settings.models[name], settings.max_tokens_limit
+    is_set = entry.max_tokens_limit or "max_tokens_limit" in settings.model_fields_set
+    target = resolve(name, entry.model_copy(update={"max_tokens_limit": entry.max_tokens_limit or bound}), environ)
+    # What a budget reserves is then the most that an answer can cost. A model for embeddings has no price of answers.
+    return target.bounded() if is_set and entry.price and entry.price.output is not None else target

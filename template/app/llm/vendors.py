@@ -24,6 +24,7 @@ class Vendor:
         renames: fields of OpenAI's that the vendor calls otherwise.
         refuses: fields of ours that the vendor refuses, and that nobody misses.
         speaks: the dialects, besides chat, that the vendor's own address speaks.
+        bound: the name of an answer's bound that all its models know.
     """
 
     keys: tuple[str, ...]
@@ -34,6 +35,7 @@ class Vendor:
     renames: Mapping[str, str] = field(default_factory=dict)
     refuses: frozenset[str] = frozenset()
     speaks: frozenset[str] = frozenset()
+    bound: str = "max_tokens"
 
 
 def _vendor(prefix: str, base: str | None, *, more_keys: tuple[str, ...] = (), **more: Any) -> Vendor:
@@ -42,12 +44,14 @@ def _vendor(prefix: str, base: str | None, *, more_keys: tuple[str, ...] = (), *
 
 
 RESPONSES = frozenset({"responses"})
+OPENAIS: Mapping[str, Any] = {"speaks": RESPONSES, "bound": "max_completion_tokens"}
+"""What OpenAI's models have in common, wherever they run. Those that reason refuse `max_tokens`."""
 NO_STREAM_OPTIONS = frozenset({"stream_options"})
 """Of vendors that send a stream's usage without being asked, and refuse to be asked."""
 
 VENDORS: Mapping[str, Vendor] = {
-    "openai": Vendor(("OPENAI_API_KEY",), "https://api.openai.com/v1", ("OPENAI_BASE_URL",), speaks=RESPONSES),
-    "azure": _vendor("AZURE", None, path="/openai/v1", speaks=RESPONSES),
+    "openai": Vendor(("OPENAI_API_KEY",), "https://api.openai.com/v1", ("OPENAI_BASE_URL",), **OPENAIS),
+    "azure": _vendor("AZURE", None, path="/openai/v1", **OPENAIS),
     "cerebras": _vendor("CEREBRAS", "https://api.cerebras.ai/v1", renames=MAX_TOKENS, refuses=NO_STREAM_OPTIONS),
     "dashscope": _vendor("DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
     "deepseek": _vendor("DEEPSEEK", "https://api.deepseek.com/beta"),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -217,6 +218,65 @@ def test_an_answer_that_nothing_bounds_reserves_the_bound_of_its_model(
 ) -> None:
     asked = {"messages": HELLO} | ({} if bound is None else {"max_tokens": bound})
     assert served(usd_per_day=usd(10 * 8000), model={"max_tokens_limit": 8000})("m", **asked).status == status
+
+
+BOUNDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+AZURE = {"upstream": "azure/m", "api_key_env": "KEY"}
+LIMITED = {"max_tokens_limit": 8000}
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "sent"),
+    [
+        ({}, {}, {"max_tokens": 8000}),
+        ({}, {"max_completion_tokens": 9}, {"max_completion_tokens": 9}),
+        ({"defaults": {"max_tokens": 7}}, {}, {"max_tokens": 7}),
+        ({"defaults": {"max_completion_tokens": 7}}, {"max_tokens": 9}, {"max_tokens": 9}),
+        ({"protocol": "litellm"}, {}, {"max_tokens": 8000}),
+        (AZURE, {}, {"max_completion_tokens": 8000}),
+        (AZURE, {"max_tokens": 9}, {"max_tokens": 9}),
+        ({"upstream": "own/m", "price": None}, {}, {}),
+        ({"price": None}, {}, {}),
+        ({"max_tokens_limit": None}, {}, {}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_under_a_budget_is_no_longer_than_what_is_reserved(
+    stub: Stub,
+    monkeypatch: pytest.MonkeyPatch,
+    served: Served,
+    model: dict[str, Any],
+    given: dict[str, Any],
+    sent: dict[str, Any],
+    stream: bool,
+) -> None:
+    monkeypatch.setenv("KEY", "key")
+    monkeypatch.setattr("app.own.models", {"m": _asks_nobody}, raising=False)
+    assert served(model=LIMITED | model)("m", messages=HELLO, stream=stream, **given).status == 200
+    body = stub.requests[0].body if stub.requests else {}
+    assert {name: body[name] for name in BOUNDS if name in body} == sent
+
+
+async def _asks_nobody(_request: ChatRequest, _llm: LLMClient) -> AsyncGenerator[str, None]:
+    yield "Hello"
+
+
+def test_the_bound_of_all_models_bounds_answers_too_if_it_is_set(stub: Stub, served: Served) -> None:
+    assert served(settings=LIMITED)("m", messages=HELLO).status == 200
+    assert stub.requests[0].body["max_tokens"] == 8000
+
+
+def test_a_response_that_is_passed_through_is_bounded_by_its_own_name(stub: Stub, served: Served) -> None:
+    ask = served(model=LIMITED | {"speaks": ["responses"]})
+    headers = {"Authorization": f"Bearer {ask.key}"}
+    httpx2.post(f"{ask.url}/v1/responses", json={"model": "m", "input": "Hello"}, headers=headers, timeout=60)
+    assert stub.requests[0].body["max_output_tokens"] == 8000
+
+
+def test_a_key_of_openais_own_api_gets_the_bound_that_all_its_models_know() -> None:
+    entry = ModelEntry(upstream="openai/gpt-5", price=Price(input=1, output=10), max_tokens_limit=8000)
+    target = Upstreams(Settings(models={"m": entry}, default_model="m"), {"OPENAI_API_KEY": "key"}).targets["m"]
+    assert target.fields({"messages": HELLO})["max_completion_tokens"] == 8000
 
 
 # Prices that are missing, and what has none.

@@ -178,7 +178,7 @@ def test_an_error_that_meets_a_ping_starts_no_second_response(turns: int, monkey
         async def receive() -> Any:
             await asyncio.Event().wait()
 
-        scope: dict[str, Any] = {"type": "http", "headers": []}
+        scope: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
         scope["app.exchange"] = Exchange(scope, receive, send, 1000)
         try:
             await event_stream.EventStream(opened(body))(scope, receive, send)
@@ -219,7 +219,7 @@ def test_an_end_that_was_never_sent_is_followed_by_an_error() -> None:
         async def receive() -> Any:
             await asyncio.Event().wait()
 
-        scope: dict[str, Any] = {"type": "http", "headers": []}
+        scope: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
         exchange = scope["app.exchange"] = Exchange(scope, receive, send, 1000)
         await event_stream.EventStream(opened(body))(scope, receive, send)
         return sent
@@ -245,7 +245,7 @@ def test_events_are_written_without_the_task_unless_a_middleware_wants_to_see_th
             await asyncio.Event().wait()
 
         writes: list[Any] = []
-        scope: dict[str, Any] = {"type": "http", "headers": []}
+        scope: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
         scope["app.exchange"] = exchange = Exchange(scope, receive, send, 1000)
         stream = event_stream.EventStream(opened(body))
         await stream(scope, receive, exchange.send if way == "send" else middleware)
