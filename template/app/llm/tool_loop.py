@@ -4,6 +4,7 @@ Tools are plain typed Python functions. Deeper agents are other libraries' busin
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar
@@ -57,6 +58,7 @@ class Turn:
         self.usage = Usage()
         self._calls: list[dict[str, Any]] = []
         self._places: dict[Any, int] = {}
+        self._token = secrets.token_hex(12)
 
     def add(self, chunk: ChatChunk) -> None:
         """Add a chunk. A tool call comes in pieces: its id and name once, its arguments bit by bit.
@@ -84,19 +86,30 @@ class Turn:
             self._calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
         call, function = self._calls[place], piece.get("function") or {}
         call |= {name: value for name, value in piece.items() if value and name not in ("index", "function")}
-        call["function"]["name"] = function.get("name") or call["function"]["name"]
+        call["function"]["name"] = str(function.get("name") or call["function"]["name"])
         call["function"]["arguments"] += function.get("arguments") or ""
 
     @property
     def message(self) -> dict[str, Any]:
         """The assistant's message, as the next request sends it."""
-        calls = {"tool_calls": self._calls} if self._calls else {}
+        calls = {"tool_calls": self._named} if self._calls else {}
         return {"role": "assistant", "content": self.text or (None if calls else ""), **calls}
 
     @property
     def calls(self) -> list[ToolCall]:
         """What the model asks for."""
-        return [ToolCall(id=call["id"], **call["function"]) for call in self._calls]
+        return [ToolCall(id=call["id"], **call["function"]) for call in self._named]
+
+    @property
+    def _named(self) -> list[dict[str, Any]]:
+        """The calls, each with an id of its own: some providers give none, or one to several."""
+        named: dict[str, dict[str, Any]] = {}
+        for place, call in enumerate(self._calls):
+            name = str(call["id"])
+            if not name or name in named:
+                name = f"call_{self._token}{place}"
+            named[name] = call | {"id": name}
+        return list(named.values())
 
 
 async def run(

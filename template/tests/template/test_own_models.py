@@ -486,8 +486,8 @@ async def test_calls_that_come_in_pieces_are_joined(stub: Stub, name: str) -> No
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("given", [{}, {"id": "weather"}], ids=["none", "the name of the function"])
-async def test_calls_whose_ids_are_not_their_own_are_all_answered(stub: Stub, given: dict[str, str]) -> None:
+@pytest.mark.parametrize("given", [{}, {"id": "weather"}, {"id": 7}], ids=["none", "the function's name", "a number"])
+async def test_calls_whose_ids_are_not_their_own_are_all_answered(stub: Stub, given: dict[str, Any]) -> None:
     calls = [
         {"index": index, **given, "function": {"name": "weather", "arguments": json.dumps({"city": city})}}
         for index, city in enumerate("AB")
@@ -496,10 +496,13 @@ async def test_calls_whose_ids_are_not_their_own_are_all_answered(stub: Stub, gi
     body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
     stub.queue(Behaviour(body=body.encode(), headers={"content-type": "text/event-stream"}))
     async with upstreams({"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1")}) as llm:
-        end = done(await collect(llm, [weather]))
+        events = await collect(llm, [weather])
+    end = done(events)
     assert (end.reason, end.text, end.turns) == ("stop", TEXT, 2)
-    told = [message["content"] for message in end.messages if message["role"] == "tool"]
-    assert told == ["Sun in A", "Sun in B"]
+    told = {message["tool_call_id"]: message["content"] for message in end.messages if message["role"] == "tool"}
+    assert list(told.values()) == ["Sun in A", "Sun in B"]
+    [asked] = [message["tool_calls"] for message in end.messages if "tool_calls" in message]
+    assert [call["id"] for call in asked] == list(told) == [e.id for e in events if isinstance(e, ToolCall)]
 
 
 @contextlib.asynccontextmanager
