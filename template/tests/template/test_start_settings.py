@@ -200,7 +200,7 @@ def test_a_vendors_address_without_a_scheme_or_with_a_password_is_refused(
     ids=["direct", "via LiteLLM", "Anthropic", "own variable"],
 )
 def test_a_key_that_no_header_can_have_stops_the_start(variable: str, row: dict[str, str], key: str) -> None:
-    """Such as one that was pasted with its quotes, or with a second line: each call would fail, and say why to nobody."""
+    """Such as one that was pasted with its quotes, or with a second line: each call would fail."""
     os.environ[variable] = key
     os.environ["APP_MODELS"] = json.dumps({"m": row})
     os.environ["APP_DEFAULT_MODEL"] = "m"
