@@ -1,16 +1,23 @@
-"""Pages and forms for contributors: their links lead somewhere, and their commands are those that CI runs."""
+"""Pages and forms: their links lead somewhere, their commands are those of CI, their settings are those of app/."""
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from app.access.shared_storage import SharedStorage
+from app.config import Settings, Timeouts
+from app.llm.circuit_breaker import FAILURES, SECONDS
+from app.llm.retries import FIRST_PAUSE, LONGEST_PAUSE, MAX_RETRY_AFTER
 
 from workspace import ROOT, Install, Render, run, tree
 
 TOOLS = Path(sys.executable).parent
+DOCS = {page.name: page.read_text("utf-8") for page in sorted((ROOT / "template/docs").glob("*.md"))}
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|(?:src|srcset)=\"([^\"]+)\"")
 
 
@@ -81,3 +88,61 @@ def test_an_editor_is_told_how_every_file_is_written(source: Path) -> None:
         if b"\0" not in content and content and not name.endswith(".svg"):
             assert content.endswith(b"\n"), name
             assert not re.search(rb"[ \t\r]$", content, re.MULTILINE), name
+
+
+def test_every_setting_is_on_a_page() -> None:
+    text = "\n".join([*DOCS.values(), (ROOT / "template/README.md.jinja").read_text("utf-8")])
+    names = [*Settings.model_fields, *(f"timeouts.{name}" for name in Timeouts.model_fields)]
+    missing = [
+        name
+        for name in names
+        if not re.search(rf"`{name}\b|^\[?{name}\b|\[{name}[\].]|`--{name}`|\bAPP_{name.upper()}\b", text, re.MULTILINE)
+    ]
+    assert missing == []
+
+
+def test_the_defaults_on_the_pages_are_those_of_the_settings() -> None:
+    settings = Settings.model_construct()
+    told = {}
+    for text in DOCS.values():
+        for name, default in re.findall(r"^\| `([\w.]+)` \| `?(\w+)`? \|", text, re.MULTILINE):
+            group, _, field = name.rpartition(".")
+            if hasattr(settings.timeouts if group else settings, field) and default != "none":
+                told[name] = (default, getattr(settings.timeouts if group else settings, field))
+    assert {"timeouts.total", "api_docs", "log_level", "keep_days"} <= set(told)
+    assert {name: both for name, both in told.items() if both[0] != f"{both[1]}".lower()} == {}
+
+
+@pytest.mark.parametrize("name", ["models-and-callers.md", "own-endpoints.md"])
+def test_the_tables_of_a_page_can_be_set(name: str) -> None:
+    """All of a page together, beside the rows of models that it only names."""
+    shown: dict[str, Any] = {"models": {row: {"upstream": row} for row in ("gpt-4o", "demo", "text-embedding-3-small")}}
+    blocks = re.findall(r"^```toml\n(.*?)^```", DOCS[name], re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        merge(shown, tomllib.loads(block.replace('"..."', f'"{"0" * 64}"')))
+    assert Settings.model_validate(shown).models.keys() == shown["models"].keys()
+
+
+def merge(tables: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(tables.get(key), dict):
+            merge(tables[key], value)
+        else:
+            tables[key] = value
+
+
+def test_each_address_of_a_valkey_on_a_page_can_be_set() -> None:
+    addresses = {each for text in DOCS.values() for each in re.findall(r"async\+\w[^\s`\"]+", text)}
+    assert len(addresses) > 4
+    for address in addresses:
+        SharedStorage(Settings(limit_storage=address).limit_storage, 1)
+
+
+def test_the_page_on_models_tells_how_retries_and_circuit_breakers_wait() -> None:
+    text = " ".join(DOCS["models-and-callers.md"].split())
+    pauses = f"at most {FIRST_PAUSE:g} s, before each further one at most twice as long, up to {LONGEST_PAUSE:g} s"
+    assert pauses in text
+    assert f"asks for more than {MAX_RETRY_AFTER:g} s" in text
+    assert f"up to `retries` times ({Settings.model_fields['retries'].default})" in text
+    assert (FAILURES, f"skipped for {SECONDS:g} s" in text, "three calls in a row" in text) == (3, True, True)

@@ -118,6 +118,11 @@ def test_the_project_of_the_first_command_can_be_updated(clone: Path, machine: d
     assert {line for line in changed if line} == {" M .copier-answers.yml", " M .env.example"}
 
 
+def test_the_command_for_those_who_have_uv_does_the_same() -> None:
+    without_pip = START.removeprefix("python -m pip install uv && ")
+    assert f"`{without_pip.replace('python -m uv tool run', 'uvx').replace('python -m uv', 'uv')}`" in README
+
+
 def test_ci_runs_the_tests_by_the_second_command() -> None:
     install, test = TEST.split(" && ")
     script = (ROOT / ".ci/run").read_text()

@@ -53,6 +53,24 @@ OPTION_FILES["database", True] = [
 ]
 
 
+def test_updating_md_names_what_is_deleted_with_each_option(render: Render) -> None:
+    page = (ROOT / "template/UPDATING.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)(?:=\w+)?` \| (`.*) \|$", page, re.MULTILINE)
+    told = {(option, name) for option, names in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert {option for option, _ in told} == {option for option, _ in OPTION_FILES}
+    needless = set(told)
+    for on in ({"ci": "github"}, {"ci": "gitlab"}, {"container": True}, {"kubernetes": True}, {"database": True}):
+        [option] = on
+        off = {"ci": "none"} if option == "ci" else {option: False}
+        every = {"kubernetes": True, "database": True}
+        for file in tree(render(**every | on)).keys() - tree(render(**every | off)).keys():
+            named = {name for of, name in told if of == option}
+            names = {name for name in named if file == name or (name.endswith("/") and file.startswith(name))}
+            assert names, f"{option}: {file}"
+            needless -= {(option, name) for name in names}
+    assert needless == set()
+
+
 @pytest.mark.parametrize("answers", SHAPES.values(), ids=SHAPES)
 def test_no_jinja_and_no_stub_file_is_left(source: Path, render: Render, answers: dict[str, str | bool]) -> None:
     from_jinja = {name.removesuffix(".jinja") for name in tree(source / "template") if name.endswith(".jinja")}

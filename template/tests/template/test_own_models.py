@@ -204,6 +204,21 @@ def test_events_of_tools_are_told_beside_the_answer(client: openai.OpenAI) -> No
     assert read(chunks)[:2] == ("You said: Sun in demo", ["stop"])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_other_dialect_and_no_whole_answer_tells_of_tools(app: FastAPI, headers: Any, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": "agent", "messages": MESSAGES, "stream": stream}
+    paths = {
+        "responses": {"model": "agent", "input": "Hello", "stream": stream},
+        "messages": {**asked, "max_tokens": 9},
+    }
+    with TestClient(app, headers=headers) as client:
+        for path, body in (paths | ({} if stream else {"chat/completions": asked})).items():
+            text = client.post(f"/v1/{path}", json=body).text
+            assert "Sun" in text, path
+            assert "tool_event" not in text, path
+            assert "tool_result" not in text, path
+
+
 def test_an_exception_of_own_code_is_a_clear_error(client: openai.OpenAI) -> None:
     with capture_logs() as lines, pytest.raises(openai.InternalServerError) as error:
         say(client, "broken")
