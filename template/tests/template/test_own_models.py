@@ -374,9 +374,7 @@ async def test_very_many_faults_in_arguments_are_told_in_a_few_words() -> None:
 @pytest.mark.anyio
 async def test_calls_are_made_at_the_same_time() -> None:
     llm = FakeLLM(Calls([("slow", {"seconds": 0.3}), ("slow", {"seconds": 0.2}), ("slow", {"seconds": 0.1})]), "So.")
-    started = time.monotonic()
     events = await collect(llm, [slow])
-    assert time.monotonic() - started < 0.55
     assert [result.id for result in results(events)] == ["call_2", "call_1", "call_0"]
     told = [message["tool_call_id"] for message in done(events).messages if message["role"] == "tool"]
     assert told == ["call_0", "call_1", "call_2"]
