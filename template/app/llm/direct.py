@@ -179,5 +179,6 @@ class Direct(Adapter):
         body = None
         with contextlib.closing(response), contextlib.suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(ERROR_WITHIN):  # without a body, the status says enough
+                check_encoding(target, response)
                 body = parse_body(await read_body(target, response, MAX_ERROR_BYTES))
         return provider_failure(target, response.status, body, response.headers)

@@ -315,3 +315,19 @@ def test_an_answer_that_is_hardly_http_is_told_as_what_it_is(broken: Ask, way: s
     call = broken(way, stream=stream)
     assert (call.status, call.json["error"]["code"]) == (502, "provider_error")
     assert call.json["detail"] == f"The provider of model {way!r} sent an answer that can't be read."
+
+
+@WAYS
+@KINDS
+def test_a_refusal_in_an_encoding_that_nobody_asked_for_is_told_without_its_words(
+    key: str, way: str, stream: bool
+) -> None:
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Encoding: x-own\r\n"
+    with saying(head + b"Content-Length: 5\r\nConnection: close\r\n\r\n\x0b\x02garb") as url:
+        row = {"upstream": "openai/gpt-4o", "api_base": url}
+        with running(key, {"direct": row, "litellm": row | {"protocol": "litellm"}}) as ask:
+            call = ask(way, stream=stream)
+            told = (
+                (400, "refused the request (400).") if way == "direct" else (502, "sent an answer that can't be read.")
+            )
+            assert (call.status, call.json["detail"].partition(f"{way!r} ")[2]) == told
