@@ -92,8 +92,8 @@ def write_prices(names: list[str], *, check: bool) -> int:
     from app.config import settings_file
     from app.environment import load_settings
 
-    file = settings_file()
     models = {name: row for name, row in load_settings().models.items() if not names or name in names}
+    file = settings_file()  # which .env may name
     found = proposed(models, price_list())
     print("\n".join(changes(models, found)) or "No price differs from LiteLLM's list.")
     new = {name: price for name, price in found.items() if price and price != written(models[name])}

@@ -96,7 +96,7 @@ def create_app(settings: Settings | None = None) -> App:
         app.include_router(metrics_router.router)
     for router in getattr(own, "routers", ()):
         app.include_router(Closed(router))
-    app.public = getattr(own, "public_routers", ())
+    app.public = list(getattr(own, "public_routers", ()))
     for router in app.public:  # after the others: one of them may take every path
         app.include_router(router)
     for router in [playground.start_page] if has_playground else ():  # unless the team has a page there

@@ -164,10 +164,10 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled:
-        task.exception()  # seen, so not logged
-        raise cancelled
     try:
+        if cancelled:
+            task.exception()  # seen, so not logged
+            raise cancelled
         return task.result()
     finally:
-        del task  # with its exception's traceback, it would be a circle
+        del task, cancelled  # with an exception's traceback, each would be a circle

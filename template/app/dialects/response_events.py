@@ -127,6 +127,9 @@ class ResponseEvents:
             self._part["text" if self._part["type"] == "output_text" else "refusal"] = said
         elif self._item and self._item.get("summary"):
             self._item["summary"][0]["text"] = said
+        for call in self._calls.all:
+            if call.place is not None and (item := self.whole["output"][call.place])["type"] == "function_call":
+                item["arguments"] = call.arguments
         output = self.whole.get("output")
         for item in output if isinstance(output, list) else ():
             if isinstance(item, dict) and item.get("status") == "in_progress":

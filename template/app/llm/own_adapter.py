@@ -62,7 +62,7 @@ class Own(Adapter):
         totals = call.inner[target.name] = CallTotals()
         async with aclosing(self._choices(call, target, totals)) as choices:
             async for choice, _ in choices:
-                turn.add(ChatChunk.model_validate({"choices": [choice]}))
+                turn.add(ChatChunk.model_validate({"model": target.name, "choices": [choice]}))
         message = {"refusal": None, **turn.message}
         answered = {"index": 0, "message": message, "logprobs": None, "finish_reason": turn.reason}
         return {**_head(target, "chat.completion"), "choices": [answered], "usage": _usage(totals)}

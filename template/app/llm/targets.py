@@ -13,6 +13,9 @@ from app.network import ADDRESS, HOST, proxy_for
 BOUNDS = ("max_tokens", "max_completion_tokens")
 """The names that the bound of an answer has had in OpenAI's API. A request has one of them."""
 
+OPENAIS_HOST = re.compile(r"https://[^/:]+\.openai(\.azure)?\.com(?=[/:]|$)")
+"""Addresses of OpenAI and of Azure that stand in a row, such as a region's."""
+
 AdapterName = Literal["direct", "litellm", "demo", "own"]
 
 
@@ -85,7 +88,7 @@ class Target:
         entry, vendor, name = self.entry, self.vendor, "max_tokens"  # which every server knows
         if any(bound in entry.defaults for bound in BOUNDS):
             return self
-        if vendor and (entry.api_base is None or vendor.base is None):
+        if vendor and (entry.api_base is None or vendor.base is None or OPENAIS_HOST.match(entry.api_base)):
             name = vendor.bound
         defaults = {**entry.defaults, name: entry.max_tokens_limit}
         return replace(self, entry=entry.model_copy(update={"defaults": defaults}))
@@ -202,9 +205,11 @@ def _key(environ: Mapping[str, str], names: Iterable[str]) -> str | None:
         SettingsError: it can't be sent in a header.
     """
     for name in names:
-        if (value := _first(environ, [name])) and not (value.isascii() and value.isprintable()):
-            raise SettingsError(f"{name} has a character in it that no key has, such as a line break")
-    return _first(environ, names)
+        if key := _first(environ, [name]):
+            if not (key.isascii() and key.isprintable()):
+                raise SettingsError(f"{name} has a character in it that no key has, such as a line break")
+            return key
+    return None
 
 
 def _first(environ: Mapping[str, str], names: Iterable[str]) -> str | None:

@@ -87,7 +87,8 @@ class Turn:
         call, function = self._calls[place], piece.get("function") or {}
         call |= {name: value for name, value in piece.items() if value and name not in ("index", "function")}
         call["function"]["name"] = str(function.get("name") or call["function"]["name"])
-        call["function"]["arguments"] += function.get("arguments") or ""
+        arguments = function.get("arguments") or ""
+        call["function"]["arguments"] += arguments if isinstance(arguments, str) else to_json(arguments).decode()
 
     @property
     def message(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import structlog
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, create_model
-from pydantic_core import from_json, to_jsonable_python
+from pydantic_core import from_json, to_json, to_jsonable_python
 
 from app.errors import MOST_ERRORS, AppError
 from app.telemetry.logs import exception_fields
@@ -94,6 +94,7 @@ class Tools:
         try:
             async with asyncio.timeout(self._timeout):
                 result = to_jsonable_python(await self._call(asked), fallback=str)
+                to_json(result)  # it may have a text in it that can't be sent
         except ToolError as error:
             return _failed(asked, str(error))
         except AppError as error:

@@ -273,10 +273,22 @@ def test_a_response_that_is_passed_through_is_bounded_by_its_own_name(stub: Stub
     assert stub.requests[0].body["max_output_tokens"] == 8000
 
 
-def test_a_key_of_openais_own_api_gets_the_bound_that_all_its_models_know() -> None:
-    entry = ModelEntry(upstream="openai/gpt-5", price=Price(input=1, output=10), max_tokens_limit=8000)
+@pytest.mark.parametrize(
+    ("api_base", "name"),
+    [
+        (None, "max_completion_tokens"),
+        ("https://eu.api.openai.com/v1", "max_completion_tokens"),
+        ("https://ours.openai.azure.com/openai/v1", "max_completion_tokens"),
+        ("https://api.openai.com.example/v1", "max_tokens"),
+        ("http://vllm:8000/v1", "max_tokens"),
+    ],
+)
+def test_openais_own_models_get_the_bound_that_all_of_them_know(api_base: str | None, name: str) -> None:
+    price = Price(input=1, output=10)
+    entry = ModelEntry(upstream="openai/gpt-5", api_base=api_base, price=price, max_tokens_limit=8000)
     target = Upstreams(Settings(models={"m": entry}, default_model="m"), {"OPENAI_API_KEY": "key"}).targets["m"]
-    assert target.fields({"messages": HELLO})["max_completion_tokens"] == 8000
+    fields = target.fields({"messages": HELLO})
+    assert {bound: fields[bound] for bound in BOUNDS if bound in fields} == {name: 8000}
 
 
 # Prices that are missing, and what has none.

@@ -182,6 +182,19 @@ def test_a_file_that_chat_can_not_have_is_refused_by_what_it_is(part: Json, inst
 # --- Answers ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_broken_answer_keeps_what_was_sent_of_it() -> None:
+    translator = responses(tools=[{"type": "function", "name": "f", "parameters": SCHEMA}])
+    call = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": '{"a":'}}
+    for delta in ({"reasoning_content": "Hm."}, {"content": "Hel"}, {"tool_calls": [call]}):
+        chunk = {"model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        translator.feed(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    last = translator.failed(AppError(), "id").decode().removesuffix("data: [DONE]\n\n").partition("data: ")[2]
+    thought, said, called = json.loads(last)["response"]["output"]
+    assert thought["summary"][0]["text"] == "Hm."
+    assert (said["content"][0]["text"], said["status"]) == ("Hel", "completed")
+    assert (called["arguments"], called["status"]) == ('{"a":', "incomplete")
+
+
 def test_citations_are_told_as_events_too() -> None:
     found = {
         "type": "url_citation",

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from structlog.testing import capture_logs
 
 from app.access import limit_storage
 from app.access.callers import Caller
+from app.access.limit_storage import to_its_end
 from app.access.limits import Limiter
 from app.access.process_storage import ProcessStorage
 from app.access.windows import Count, Window, of_requests, of_tokens
@@ -309,3 +312,29 @@ def test_what_was_reserved_in_a_window_that_has_ended_takes_nothing_off_the_next
     first, second, third, _ = asyncio.run(late())
     assert first == second
     assert third == 100 + first
+
+
+@pytest.mark.anyio
+async def test_who_is_cancelled_while_work_goes_to_its_end_leaves_nothing_to_the_garbage_collector() -> None:
+    class Body: ...
+
+    held: list[weakref.ref[Body]] = []
+
+    async def caller() -> Body:
+        body = Body()
+        held.append(weakref.ref(body))
+        await to_its_end(asyncio.sleep(0.05))
+        return body
+
+    gc.disable()
+    try:
+        task = asyncio.create_task(caller())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        await asyncio.sleep(0)
+        assert held[0]() is None
+    finally:
+        gc.enable()

@@ -77,6 +77,16 @@ def test_prices_are_written_into_their_rows_and_nothing_else_changes(file: Path)
     assert main(["prices", "--check"]) == 0
 
 
+def test_prices_go_into_the_file_that_the_env_file_names(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(f"APP_SETTINGS_FILE={file}\n")
+    monkeypatch.delenv("APP_SETTINGS_FILE")
+    monkeypatch.setenv("APP_ENV_FILE", str(tmp_path / ".env"))
+    assert main(["prices"]) == 0
+    assert "price = { input = 2.5, cached = 1.25, output = 10 }" in file.read_text()
+
+
 def test_check_tells_what_differs_and_writes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prices", "--check"]) == 1
     assert file.read_text() == SETTINGS

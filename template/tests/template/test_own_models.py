@@ -400,9 +400,10 @@ async def test_the_error_of_a_tool_is_told_to_the_model(kind: str, told: str) ->
 
 
 @pytest.mark.anyio
-async def test_a_result_that_is_no_json_is_an_error_of_its_tool() -> None:
-    def picture() -> bytes:
-        return b"\xff"
+@pytest.mark.parametrize("made", [b"\xff", "name-\udcff.txt"], ids=["bytes", "half a pair"])
+async def test_a_result_that_is_no_json_is_an_error_of_its_tool(made: Any) -> None:
+    def picture() -> Any:
+        return made
 
     [result] = results(await collect(FakeLLM(tool("picture"), "So."), [picture]))
     assert result.is_error
@@ -496,6 +497,17 @@ async def test_calls_that_come_in_pieces_are_joined(stub: Stub, name: str) -> No
         events = await collect(llm, [weather])
     assert {(result.id, result.result) for result in results(events)} == {("a", "Sun in A"), ("b", "Sun in B")}
     assert done(events).text == TEXT
+
+
+@pytest.mark.anyio
+async def test_arguments_that_come_as_an_object_are_read_as_one(stub: Stub) -> None:
+    call = {"index": 0, "id": "call_1", "function": {"name": "weather", "arguments": {"city": "A"}}}
+    chunk = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    stub.queue(Behaviour(body=body.encode(), headers={"content-type": "text/event-stream"}))
+    async with upstreams({"m": ModelEntry(upstream="openai/m", api_base=f"{stub.url}/v1")}) as llm:
+        [result] = results(await collect(llm, [weather]))
+    assert result.result == "Sun in A"
 
 
 @pytest.mark.anyio

@@ -208,6 +208,11 @@ def test_a_key_that_no_header_can_have_stops_the_start(variable: str, row: dict[
     assert CANARY not in said
 
 
+def test_a_key_that_is_not_used_stops_no_start() -> None:
+    environ = {"GEMINI_API_KEY": "key", "GOOGLE_API_KEY": "a\nb"}
+    assert resolve("m", ModelEntry(upstream="gemini/gemini-2.5-flash"), environ).key == "key"
+
+
 def test_an_address_through_litellm_is_checked_as_well() -> None:
     with pytest.raises(SettingsError, match="OPENAI_BASE_URL"):
         resolve("m", ModelEntry(upstream="gpt-4o", protocol="litellm"), {"OPENAI_BASE_URL": "vllm:8000"})
