@@ -180,11 +180,7 @@ async def greet(word: str) -> str:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    "asked",
-    [{"function": {"name": "greet", "arguments": {"word": "Hi"}}}, {"function": "greet"}, {"index": []}],
-    ids=str,
-)
+@pytest.mark.parametrize("asked", [{"function": "greet"}, {"index": []}], ids=str)
 async def test_a_call_of_a_tool_that_can_not_be_read_is_the_providers_error(
     llm: LLMClient, stub: Stub, asked: Any
 ) -> None:
