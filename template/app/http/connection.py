@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from app.llm.timers import Timer
+
 
 class Connection(Protocol):
     """What `ServerProtocol` tells of a connection. Other servers tell nothing: a task waits for the client to leave."""
+
+    silence: Timer
+    """For the response that is being sent: it may set what is called when it has been silent."""
 
     def call_when_lost(self, callback: Callable[[], None] | None) -> None: ...
     def write(self, body: bytes) -> bool: ...

@@ -71,6 +71,7 @@ class EventStream(Response):
         self._exchange.cancel_on_disconnect()
         self._send = send
         self._loop = asyncio.get_running_loop()
+        self._silence = self._exchange.silence()
         await self._run()
         if self.background:
             await self.background()
@@ -80,7 +81,8 @@ class EventStream(Response):
         # Most packets are written as they arrive, without this task, unless a middleware wants to see them.
         write = self._write_now if self._send == self._exchange.send else None
         self._sent_at = self._loop.time()
-        self._timer = self._loop.call_later(FIRST_EVENT, self._on_timer)
+        self._silence.call = self._on_silence
+        self._silence.start(FIRST_EVENT)
         try:
             async with self._opening as stream:
                 self.raw_headers += raw(stream.headers)
@@ -95,7 +97,8 @@ class EventStream(Response):
         except Exception as error:
             failure = told_error(error, self._exchange.request_id)
         finally:
-            self._timer.cancel()
+            self._silence.stop()
+            self._silence.call = None
         await self._until_pinged()
         if self._done_sent:
             return
@@ -137,12 +140,10 @@ class EventStream(Response):
         if self._ping and not self._ping.done():
             await asyncio.wait([self._ping])
 
-    def _on_timer(self) -> None:
+    def _on_silence(self) -> None:
         """Send a ping if nothing has been sent for long enough; set the timer again."""
         silence = self._loop.time() - self._sent_at
-        if self._started and silence < PING_EVERY:
-            self._timer = self._loop.call_later(PING_EVERY - silence, self._on_timer)
-            return
-        if not self._sending and (self._ping is None or self._ping.done()):
+        is_over = not self._started or silence >= PING_EVERY
+        if is_over and not self._sending and (self._ping is None or self._ping.done()):
             self._ping = self._loop.create_task(self._write(PING))
-        self._timer = self._loop.call_later(PING_EVERY, self._on_timer)
+        self._silence.start(PING_EVERY if is_over else PING_EVERY - silence)

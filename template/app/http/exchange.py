@@ -12,6 +12,7 @@ from app.dialects.message_events import is_anthropics
 from app.errors import AppError
 from app.http.connection import Connection
 from app.llm.call import CallTotals
+from app.llm.timers import Timer
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 SECURITY_HEADERS = [
@@ -141,6 +142,10 @@ class Exchange:
     def write(self, body: bytes) -> bool:
         """Send a part of a body that has begun, if that can be done at once; return whether it could."""
         return self._connection is not None and self._connection.write(body)
+
+    def silence(self) -> Timer:
+        """Return a timer for this response: the connection's, which a stream of a millisecond hardly costs anything."""
+        return self._connection.silence if self._connection else Timer(asyncio.get_running_loop())
 
     async def finish(self) -> None:
         """Send the end of an event stream, which was held back: what has made the stream may still raise an error."""

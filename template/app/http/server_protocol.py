@@ -47,7 +47,7 @@ class ServerProtocol(HttpToolsProtocol):
     # Beside uvicorn's attributes there is no room for more in a dict whose names all connections share.
     __slots__ = (
         *("_arrived", "_held", "_metrics", "_moved", "_phase", "_timeouts", "_unsent", "_when_lost"),
-        *("receiving", "sending"),
+        *("receiving", "sending", "silence"),
     )
 
     transport: Transport
@@ -72,6 +72,7 @@ class ServerProtocol(HttpToolsProtocol):
         """Bytes of the body since its timer was set."""
         self.receiving = Timer(self.loop, self._check_receiving)
         self.sending = Timer(self.loop, self._check_sending)
+        self.silence = Timer(self.loop)
         self._when_lost: Callable[[], None] | None = None
         self._unsent = 0
         """Bytes that waited to be sent when their timer was set; 0 when none wait."""
@@ -284,8 +285,8 @@ class ServerProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application."""
-        self.receiving.close()
-        self.sending.close()
+        for timer in (self.receiving, self.sending, self.silence):
+            timer.close()
         super().connection_lost(exc)
         if self._when_lost:
             self._when_lost()

@@ -12,14 +12,17 @@ class Timer:
 
     Args:
         loop: the event loop.
-        call: what is called.
+        call: what is called; None calls nothing yet.
+
+    Attributes:
+        call: as above. Who uses a timer for a while sets it, and takes it away: it refers to what it is a method of.
     """
 
-    __slots__ = ("_at", "_call", "_handle", "_handle_at", "_loop")
+    __slots__ = ("_at", "_handle", "_handle_at", "_loop", "call")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None] | None = None) -> None:
         self._loop = loop
-        self._call = call
+        self.call = call
         self._at = self._handle_at = float("inf")
         self._handle: asyncio.TimerHandle | None = None
 
@@ -62,4 +65,5 @@ class Timer:
                 self._begin()
         else:
             self._at = float("inf")
-            self._call()
+            if self.call:
+                self.call()

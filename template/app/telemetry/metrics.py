@@ -63,12 +63,8 @@ class Metrics:
             "From a request's arrival to the last byte of its response.",
             ["route", "status", "model"],
         )
-        self.disconnects = counter(
-            "client_disconnects", "Requests whose client left before the end of the response.", ["route"]
-        )
-        self.stream_errors = counter(
-            "http_stream_errors", "Responses that an error ended after they had begun.", ["route", "code"]
-        )
+        self.disconnects = counter("client_disconnects", "Requests whose client left before their end.", ["route"])
+        self.stream_errors = counter("http_stream_errors", "Responses that an error has broken off.", ["route", "code"])
         self.first_chunk = duration(
             "llm_time_to_first_chunk_seconds", "From a call's start to the first chunk of its stream.", ["model"]
         )
@@ -82,9 +78,7 @@ class Metrics:
             "llm_budget_refusals", "Calls refused because of a budget.", ["scope", "name", "window"]
         )
         self.calls_in_flight = gauge("llm_calls_in_flight", "Calls of a model going on now.", ["model"])
-        self.upstream_calls = counter(
-            "llm_upstream_calls", "Attempts by outcome: ok, cancelled, or an error.", ["model", "outcome"]
-        )
+        self.upstream_calls = counter("llm_upstream_calls", "Attempts: ok, cancelled, an error.", ["model", "outcome"])
         about = "Calls in other dialects than chat: passed_through or translated."
         self.dialects = counter("llm_dialect_calls", about, ["model", "dialect", "way"])
         self.retries = counter("llm_retries", "Attempts after the first one.", ["model"])

@@ -372,6 +372,7 @@ def test_a_stream_that_its_client_leaves_is_stored_as_cancelled(web: Client, ups
     upstream.queue(Behaviour(stall_after=5))
     with web.responses.create(model=model, input="One", stream=True) as stream:
         first: Any = next(iter(stream))
+        next(event for event in stream if event.type == "response.output_text.delta")
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
