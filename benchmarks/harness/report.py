@@ -61,7 +61,8 @@ def quotation(records: Sequence[Record]) -> str:
         "Ratios to the floor, the least and the greatest of all rounds, of requests of 700 characters from 32 clients\n"
         f"(8 for LiteLLM's); with a million characters, ours takes {large} the floor. "
         "Memory is that after the first answer. Ours\n"
-        "has keys, limits, logs and metrics on. It can be below the floor, which calls its upstream by aiohttp."
+        "has keys, limits, logs and metrics on. It can be below the floor, which calls its upstream by aiohttp. "
+        "[benchmarks/](benchmarks/README.md) measures your machine."
     )
     where = []
     for record in records:
