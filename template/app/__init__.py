@@ -1,4 +1,4 @@
 """The backend."""
 
-TEMPLATE_VERSION = "1.0.0"
+TEMPLATE_VERSION = "1.1.0"
 """The release of copier-ai-backend that this project is at."""
