@@ -222,7 +222,7 @@ def test_an_end_for_a_tool_whose_call_is_lost_is_an_error(ask: Ask, provider: St
     ],
 )
 def test_a_providers_end_is_known_wherever_its_packets_are_cut(end: str, told: tuple[bool, bool]) -> None:
-    stream = f'data: {{"id": "a", {end}}}\n\n'.encode()
+    stream = ('data: {"id": "a", ' + end + "}\n\n").encode()
     for cut in range(len(stream)):
         wire = Wire()
         wire.responds(200, {"content-type": "text/event-stream"}, None)
