@@ -126,7 +126,7 @@ async def lifespan(app: App) -> AsyncIterator[None]:
     ):
         state.drain.install()
         gc.freeze()  # what exists now lives until the end, so no garbage collection needs to look at it
-        gc.set_threshold(10_000)  # some requests make more objects than Python's own 700 to 2,000, and few that need it
+        gc.set_threshold(10_000)  # Python's own 700 to 2,000 are fewer objects than some requests make
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ class Connection(Protocol):
     """What `ServerProtocol` tells of a connection. Other servers tell nothing: a task waits for the client to leave."""
 
     silence: Timer
-    """For the response that is being sent: it may set what is called when it has been silent."""
+    """A timer for the response that is being sent: for the pings of a silent stream."""
 
     def call_when_lost(self, callback: Callable[[], None] | None) -> None: ...
     def write(self, body: bytes) -> bool: ...

@@ -144,7 +144,7 @@ class Exchange:
         return self._connection is not None and self._connection.write(body)
 
     def silence(self) -> Timer:
-        """Return a timer for this response: the connection's, which a stream of a millisecond hardly costs anything."""
+        """Return a timer for this response: that of the connection, which is kept from one response to the next."""
         return self._connection.silence if self._connection else Timer(asyncio.get_running_loop())
 
     async def finish(self) -> None:
